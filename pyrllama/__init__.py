@@ -1,0 +1,40 @@
+"""LLaMA-family language models, from the checkpoint to the text.
+
+>>> import pyrllama
+>>> llama = pyrllama.load("model.gguf")              # doctest: +SKIP
+>>> llama.generate("Once upon a time").text          # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyrllama.core import Completion, FinishReason, ModelConfig, Sampling, Timings, Token
+from pyrllama.errors import RllamaError
+
+if TYPE_CHECKING:
+    from pyrllama.llama import Llama, load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Completion",
+    "FinishReason",
+    "Llama",
+    "ModelConfig",
+    "RllamaError",
+    "Sampling",
+    "Timings",
+    "Token",
+    "__version__",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs NumPy and the readers only when it is asked for."""
+    if name in {"Llama", "load"}:
+        from pyrllama import llama  # noqa: PLC0415
+
+        return getattr(llama, name)
+    raise AttributeError(f"module 'pyrllama' has no attribute {name!r}")

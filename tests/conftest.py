@@ -1,0 +1,18 @@
+"""Fixtures that all tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Return the folder of real test material, which is not part of the project."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("RLLAMA_TEST_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no test material at {folder}; set RLLAMA_TEST_DATA")
+    return folder
