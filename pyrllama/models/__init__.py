@@ -1,0 +1,1 @@
+"""What distinguishes the model families: names and shapes of tensors, and constants."""
