@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import math
+import struct
+import tracemalloc
+from typing import TYPE_CHECKING, Any
+
+import gguf
+import numpy as np
+import pytest
+from support.gguf_writer import (
+    Typed,
+    write_model,
+)
+from support.tiny_models import random_weights, tiny_config
+
+from pyrllama.checkpoints.gguf import GgufCheckpoint, GgufFile
+from pyrllama.core import TensorInfo, TensorType
+from pyrllama.errors import (
+    CorruptFileError,
+    ModelNotFoundError,
+    RllamaError,
+    TensorError,
+    UnknownFormatError,
+    UnsupportedModelError,
+    UnsupportedTypeError,
+)
+from pyrllama.quants import dequantize
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+CONFIG = tiny_config()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "model.gguf"
+
+
+def written(path: Path, type_: TensorType = TensorType.F32, **metadata: Any) -> Path:
+    keys = {key.replace("__", "."): value for key, value in metadata.items()}
+    return write_model(path, CONFIG, random_weights(CONFIG), type_, metadata=keys)
+
+
+@pytest.mark.parametrize("type_", [TensorType.F32, TensorType.F16, TensorType.BF16,
+                                   TensorType.Q8_0, TensorType.Q4_0])  # fmt: skip
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_model(path: Path, type_: TensorType, version: int) -> None:
+    weights = random_weights(CONFIG)
+    write_model(path, CONFIG, weights, type_, version=version)
+    with GgufCheckpoint(path) as checkpoint:
+        assert checkpoint.config == tiny_config(norm_eps=float(np.float32(1e-5)))
+        assert checkpoint.format == f"GGUF {version}"
+        assert list(checkpoint.tensors) == list(weights)
+        for name, values in weights.items():
+            tensor = checkpoint.read(name)
+            expected = type_ if values.ndim > 1 else TensorType.F32
+            assert tensor.info == TensorInfo(name, values.shape, expected)
+            got = dequantize(tensor.info.type, tensor.data, values.shape[-1])
+            np.testing.assert_allclose(got.reshape(values.shape), values, atol=0.1)
+            checkpoint.release(name)
+
+
+def test_keys_that_may_be_missing(path: Path) -> None:
+    keys = ["vocab_size", "attention.head_count_kv", "attention.key_length",
+            "attention.value_length", "rope.dimension_count", "rope.freq_base"]  # fmt: skip
+    config = tiny_config(n_kv_heads=4, norm_eps=0.5)
+    left_out = dict.fromkeys((f"llama.{key}" for key in keys), None)
+    write_model(path, config, random_weights(config), metadata=left_out)
+    assert GgufCheckpoint(path).config == config
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0},
+        {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 1.0},
+        {"llama.rope.scale_linear": 1.0},
+        {"llama.expert_count": 0},
+        {"llama.attention.head_count_kv": [2, 2]},
+        {"llama.attention.head_count": Typed(2, 4)},
+    ],
+)
+def test_features_that_change_nothing(path: Path, metadata: dict[str, Any]) -> None:
+    write_model(path, CONFIG, random_weights(CONFIG), metadata=metadata)
+    assert GgufCheckpoint(path).config.n_kv_heads == 2
+
+
+@pytest.mark.parametrize(
+    ("metadata", "problem"),
+    [
+        ({"general.architecture": "qwen2"}, "the architecture 'qwen2' .* the ones that are: llama"),
+        ({"llama.expert_count": 8}, "llama.expert_count is 8; mixtures of experts"),
+        ({"llama.rope.dimension_count": 8}, "rope.dimension_count is 8; turning a part of the 16"),
+        ({"llama.attention.value_length": 8}, "attention.value_length is 8"),
+        ({"llama.rope.scaling.type": "yarn"}, "llama.rope.scaling.type is 'yarn'"),
+        ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0},
+         "scaling.factor is 4.0; RoPE scaling of the type 'linear'"),
+        ({"llama.rope.scale_linear": 2.0}, "llama.rope.scale_linear is 2.0"),
+        ({"llama.attention.head_count_kv": [2, 1]}, "head_count_kv is array.* differ between"),
+    ],
+)  # fmt: skip
+def test_features_that_are_missing(path: Path, metadata: dict[str, Any], problem: str) -> None:
+    write_model(path, CONFIG, random_weights(CONFIG), metadata=metadata)
+    with pytest.raises(UnsupportedModelError, match=problem):
+        GgufCheckpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "problem"),
+    [
+        ({"general.architecture": None}, "does not name the architecture"),
+        ({"llama.block_count": None}, "lacks the key llama.block_count"),
+        ({"llama.embedding_length": "64"}, "embedding_length is '64', not a whole number"),
+        ({"llama.embedding_length": True}, "embedding_length is True, not a whole number"),
+        ({"llama.attention.head_count": 0}, "0 attention heads"),
+        ({"llama.attention.layer_norm_rms_epsilon": "x"}, "epsilon is 'x', not a number"),
+        ({"llama.attention.layer_norm_rms_epsilon": math.nan}, "norm_eps is nan"),
+        ({"llama.rope.scaling.type": 1}, "rope.scaling.type is 1, not a string"),
+        ({"llama.block_count": 2**32 - 1}, "n_layers is 4294967295"),
+        ({"llama.attention.head_count_kv": 3}, "no multiple of n_kv_heads"),
+        ({"llama.context_length": 0}, "context_length is 0"),
+    ],
+)
+def test_senseless_keys(path: Path, metadata: dict[str, Any], problem: str) -> None:
+    write_model(path, CONFIG, random_weights(CONFIG), metadata=metadata)
+    with pytest.raises(CorruptFileError, match=problem):
+        GgufCheckpoint(path)
+
+
+def test_missing_tensors_and_other_shapes(path: Path) -> None:
+    weights = random_weights(CONFIG)
+    del weights["blk.1.attn_q.weight"]
+    write_model(path, CONFIG, weights)
+    with pytest.raises(TensorError, match=r"blk\.1\.attn_q\.weight"):
+        GgufCheckpoint(path)
+    with pytest.raises(TensorError, match=r"ffn"):
+        GgufCheckpoint(written(path, llama__feed_forward_length=128))
+
+
+def test_a_vocabulary_is_no_model(path: Path) -> None:
+    write_model(path, CONFIG, {})
+    with pytest.raises(ModelNotFoundError, match="a vocabulary but no tensors"):
+        GgufCheckpoint(path)
+
+
+def test_reading_a_type_that_does_not_run_names_it(path: Path) -> None:
+    config = tiny_config(dim=256, n_heads=4, head_dim=64)
+    stored = write_model(path, config, random_weights(config), TensorType.F16).read_bytes()
+    shape = struct.pack("<I2QI", 2, 256, 256, int(TensorType.F16))
+    as_q4_k = struct.pack("<I2QI", 2, 256, 256, int(TensorType.Q4_K))
+    path.write_bytes(stored.replace(shape, as_q4_k))
+    checkpoint = GgufCheckpoint(path)
+    assert checkpoint.tensors["blk.0.attn_q.weight"].type is TensorType.Q4_K
+    with pytest.raises(
+        UnsupportedTypeError,
+        match=r"blk\.0\.attn_q\.weight is stored as Q4_K, .* F32, F16, Q4_0, Q8_0, BF16",
+    ):
+        checkpoint.read("blk.0.attn_q.weight")
+    assert checkpoint.read("blk.0.attn_k.weight").info.type is TensorType.F16
+
+
+def test_reading_a_tensor_that_is_not_there(path: Path) -> None:
+    checkpoint = GgufCheckpoint(written(path))
+    with pytest.raises(TensorError, match=r"no tensor blk\.2\.attn_q\.weight"):
+        checkpoint.read("blk.2.attn_q.weight")
+
+
+# Damage
+
+
+def test_every_truncation_is_a_named_error(path: Path) -> None:
+    stored = written(path, tokenizer__ggml__tokens=["a", "b"]).read_bytes()
+    lengths = [*range(1, 1400), *range(1400, len(stored), 997), len(stored) - 1]
+    for length in lengths:
+        path.write_bytes(stored[:length])
+        with pytest.raises((CorruptFileError, UnknownFormatError)):
+            GgufCheckpoint(path)
+
+
+def test_damaged_files_give_named_errors_or_open(path: Path) -> None:
+    config = tiny_config(n_layers=1, dim=32, n_heads=2, ffn_dim=32, vocab_size=32)
+    keys = {"tokenizer.ggml.tokens": ["a", "b"], "tokenizer.ggml.scores": [0.0, 1.0]}
+    weights = random_weights(config)
+    stored = write_model(path, config, weights, TensorType.Q8_0, metadata=keys).read_bytes()
+    head = stored.index(b"output_norm") + 200
+    rng = np.random.default_rng(7)
+    tracemalloc.start()
+    outcomes = {try_to_open(path, damaged(stored, head, rng)) for _ in range(800)}
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert outcomes >= {"opened", "CorruptFileError", "TensorError", "UnsupportedTypeError"}
+    assert peak < 4 << 20
+
+
+def damaged(stored: bytes, head: int, rng: np.random.Generator) -> bytes:
+    """Change a few bytes of the header, or put a large number into it, or cut out a piece."""
+    changed = bytearray(stored)
+    at = int(rng.integers(4, head))
+    match rng.integers(3):
+        case 0:
+            for _ in range(rng.integers(1, 4)):
+                changed[rng.integers(4, head)] = rng.integers(256)
+        case 1:
+            changed[at : at + 8] = struct.pack("<Q", int(rng.integers(2**63)) >> rng.integers(63))
+        case _:
+            del changed[at : at + int(rng.integers(1, 20))]
+    return bytes(changed)
+
+
+def try_to_open(path: Path, stored: bytes) -> str:
+    path.write_bytes(stored)
+    try:
+        with GgufCheckpoint(path) as checkpoint:
+            for value in checkpoint.metadata.values():
+                str(value)
+            for name in checkpoint.tensors:
+                checkpoint.read(name)
+    except RllamaError as error:
+        return type(error).__name__
+    return "opened"
+
+
+# Real files
+
+
+def test_a_real_model_agrees_with_the_gguf_package(data: Path) -> None:
+    path = data / "models" / "llama-2-tiny-random.gguf"
+    reader = gguf.GGUFReader(path)
+    checkpoint = GgufCheckpoint(path)
+    assert (checkpoint.config.dim, checkpoint.config.n_layers) == (8, 1)
+    assert checkpoint.config.vocab_size == 32000
+    assert len(checkpoint.tensors) == len(reader.tensors)
+    for theirs in reader.tensors:
+        ours = checkpoint.read(theirs.name)
+        assert ours.info.shape == tuple(int(size) for size in theirs.shape[::-1])
+        assert int(ours.info.type) == int(theirs.tensor_type)
+        np.testing.assert_array_equal(ours.data.ravel(), stored_bytes(theirs))
+
+
+def stored_bytes(tensor: Any) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(tensor.data).reshape(-1).view(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "n_tokens", "n_merges", "some"),
+    [
+        ("llama-spm", 32000, 0, {0: "<unk>", 1: "<s>", 31999: "给"}),
+        ("llama-bpe", 128256, 280147, {0: "!", 128000: "<|begin_of_text|>"}),
+        ("qwen2", 151936, 151387, {151643: "<|endoftext|>"}),
+    ],
+)
+def test_real_vocabularies(
+    data: Path, name: str, n_tokens: int, n_merges: int, some: dict[int, str]
+) -> None:
+    path = data / "vocab" / f"ggml-vocab-{name}.gguf"
+    file = GgufFile(path)
+    tokens = file.metadata["tokenizer.ggml.tokens"]
+    assert len(tokens) == n_tokens
+    assert {index: tokens[index] for index in some} == some
+    assert len(file.metadata.get("tokenizer.ggml.merges", ())) == n_merges
+    assert len(list(tokens.raws())) == n_tokens
+    assert dict(file.tensors) == {}
+    with pytest.raises((ModelNotFoundError, UnsupportedModelError)):
+        GgufCheckpoint(path)
