@@ -1,0 +1,232 @@
+"""From a kernel in Python to machine code on disk and a function that ctypes can call.
+
+A kernel is a Python function of int64 addresses and counts.  Numba turns it into LLVM code,
+the definitions of ``isa.py`` are linked in, LLVM optimises the whole for one instruction set,
+and the object code is kept in the user's cache folder under a key of everything that shaped
+it.  A later start loads the object code through llvmlite alone: it neither imports Numba nor
+the kernel's module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import importlib
+import importlib.metadata
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import llvmlite.binding as llvm
+import platformdirs
+
+from pyrllama.cpu import isa as machine
+from pyrllama.cpu import target
+from pyrllama.errors import BackendError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyrllama.cpu.target import Isa
+
+CACHE_VARIABLE = "RLLAMA_CACHE_DIR"
+"""Environment variable that names another folder for machine code."""
+
+_DIGEST_BYTES = 32
+_loaded: dict[tuple[str, str], Kernel] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """Machine code in memory: ``call`` takes ints and releases the GIL while it runs."""
+
+    name: str
+    address: int
+    call: Callable[..., None]
+    keep: Any
+    """What must stay referenced for the code to stay mapped."""
+
+
+def load(name: str, isa: Isa | None = None) -> Kernel:
+    """Return a kernel by name (``"step.forward"``), compiling it if the cache lacks it.
+
+    Raises ``BackendError`` when the kernel does not compile to self-contained code.
+    """
+    isa = isa or target.chosen()
+    known = _loaded.get((name, isa.name))
+    if known is None:
+        known = _loaded[name, isa.name] = _link(name, *_object_code(name, isa), isa)
+    return known
+
+
+def assembly(name: str, isa: Isa) -> str:
+    """Return the assembly text of a kernel for an instruction set, which need not be here."""
+    module, code_generator, _ = _compile(name, isa)
+    return str(code_generator.emit_assembly(module))
+
+
+# --- the cache on disk ------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Return the folder in which machine code is kept."""
+    named = os.environ.get(CACHE_VARIABLE)
+    return Path(named) if named else Path(platformdirs.user_cache_dir("pyrllama")) / "kernels"
+
+
+@cache
+def _sources_digest() -> str:
+    """Hash everything that shapes machine code apart from the CPU: our sources, the compilers."""
+    digest = hashlib.blake2b(digest_size=16)
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    for package in ("numba", "llvmlite"):
+        digest.update(f"{package}={importlib.metadata.version(package)}".encode())
+    digest.update(repr(llvm.llvm_version_info).encode())
+    return digest.hexdigest()
+
+
+def _cache_file(name: str, isa: Isa) -> Path:
+    cpu, features = target.cpu_and_features(isa)
+    key = "\0".join((_sources_digest(), llvm.get_default_triple(), isa.name, cpu, features))
+    folder = hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
+    return cache_folder() / folder / f"{name}.o"
+
+
+def _object_code(name: str, isa: Isa) -> tuple[bytes, int]:
+    """Return a kernel's object code and the number of its arguments, from the cache or fresh."""
+    file = _cache_file(name, isa)
+    kept = _read_checked(file)
+    if kept is None:
+        module, code_generator, n_arguments = _compile(name, isa)
+        kept = bytes([n_arguments]) + code_generator.emit_object(module)
+        # A cache that cannot be written costs the next start some seconds and nothing else.
+        with contextlib.suppress(OSError):
+            _write_whole(file, _digest(kept) + kept)
+    return kept[1:], kept[0]
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=_DIGEST_BYTES).digest()
+
+
+def _read_checked(file: Path) -> bytes | None:
+    """Return what was kept in a file, or None if it is not there or is damaged."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return None
+    digest, kept = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+    return kept if kept and digest == _digest(kept) else None
+
+
+def _write_whole(file: Path, content: bytes) -> None:
+    """Write a file whole or not at all, whoever else writes it at the same time."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(content)
+        Path(temporary).replace(file)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+# --- compiling --------------------------------------------------------------------------------
+
+
+def _compile(name: str, isa: Isa) -> tuple[llvm.ModuleRef, llvm.TargetMachine, int]:
+    """Return a kernel's optimised module, with its entry alone public, and its argument count."""
+    module_name, _, function_name = name.rpartition(".")
+    function = getattr(importlib.import_module(f"pyrllama.cpu.{module_name}"), function_name)
+    llvm_code, inner = _numba_code(function)
+    arguments = ", ".join(f"i64 %a{i}" for i in range(function.n_arguments))
+    values = "".join(f", i64 %a{i}" for i in range(function.n_arguments))
+    llvm_code += f"""
+define void @{_symbol(name)}({arguments}) {{
+  %result = alloca ptr
+  %error = alloca ptr
+  %status = call i32 @{inner}(ptr %result, ptr %error{values})
+  ret void
+}}
+"""
+    code_generator = target.target_machine(isa)
+    module = llvm.parse_assembly(llvm_code)
+    module.link_in(llvm.parse_assembly(machine.definitions(isa)))
+    for definition in module.functions:
+        if not definition.is_declaration and definition.name != _symbol(name):
+            definition.linkage = "internal"
+    _optimise(module, code_generator)
+    _check_self_contained(name, module)
+    return module, code_generator, function.n_arguments
+
+
+def _symbol(name: str) -> str:
+    return "rllama_kernel_" + name.replace(".", "_")
+
+
+def _numba_code(function: Any) -> tuple[str, str]:
+    """Return a kernel's LLVM code and the quoted name of its function there."""
+    _provide_yield()
+    for name in machine.SIGNATURES:
+        # Numba links what it compiles; these are never called there, only in our own link.
+        llvm.add_symbol(name, 1)
+    result = function.compile()
+    return result.library.get_llvm_str(), f'"{result.fndesc.llvm_func_name}"'
+
+
+def _optimise(module: llvm.ModuleRef, code_generator: llvm.TargetMachine) -> None:
+    # No automatic vectorisation: kernels say what is a vector, and the rest is not hot.
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    options.loop_vectorization = False
+    options.slp_vectorization = False
+    passes = llvm.create_pass_builder(code_generator, options)
+    passes.getModulePassManager().run(module, passes)
+
+
+YIELD = "rllama_yield"
+"""What a kernel calls to give up its core: the system's own function under our name."""
+
+_LIBRARY_CALLS = frozenset({"memcpy", "memset", "memmove", YIELD})
+
+
+def _check_self_contained(name: str, module: llvm.ModuleRef) -> None:
+    """Refuse code that would call into Numba's or Python's run time, which is not loaded."""
+    for function in module.functions:
+        called = function.is_declaration and not function.name.startswith("llvm.")
+        if called and function.name not in _LIBRARY_CALLS:
+            raise BackendError(f"kernel {name} calls {function.name}, which it may not")
+
+
+# --- loading ----------------------------------------------------------------------------------
+
+
+def _link(name: str, code: bytes, n_arguments: int, isa: Isa) -> Kernel:
+    """Map object code into this process and return its entry."""
+    _provide_yield()
+    engine = _engine(isa)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    address = engine.get_function_address(_symbol(name))
+    prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * n_arguments)
+    return Kernel(name, address, prototype(address), engine)
+
+
+def _engine(isa: Isa) -> llvm.ExecutionEngine:
+    empty = llvm.parse_assembly("")
+    return llvm.create_mcjit_compiler(empty, target.target_machine(isa))
+
+
+@cache
+def _provide_yield() -> None:
+    """Tell LLVM's linker where the system's function is that yields the core."""
+    windows = sys.platform == "win32"
+    library = ctypes.CDLL("kernel32" if windows else None)
+    function = library.SwitchToThread if windows else library.sched_yield
+    llvm.add_symbol(YIELD, ctypes.cast(function, ctypes.c_void_p).value)

@@ -1,0 +1,291 @@
+"""The machine-specific operations of the kernels, one definition an instruction set.
+
+Kernels call these by name and leave them undefined; the compiler links in the definitions for
+the instruction set that it makes code for, and LLVM inlines them.  The intermediate code of a
+kernel is thus the same for every CPU, and any instruction set can be compiled on any machine.
+
+Two dot products of bytes are offered.  Each adds, into the 32-bit lane of a row, the products
+of the row's four weights with four activations (``-127 <= x <= 127``):
+
+``nibble_dot``  weights from 0 to 15, at most eight products between two ``nibble_sum``;
+``signed_dot``  weights from -128 to 127, ended by ``signed_sum``.
+
+Their running value is opaque between the steps, because AVX2 keeps sums of 16 bits in it and
+VNNI, which multiplies unsigned by signed, an offset of 128 a weight.
+
+Sources: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2 (VPDPBUSD,
+VPMADDUBSW, VPMADDWD, VPSIGNB, VCVTPH2PS, VCVTPS2PH); LLVM's ``IntrinsicsX86.td``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyrllama.cpu.target import Isa
+
+    _Body = Callable[..., Any]
+
+I8, I16, I32 = (ir.IntType(bits) for bits in (8, 16, 32))
+F32X16 = ir.VectorType(ir.FloatType(), 16)
+I32X16, I16X16, I8X64 = ir.VectorType(I32, 16), ir.VectorType(I16, 16), ir.VectorType(I8, 64)
+
+SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "rllama_fma": (F32X16, (F32X16, F32X16, F32X16)),
+    "rllama_half_to_float": (F32X16, (I16X16,)),
+    "rllama_float_to_half": (I16X16, (F32X16,)),
+    "rllama_nibble_dot": (I32X16, (I32X16, I8X64, I8X64)),
+    "rllama_nibble_sum": (I32X16, (I32X16,)),
+    "rllama_signed_dot": (I32X16, (I32X16, I8X64, I8X64)),
+    "rllama_signed_sum": (I32X16, (I32X16, I32X16)),
+    "rllama_pause": (ir.VoidType(), ()),
+}
+"""Result and argument types of every machine-specific operation."""
+
+
+def definitions(isa: Isa) -> str:
+    """Return LLVM code that defines every operation of ``SIGNATURES`` for one instruction set."""
+    module = ir.Module("rllama_isa")
+    for name, body in _bodies(isa).items():
+        result, arguments = SIGNATURES[name]
+        function = ir.Function(module, ir.FunctionType(result, arguments), name)
+        function.attributes.add("alwaysinline")
+        function.attributes.add("nounwind")
+        builder = ir.IRBuilder(function.append_basic_block())
+        value = body(builder, *function.args)
+        builder.ret_void() if value is None else builder.ret(value)
+    return str(module)
+
+
+def _bodies(isa: Isa) -> dict[str, _Body]:
+    fused = isa.has("fma")
+    vnni = isa.has("avx512vnni") or isa.has("avxvnni")
+    half = isa.has("f16c")
+    dot: _Body = _dot_by_widening
+    signed: _Body = _dot_by_widening
+    total: _Body = _same
+    signed_total: _Body = _first
+    if isa.has("avx2"):
+        dot, total, signed = _nibble_dot_avx2, _nibble_sum_avx2, _signed_avx2
+    if vnni:
+        width = 64 if isa.has("avx512vnni") else 32
+        dot, total = _vnni(width), _same
+        signed, signed_total = _offset(dot), _take_offset
+    return {
+        "rllama_fma": _fma if fused else _multiply_add,
+        "rllama_half_to_float": _half_to_float_f16c if half else _half_to_float,
+        "rllama_float_to_half": _float_to_half_f16c if half else _float_to_half,
+        "rllama_nibble_dot": dot,
+        "rllama_nibble_sum": total,
+        "rllama_signed_dot": signed,
+        "rllama_signed_sum": signed_total,
+        "rllama_pause": _pause_x86 if _targets_x86() else _no_operation,
+    }
+
+
+def _targets_x86() -> bool:
+    triple: str = llvm.get_default_triple()
+    return triple.startswith(("x86_64", "i386", "i686"))
+
+
+# --- building blocks --------------------------------------------------------------------------
+
+
+def _call(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
+    function = builder.module.globals.get(name)
+    if function is None:
+        kind = ir.FunctionType(result, [argument.type for argument in arguments])
+        function = ir.Function(builder.module, kind, name)
+    return builder.call(function, arguments)
+
+
+def _splat(vector: Any, value: float) -> Any:
+    return ir.Constant(vector, [ir.Constant(vector.element, value)] * vector.count)
+
+
+def _slice(builder: Any, vector: Any, start: int, lanes: int) -> Any:
+    mask = ir.Constant(ir.VectorType(I32, lanes), list(range(start, start + lanes)))
+    return builder.shuffle_vector(vector, vector, mask)
+
+
+def _halves(builder: Any, vector: Any) -> tuple[Any, Any]:
+    lanes = vector.type.count // 2
+    return _slice(builder, vector, 0, lanes), _slice(builder, vector, lanes, lanes)
+
+
+def _join(builder: Any, low: Any, high: Any) -> Any:
+    lanes = 2 * low.type.count
+    return builder.shuffle_vector(
+        low, high, ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
+    )
+
+
+def _by_halves(builder: Any, operation: Callable[..., Any], *vectors: Any) -> Any:
+    """Apply an operation on 256-bit vectors to both halves of 512-bit ones."""
+    pairs = [_halves(builder, vector) for vector in vectors]
+    low, high = (operation(*(pair[side] for pair in pairs)) for side in (0, 1))
+    return _join(builder, low, high)
+
+
+def _same(_builder: Any, value: Any) -> Any:
+    return value
+
+
+def _first(_builder: Any, value: Any, _other: Any) -> Any:
+    return value
+
+
+# --- floats -----------------------------------------------------------------------------------
+
+
+def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    return _call(builder, "llvm.fma.v16f32", F32X16, a, b, c)
+
+
+def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """Fuse where the target does it for nothing: a library call for every lane is no help."""
+    return _call(builder, "llvm.fmuladd.v16f32", F32X16, a, b, c)
+
+
+def _half_to_float_f16c(builder: Any, half: Any) -> Any:
+    kind = ir.VectorType(ir.HalfType(), 16)
+    return builder.fpext(builder.bitcast(half, kind), F32X16)
+
+
+def _float_to_half_f16c(builder: Any, value: Any) -> Any:
+    kind = ir.VectorType(ir.HalfType(), 16)
+    return builder.bitcast(builder.fptrunc(value, kind), I16X16)
+
+
+def _half_to_float(builder: Any, half: Any) -> Any:
+    """Shift the bits into place and let one multiplication rebias, denormals included."""
+    wide = builder.zext(half, I32X16)
+    sign = builder.shl(builder.and_(wide, _splat(I32X16, 0x8000)), _splat(I32X16, 16))
+    shifted = builder.shl(builder.and_(wide, _splat(I32X16, 0x7FFF)), _splat(I32X16, 13))
+    scaled = builder.fmul(builder.bitcast(shifted, F32X16), _splat(F32X16, 2.0**112))
+    special = builder.icmp_unsigned(">=", shifted, _splat(I32X16, 0x7C00 << 13))
+    infinite = builder.or_(shifted, _splat(I32X16, 0x7F800000))
+    bits = builder.select(special, infinite, builder.bitcast(scaled, I32X16))
+    return builder.bitcast(builder.or_(bits, sign), F32X16)
+
+
+def _float_to_half(builder: Any, value: Any) -> Any:
+    """Round to nearest even as VCVTPS2PH does: denormals by a float addition that rounds."""
+    bits = builder.bitcast(value, I32X16)
+    sign = builder.and_(bits, _splat(I32X16, 0x80000000))
+    size = builder.xor(bits, sign)
+    odd = builder.and_(builder.lshr(size, _splat(I32X16, 13)), _splat(I32X16, 1))
+    rebias = _splat(I32X16, (15 - 127) * 2**23 + 0xFFF)
+    normal = builder.lshr(builder.add(builder.add(size, rebias), odd), _splat(I32X16, 13))
+    # Adding 0.5 aligns a denormal's last bit with the last bit of the float's mantissa.
+    aligned = builder.fadd(builder.bitcast(size, F32X16), _splat(F32X16, 0.5))
+    tiny = builder.sub(builder.bitcast(aligned, I32X16), _splat(I32X16, 0x3F000000))
+    nan = builder.icmp_unsigned(">", size, _splat(I32X16, 0x7F800000))
+    large = builder.icmp_unsigned(">=", size, _splat(I32X16, (127 + 16) << 23))
+    small = builder.icmp_unsigned("<", size, _splat(I32X16, (127 - 14) << 23))
+    half = builder.select(small, tiny, normal)
+    half = builder.select(large, _splat(I32X16, 0x7C00), half)
+    half = builder.select(nan, _splat(I32X16, 0x7E00), half)
+    return builder.trunc(builder.or_(half, builder.lshr(sign, _splat(I32X16, 16))), I16X16)
+
+
+# --- dot products of bytes --------------------------------------------------------------------
+
+
+def _dot_by_widening(builder: Any, total: Any, weights: Any, x: Any) -> Any:
+    """Multiply in 32-bit lanes, a byte of the four at a time; true for both kinds of weight."""
+    words = [builder.bitcast(vector, I32X16) for vector in (weights, x)]
+    for byte in range(4):
+        raise_to_top, lower = _splat(I32X16, 24 - 8 * byte), _splat(I32X16, 24)
+        a, b = (builder.ashr(builder.shl(word, raise_to_top), lower) for word in words)
+        total = builder.add(total, builder.mul(a, b))
+    return total
+
+
+def _pairs_avx2(builder: Any) -> Callable[..., Any]:
+    """Return VPMADDUBSW: 16-bit sums of two products of unsigned and signed bytes."""
+    kind = ir.VectorType(I16, 16)
+    return lambda u, s: _call(builder, "llvm.x86.avx2.pmadd.ub.sw", kind, u, s)
+
+
+def _add_pairs_avx2(builder: Any, sums: Any) -> Any:
+    """Return VPMADDWD with ones: 32-bit sums of two neighbouring 16-bit lanes."""
+    kind, ones = ir.VectorType(I32, 8), _splat(ir.VectorType(I16, 16), 1)
+    return _call(builder, "llvm.x86.avx2.pmadd.wd", kind, sums, ones)
+
+
+def _nibble_dot_avx2(builder: Any, total: Any, weights: Any, x: Any) -> Any:
+    """Keep 16-bit sums: eight products of pairs stay under 8 * 2 * 15 * 127 < 2^15."""
+    kind = ir.VectorType(I16, 32)
+    products = _by_halves(builder, _pairs_avx2(builder), weights, x)
+    return builder.bitcast(builder.add(builder.bitcast(total, kind), products), I32X16)
+
+
+def _nibble_sum_avx2(builder: Any, total: Any) -> Any:
+    sums = builder.bitcast(total, ir.VectorType(I16, 32))
+    return _by_halves(builder, lambda half: _add_pairs_avx2(builder, half), sums)
+
+
+def _signed_avx2(builder: Any, total: Any, weights: Any, x: Any) -> Any:
+    """Move the weight's sign to the activation; |w| <= 128 keeps a pair under 2^15."""
+    kind, wide = ir.VectorType(I8, 32), ir.VectorType(I16, 32)
+    negative = builder.icmp_signed("<", weights, _splat(I8X64, 0))
+    size = builder.select(negative, builder.neg(weights), weights)
+    signed = _by_halves(
+        builder, lambda a, b: _call(builder, "llvm.x86.avx2.psign.b", kind, a, b), x, weights
+    )
+    products = _by_halves(builder, _pairs_avx2(builder), size, signed)
+    sums = builder.bitcast(products, wide)
+    return builder.add(
+        total, _by_halves(builder, lambda half: _add_pairs_avx2(builder, half), sums)
+    )
+
+
+def _vnni(width: int) -> Callable[..., Any]:
+    """Return VPDPBUSD on vectors of ``width`` bytes."""
+
+    def dot(builder: Any, total: Any, weights: Any, x: Any) -> Any:
+        name = f"llvm.x86.avx512.vpdpbusd.{8 * width}"
+        words = ir.VectorType(I32, width // 4)
+        # LLVM 22 gave the bytes their own type; before, they travelled as 32-bit lanes.
+        operand = ir.VectorType(I8, width) if llvm.llvm_version_info >= (22,) else words
+
+        def one(c: Any, a: Any, b: Any) -> Any:
+            return _call(
+                builder, name, words, c, builder.bitcast(a, operand), builder.bitcast(b, operand)
+            )
+
+        if width == 64:
+            return one(total, weights, x)
+        return _by_halves(builder, one, total, weights, x)
+
+    return dot
+
+
+def _offset(dot: Callable[..., Any]) -> Callable[..., Any]:
+    """Make signed weights unsigned by adding 128, which ``_take_offset`` takes off again."""
+
+    def signed(builder: Any, total: Any, weights: Any, x: Any) -> Any:
+        return dot(builder, total, builder.xor(weights, _splat(I8X64, 0x80)), x)
+
+    return signed
+
+
+def _take_offset(builder: Any, total: Any, activation_sum: Any) -> Any:
+    return builder.sub(total, builder.shl(activation_sum, _splat(I32X16, 7)))
+
+
+# --- waiting ----------------------------------------------------------------------------------
+
+
+def _pause_x86(builder: Any) -> None:
+    _call(builder, "llvm.x86.sse2.pause", ir.VoidType())
+
+
+def _no_operation(_builder: Any) -> None:
+    return None

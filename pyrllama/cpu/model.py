@@ -1,0 +1,281 @@
+"""The CPU backend's model: packed weights, the KV cache, and one forward pass a batch."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pyrllama.core import BLOCK_TOKENS
+from pyrllama.cpu import compiler
+from pyrllama.cpu.records import ACTIVATIONS, LAYER, STEP, Records
+from pyrllama.cpu.team import Team, default_threads
+from pyrllama.cpu.weights import Arena, Matrices, read_vector, round_up
+from pyrllama.errors import BackendError
+from pyrllama.models import llama
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from pyrllama.checkpoints.base import Checkpoint
+    from pyrllama.core import Batch, ModelConfig, TensorType
+
+MAX_BATCH_TOKENS = 256
+_LAYER_MATRICES = (
+    "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"
+)  # fmt: skip
+_COUNTERS_A_LAYER, _COUNTER_WORDS = 6, 8
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    *,
+    type: TensorType | None = None,  # noqa: A002
+    max_seq_len: int,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> CpuModel:
+    """Load a checkpoint's weights into memory in the layout of the kernels.
+
+    ``type`` converts the matrices; None keeps them as they are stored.  ``progress`` is called
+    with the bytes packed and their total.
+    """
+    return CpuModel(checkpoint, type, max_seq_len, threads or default_threads(), progress)
+
+
+class CpuModel:
+    """A model whose forward pass runs on a team of threads; see ``engine.Model``."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        kind: TensorType | None,
+        max_seq_len: int,
+        threads: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.config = config = checkpoint.config
+        self.max_seq_len = max_seq_len
+        self.n_blocks = round_up(max_seq_len, BLOCK_TOKENS) // BLOCK_TOKENS
+        self.max_batch_tokens = min(MAX_BATCH_TOKENS, max_seq_len)
+        self._lock = threading.Lock()
+        self._team = Team(threads)
+        try:
+            self._load_weights(checkpoint, kind, progress)
+            self._forward = compiler.load("step.forward")
+            self._allocate(config)
+        except BaseException:
+            self._team.close()
+            raise
+
+    # --- loading ------------------------------------------------------------------------------
+
+    def _load_weights(
+        self,
+        checkpoint: Checkpoint,
+        kind: TensorType | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        config = self.config
+        layers = [f"blk.{i}." for i in range(config.n_layers)]
+        names = ["token_embd.weight"]
+        names += [f"{layer}{m}.weight" for layer in layers for m in _LAYER_MATRICES]
+        tied = "output.weight" not in checkpoint.tensors
+        names += [] if tied else ["output.weight"]
+        self._matrices = matrices = Matrices(checkpoint, names, kind)
+        matrices.pack_all(self._team, progress)
+        self.weight_bytes = sum(matrices.sizes)
+        # One row of the embedding is read for a token; tied, all of it gives the logits.
+        self.decode_bytes = self.weight_bytes - (0 if tied else matrices.sizes[0])
+        self._vectors: list[NDArray[np.float32]] = []
+        self._layers = Records(LAYER, config.n_layers)
+        for i, layer in enumerate(layers):
+            self._layers.set(
+                i,
+                attn_norm=self._vector(checkpoint, f"{layer}attn_norm.weight"),
+                ffn_norm=self._vector(checkpoint, f"{layer}ffn_norm.weight"),
+                **{m: matrices.address(f"{layer}{m}.weight") for m in _LAYER_MATRICES},
+            )
+        self._step = Records(STEP)
+        self._step.set(
+            n_layers=config.n_layers,
+            layers=self._layers.address,
+            embedding=matrices.address("token_embd.weight"),
+            output=matrices.address("token_embd.weight" if tied else "output.weight"),
+            output_norm=self._vector(checkpoint, "output_norm.weight"),
+            dim=config.dim,
+            ffn_dim=config.ffn_dim,
+            n_heads=config.n_heads,
+            n_kv_heads=config.n_kv_heads,
+            head_dim=config.head_dim,
+            norm_eps=config.norm_eps,
+            rope=self._rope(checkpoint),
+        )
+
+    def _vector(self, checkpoint: Checkpoint, name: str) -> int:
+        vector = read_vector(checkpoint, name, round_up(self.config.dim, 32))
+        self._vectors.append(vector)
+        return vector.ctypes.data
+
+    def _rope(self, checkpoint: Checkpoint) -> int:
+        """Make the table of rotations: every cosine twice, every sine twice with its sign."""
+        config, name = self.config, "rope_freqs.weight"
+        factors = None
+        if name in checkpoint.tensors:
+            factors = read_vector(checkpoint, name, config.head_dim // 2)
+        table = llama.rope_table(config, self.max_seq_len, factors)  # (positions, head_dim/2, 2)
+        stride = round_up(config.head_dim, 16)
+        rope = np.zeros((self.max_seq_len, 2, stride), np.float32)
+        rope[:, 0, : config.head_dim] = np.repeat(table[:, :, 0], 2, axis=1)
+        rope[:, 1, 0 : config.head_dim : 2] = -table[:, :, 1]
+        rope[:, 1, 1 : config.head_dim : 2] = table[:, :, 1]
+        self._vectors.append(rope.reshape(-1))
+        return rope.ctypes.data
+
+    # --- memory of a pass ---------------------------------------------------------------------
+
+    def _allocate(self, config: ModelConfig) -> None:
+        rows = max(self.max_batch_tokens, self._team.n_threads)
+        stride = round_up(config.head_dim, 16)
+        layer_bytes = 2 * 2 * BLOCK_TOKENS * config.n_kv_heads * stride
+        block_bytes = layer_bytes * config.n_layers
+        self.kv_bytes_per_token = block_bytes // BLOCK_TOKENS
+        self._cache = Arena(self.n_blocks * block_bytes).take(self.n_blocks * block_bytes)
+        self._x = Rows(rows, config.dim)
+        self._q, self._k, self._v = (
+            Rows(rows, n) for n in (config.q_dim, config.kv_dim, config.kv_dim)
+        )
+        self._gate, self._up = Rows(rows, config.ffn_dim), Rows(rows, config.ffn_dim)
+        self._logits = Rows(rows, config.vocab_size)
+        self._work = Rows(self._team.n_threads, 2 * stride + 2 * BLOCK_TOKENS)
+        self._normed, self._attended, self._hidden = (
+            ActivationRows(rows, n) for n in (config.dim, config.q_dim, config.ffn_dim)
+        )
+        n_counters = _COUNTERS_A_LAYER * config.n_layers + 1
+        self._counters = np.zeros((n_counters, _COUNTER_WORDS), np.int64)
+        self._tokens, self._positions, self._tables, self._outputs = np.zeros((4, rows), np.int64)
+        self._step.set(
+            head_stride=stride,
+            cache=self._cache.ctypes.data,
+            block_bytes=block_bytes,
+            layer_bytes=layer_bytes,
+            tokens=self._tokens.ctypes.data,
+            positions=self._positions.ctypes.data,
+            tables=self._tables.ctypes.data,
+            outputs=self._outputs.ctypes.data,
+            x=self._x.address,
+            x_stride=self._x.stride,
+            normed=self._normed.address,
+            q=self._q.address,
+            q_stride=self._q.stride,
+            k=self._k.address,
+            v=self._v.address,
+            kv_stride=self._k.stride,
+            attended=self._attended.address,
+            gate=self._gate.address,
+            up=self._up.address,
+            ffn_stride=self._gate.stride,
+            hidden=self._hidden.address,
+            work=self._work.address,
+            work_stride=self._work.stride,
+            logits=self._logits.address,
+            logits_stride=self._logits.stride,
+            n_threads=self._team.n_threads,
+            counters=self._counters.ctypes.data,
+        )
+
+    # --- running ------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch) -> NDArray[np.float32]:
+        """Run a batch and return the logits that it asks for, ``(n_outputs, vocab_size)``.
+
+        Keys and values of its tokens are in the cache afterwards.
+        """
+        with self._lock:
+            tables = self._place(batch)
+            self._counters[:] = 0
+            self._step.set(
+                n_tokens=batch.n_tokens, n_outputs=batch.n_outputs, team=self._team.address
+            )
+            self._team.run(self._forward, self._step.address)
+            del tables
+            return self._logits.values[: batch.n_outputs, : self.config.vocab_size].copy()
+
+    def _place(self, batch: Batch) -> list[NDArray[np.int64]]:
+        """Write a batch's tokens where the kernel reads them, all sizes checked."""
+        if not 1 <= batch.n_tokens <= self.max_batch_tokens:
+            raise BackendError(
+                f"a batch of {batch.n_tokens} tokens; this model takes 1 to {self.max_batch_tokens}"
+            )
+        tables, t, o = [], 0, 0
+        for chunk in batch.chunks:
+            n, end = len(chunk.tokens), chunk.start + len(chunk.tokens)
+            table = np.array(chunk.blocks, np.int64)
+            self._check(chunk.tokens, table, chunk.start, end, chunk.outputs)
+            self._tokens[t : t + n] = chunk.tokens
+            self._positions[t : t + n] = np.arange(chunk.start, end)
+            self._tables[t : t + n] = table.ctypes.data
+            outputs = chunk.outputs
+            self._outputs[o : o + outputs] = np.arange(t + n - outputs, t + n)
+            tables.append(table)
+            t, o = t + n, o + outputs
+        return tables
+
+    def _check(
+        self,
+        tokens: tuple[int, ...],
+        table: NDArray[np.int64],
+        start: int,
+        end: int,
+        outputs: int,
+    ) -> None:
+        if not tokens or not 0 <= outputs <= len(tokens):
+            raise BackendError(f"{outputs} outputs are wanted of {len(tokens)} tokens")
+        if min(tokens) < 0 or max(tokens) >= self.config.vocab_size:
+            raise BackendError(f"token ids must be from 0 to {self.config.vocab_size - 1}")
+        if start < 0 or end > self.max_seq_len or end > len(table) * BLOCK_TOKENS:
+            raise BackendError(
+                f"positions {start} to {end} in {len(table)} cache blocks of {BLOCK_TOKENS}; "
+                f"the context holds {self.max_seq_len}"
+            )
+        if table.min() < 0 or table.max() >= self.n_blocks:
+            raise BackendError(f"cache blocks must be from 0 to {self.n_blocks - 1}")
+
+    def close(self) -> None:
+        """End the threads; the model must not be used any more."""
+        self._team.close()
+
+
+class Rows:
+    """Float32 rows for kernels, each with zeros behind it for whole vectors beyond its end."""
+
+    def __init__(self, count: int, n: int) -> None:
+        self.values = np.zeros((count, round_up(n, 32) + 32), np.float32)
+        self.address = self.values.ctypes.data
+        self.stride = self.values.strides[0]
+
+
+class ActivationRows:
+    """Rows of activations as float32 and as quantised blocks, with their record."""
+
+    def __init__(self, count: int, n: int) -> None:
+        n_cols = round_up(n, 32)
+        self._x = Rows(count, n)
+        self._q = np.zeros((count, n_cols), np.int8)
+        self._scales = np.zeros((count, n_cols // 32), np.float32)
+        self._sums = np.zeros((count, n_cols // 32), np.int32)
+        self._record = Records(ACTIVATIONS)
+        self._record.set(
+            x=self._x.address,
+            x_stride=self._x.stride,
+            q=self._q.ctypes.data,
+            q_stride=n_cols,
+            scales=self._scales.ctypes.data,
+            sums=self._sums.ctypes.data,
+            block_stride=n_cols // 32 * 4,
+            n_cols=n_cols,
+        )
+        self.address = self._record.address

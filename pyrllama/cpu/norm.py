@@ -1,0 +1,141 @@
+"""Element-wise parts of a step: normalisation, quantised activations, exponentials.
+
+Every row is padded with zeros to whole vectors, so that no loop has a remainder.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pyrllama.cpu.kernel import inline, kernel, part, view
+from pyrllama.cpu.records import ACTIVATIONS
+from pyrllama.cpu.simd import (
+    Lanes,
+    as_f32,
+    as_i32,
+    fused_multiply_add,
+    load_f32,
+    load_f32x16,
+    max_f32,
+    maximum,
+    narrow_to_i8,
+    splat_f32,
+    square_root,
+    store,
+    sum_f32,
+    sum_i32,
+    truncate_to_i32,
+)
+
+Activations = view(ACTIVATIONS)
+
+f32 = np.float32
+ROUNDER = f32(1.5 * 2**23)
+"""Added and taken off again, it rounds a float32 under 2^22 to the nearest whole number."""
+
+SMALLEST_BLOCK_MAXIMUM = f32(2.0**-100)
+"""A block of activations below it counts as zeros: 127 over it must not overflow."""
+ZERO = f32(0.0)
+
+
+@inline
+def round_to_even(x: Lanes) -> Lanes:
+    """Round lanes to the nearest whole number, halves to the even one."""
+    return (x + ROUNDER) - ROUNDER
+
+
+@inline
+def absolute(x: Lanes) -> Lanes:
+    """Clear the sign bits."""
+    return as_f32(as_i32(x) & 0x7FFFFFFF)
+
+
+@inline
+def exponential(x: Lanes) -> Lanes:
+    """Return e^x with a relative error under 3e-7; 0 below -87.3.
+
+    x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor polynomial of degree 7, 2^n through
+    the exponent's bits.  ln 2 is taken off in two parts, the first exact in few bits.
+    """
+    x = maximum(x, splat_f32(-87.3))
+    n = round_to_even(x * f32(1.4426950408889634))
+    r = fused_multiply_add(n, splat_f32(-0.693359375), x)
+    r = fused_multiply_add(n, splat_f32(2.12194440e-4), r)
+    p = splat_f32(1.0 / 5040)
+    p = fused_multiply_add(p, r, splat_f32(1.0 / 720))
+    p = fused_multiply_add(p, r, splat_f32(1.0 / 120))
+    p = fused_multiply_add(p, r, splat_f32(1.0 / 24))
+    p = fused_multiply_add(p, r, splat_f32(1.0 / 6))
+    p = fused_multiply_add(p, r, splat_f32(0.5))
+    p = fused_multiply_add(p, r, splat_f32(1.0))
+    p = fused_multiply_add(p, r, splat_f32(1.0))
+    return as_f32(as_i32(p) + (truncate_to_i32(n) << 23))
+
+
+@part
+def rms_norm(x: int, weight: int, out: int, n: int, eps: float) -> None:
+    """Write ``x / sqrt(mean(x^2) + eps) * weight`` for a row of ``n`` float32."""
+    squares = splat_f32(0.0)
+    n_bytes = (n + 15) // 16 * 64
+    for i in range(0, n_bytes, 64):
+        v = load_f32x16(x + i)
+        squares = fused_multiply_add(v, v, squares)
+    scale = f32(1.0) / square_root(sum_f32(squares) / f32(n) + eps)
+    for i in range(0, n_bytes, 64):
+        store(out + i, load_f32x16(x + i) * scale * load_f32x16(weight + i))
+
+
+@inline
+def quantise_block(x: int, q: int, scale: int, total: int) -> None:
+    """Quantise 32 float32 to int8 with one scale, the greatest magnitude over 127.
+
+    ``total`` receives the sum of the int8, which products need to take weights' offsets off.
+    """
+    low, high = load_f32x16(x), load_f32x16(x + 64)
+    greatest = max_f32(maximum(absolute(low), absolute(high)))
+    # Written so that a NaN, which compares with nothing, ends up in the scale and is seen.
+    step = ZERO if greatest < SMALLEST_BLOCK_MAXIMUM else greatest / f32(127.0)
+    factor = f32(127.0) / greatest if greatest >= SMALLEST_BLOCK_MAXIMUM else ZERO
+    low_int = truncate_to_i32(round_to_even(low * factor))
+    high_int = truncate_to_i32(round_to_even(high * factor))
+    store(q, narrow_to_i8(low_int))
+    store(q + 16, narrow_to_i8(high_int))
+    store(scale, step)
+    store(total, sum_i32(low_int + high_int))
+
+
+@part
+def quantise_blocks(activations: int, source: int, row: int, first: int, last: int) -> None:
+    """Quantise blocks ``first`` to ``last`` (excluded) of float row ``source`` into ``row``."""
+    a = Activations(activations)
+    x, q = a.x + source * a.x_stride, a.q + row * a.q_stride
+    scales, sums = a.scales + row * a.block_stride, a.sums + row * a.block_stride
+    for b in range(first, last):
+        quantise_block(x + 128 * b, q + 32 * b, scales + 4 * b, sums + 4 * b)
+
+
+@part
+def swiglu(gate: int, up: int, out: int, n: int) -> None:
+    """Write ``silu(gate) * up`` for ``n`` float32, a multiple of 16."""
+    for i in range(0, 4 * n, 64):
+        g = load_f32x16(gate + i)
+        sigmoid = splat_f32(1.0) / (exponential(splat_f32(0.0) - g) + f32(1.0))
+        store(out + i, g * sigmoid * load_f32x16(up + i))
+
+
+@kernel
+def rms_norm_kernel(x: int, weight: int, out: int, n: int, eps: int) -> None:
+    """Entry for tests: ``eps`` is the address of a float32."""
+    rms_norm(x, weight, out, n, load_f32(eps))
+
+
+@kernel
+def quantise_kernel(activations: int, source: int, row: int, first: int, last: int) -> None:
+    """Entry for tests of ``quantise_blocks``."""
+    quantise_blocks(activations, source, row, first, last)
+
+
+@kernel
+def swiglu_kernel(gate: int, up: int, out: int, n: int) -> None:
+    """Entry for tests of ``swiglu``."""
+    swiglu(gate, up, out, n)

@@ -1,0 +1,41 @@
+"""Kernels that only read memory, to measure what it gives."""
+
+from __future__ import annotations
+
+from pyrllama.cpu.kernel import KernelFunction, inline, kernel, view
+from pyrllama.cpu.records import READING
+from pyrllama.cpu.simd import Lanes, load_i32x16, prefetch, splat_i32, store
+
+Reading = view(READING)
+
+
+@inline
+def read_256(p: int, ahead: int, found: Lanes) -> Lanes:
+    """Read four cache lines; prefetching 0 bytes ahead asks for what is read anyway."""
+    for line in range(0, 256, 64):
+        prefetch(p + ahead + line)
+        found = found | load_i32x16(p + line)
+    return found
+
+
+def reader(n_streams: int) -> KernelFunction:
+    """Return a kernel by which each thread reads its part as ``n_streams`` streams."""
+
+    @kernel
+    def read(reading: int, worker: int) -> None:
+        """Read this worker's part; what was found is kept, or LLVM would not read at all."""
+        r = Reading(reading)
+        start = r.data + worker * r.part_bytes
+        stream = r.part_bytes // n_streams
+        found = splat_i32(0)
+        for i in range(0, stream, 256):
+            for n in range(n_streams):
+                found = read_256(start + n * stream + i, r.ahead, found)
+        store(start, found)
+
+    return read
+
+
+one_stream = reader(1)
+two_streams = reader(2)
+four_streams = reader(4)

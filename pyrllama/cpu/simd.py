@@ -1,0 +1,407 @@
+"""Explicit SIMD vectors for kernels that Numba compiles.
+
+A kernel works on logical 512-bit vectors (``f32x16``, ``i32x16``, ``i16x32``, ``i8x64``) and
+their 16-lane half and quarter forms with ordinary operators; LLVM splits a vector where the
+CPU has no register of that width.  An operator takes two vectors of one type, or a vector and
+a scalar that is spread over all lanes.  ``>>`` shifts in zeros.  Memory is addressed by plain
+int64 addresses; nothing here checks bounds, so every size is checked before a kernel runs.
+
+Each function below is an intrinsic: called from a kernel it becomes a few LLVM instructions.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+from pyrllama.cpu import isa
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Lanes: TypeAlias = Any
+"""A SIMD vector in a kernel; its own type exists for Numba alone."""
+
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+F32 = ir.FloatType()
+_ELEMENTS = {"i8": I8, "i16": I16, "i32": I32, "f32": F32}
+
+
+def instruction(typing: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function of Numba types that builds LLVM code callable from kernels.
+
+    Its parameters after the first are the operands; their names matter to readers alone.
+    """
+    made: Callable[..., Any] = intrinsic(typing)
+    return made
+
+
+class Vector(types.Type):
+    """Numba's type of a SIMD vector: ``lanes`` elements of ``kind`` (``"f32"``, ``"i8"``...)."""
+
+    def __init__(self, kind: str, lanes: int) -> None:
+        self.kind, self.lanes = kind, lanes
+        self.llvm = ir.VectorType(_ELEMENTS[kind], lanes)
+        super().__init__(name=f"{kind}x{lanes}")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, vector: Vector) -> None:
+        super().__init__(manager, vector, vector.llvm)
+
+
+f32x16 = Vector("f32", 16)
+i32x16 = Vector("i32", 16)
+i16x32 = Vector("i16", 32)
+i16x16 = Vector("i16", 16)
+i8x64 = Vector("i8", 64)
+i8x16 = Vector("i8", 16)
+
+
+# --- scalars, constants, shuffles: helpers that build LLVM IR ---------------------------------
+
+
+def constant(vector: Vector, values: Any) -> ir.Constant:
+    """Return a constant vector: one value for all lanes, or a list of them."""
+    lanes = list(values) if isinstance(values, list) else [values] * vector.lanes
+    return ir.Constant(vector.llvm, [ir.Constant(vector.llvm.element, v) for v in lanes])
+
+
+def shuffle(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
+    """Pick lanes out of the concatenation of two vectors."""
+    mask = ir.Constant(ir.VectorType(I32, len(lanes)), lanes)
+    return builder.shuffle_vector(a, b, mask)
+
+
+def spread(builder: Any, scalar: Any, vector_type: Any) -> Any:
+    """Copy a scalar of the element's LLVM type into every lane."""
+    undefined = ir.Constant(vector_type, ir.Undefined)
+    first = builder.insert_element(undefined, scalar, ir.Constant(I32, 0))
+    return shuffle(builder, first, undefined, [0] * vector_type.count)
+
+
+def call_llvm(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
+    """Call an LLVM intrinsic (or an external symbol) by its name."""
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+
+def pointer(builder: Any, address: Any, element: Any) -> Any:
+    """Turn an int64 address into a pointer to ``element``."""
+    return builder.inttoptr(address, element.as_pointer())
+
+
+def _to_element(builder: Any, scalar: Any, number: Any, vector: Vector) -> Any:
+    """Convert a kernel's scalar to the element type of a vector."""
+    element = vector.llvm.element
+    if vector.kind == "f32":
+        if isinstance(number, types.Integer):
+            return builder.sitofp(scalar, element)
+        return scalar if scalar.type == element else builder.fptrunc(scalar, element)
+    if not isinstance(number, types.Integer):
+        raise TypeError(f"a lane of {vector} cannot hold {number}")
+    if scalar.type.width == element.width:
+        return scalar
+    return (builder.trunc if scalar.type.width > element.width else builder.sext)(scalar, element)
+
+
+# --- operators --------------------------------------------------------------------------------
+
+_FLOAT_OPERATORS = {operator.add: "fadd", operator.sub: "fsub", operator.mul: "fmul"}
+_FLOAT_OPERATORS[operator.truediv] = "fdiv"
+_INTEGER_OPERATORS = {
+    operator.add: "add",
+    operator.sub: "sub",
+    operator.mul: "mul",
+    operator.and_: "and_",
+    operator.or_: "or_",
+    operator.xor: "xor",
+    operator.lshift: "shl",
+    operator.rshift: "lshr",
+}
+
+
+def _register(function: Any) -> None:
+    """Type and lower one Python operator for vectors."""
+
+    @infer_global(function)
+    class _Typing(AbstractTemplate):
+        def generic(self, args: Any, _kws: Any) -> Any:
+            vectors = [a for a in args if isinstance(a, Vector)]
+            if not vectors or any(v is not vectors[0] for v in vectors):
+                return None
+            table = _FLOAT_OPERATORS if vectors[0].kind == "f32" else _INTEGER_OPERATORS
+            rest = [a for a in args if not isinstance(a, Vector)]
+            if function not in table or not all(isinstance(a, types.Number) for a in rest):
+                return None
+            return signature(vectors[0], *args)
+
+    def lower(_context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        vector = sig.return_type
+        table = _FLOAT_OPERATORS if vector.kind == "f32" else _INTEGER_OPERATORS
+        operands = [
+            value
+            if isinstance(kind, Vector)
+            else spread(builder, _to_element(builder, value, kind, vector), vector.llvm)
+            for value, kind in zip(args, sig.args, strict=True)
+        ]
+        return getattr(builder, table[function])(*operands)
+
+    for left, right in (
+        (Vector, Vector),
+        (Vector, types.Number),
+        (types.Number, Vector),
+    ):
+        lower_builtin(function, left, right)(lower)
+
+
+for _function in _FLOAT_OPERATORS.keys() | _INTEGER_OPERATORS.keys():
+    _register(_function)
+
+
+# --- memory -----------------------------------------------------------------------------------
+
+
+def _loader(vector: Vector) -> Callable[[int], Lanes]:
+    @instruction
+    def load(_typing: Any, address: Any) -> Any:
+        def build(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+            return builder.load(pointer(builder, args[0], vector.llvm), align=1)
+
+        return vector(types.int64), build
+
+    return load
+
+
+load_f32x16 = _loader(f32x16)
+load_i32x16 = _loader(i32x16)
+load_i16x16 = _loader(i16x16)
+load_i8x64 = _loader(i8x64)
+load_i8x16 = _loader(i8x16)
+
+
+@instruction
+def store(_typing: Any, address: Any, vector: Any) -> Any:
+    """Store a vector, or a scalar of its own width, at an address of any alignment."""
+
+    def build(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        builder.store(args[1], pointer(builder, args[0], args[1].type), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, vector), build
+
+
+def _scalar_loader(number: Any, llvm_type: Any) -> Callable[[int], Any]:
+    @instruction
+    def load(_typing: Any, address: Any) -> Any:
+        def build(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+            return builder.load(pointer(builder, args[0], llvm_type), align=1)
+
+        return number(types.int64), build
+
+    return load
+
+
+load_f32 = _scalar_loader(types.float32, F32)
+load_i64 = _scalar_loader(types.int64, I64)
+load_i32 = _scalar_loader(types.int32, I32)
+load_u16 = _scalar_loader(types.uint16, I16)
+load_u8 = _scalar_loader(types.uint8, I8)
+
+
+@instruction
+def prefetch(_typing: Any, address: Any) -> Any:
+    """Ask for the cache line at an address; an address outside our memory does no harm."""
+
+    def build(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        read, every_level, data = (ir.Constant(I32, v) for v in (0, 3, 1))
+        arguments = [pointer(builder, args[0], I8), read, every_level, data]
+        call_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), build
+
+
+# --- lanes ------------------------------------------------------------------------------------
+
+
+def _splatter(vector: Vector) -> Callable[[Any], Any]:
+    @instruction
+    def splat(_typing: Any, scalar: Any) -> Any:
+        def build(_context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            element = _to_element(builder, args[0], sig.args[0], vector)
+            return spread(builder, element, vector.llvm)
+
+        return vector(types.unliteral(scalar)), build
+
+    return splat
+
+
+splat_f32 = _splatter(f32x16)
+splat_i32 = _splatter(i32x16)
+splat_i16x32 = _splatter(i16x32)
+
+
+def _bitcaster(target: Vector) -> Callable[[Any], Any]:
+    @instruction
+    def cast(_typing: Any, vector: Any) -> Any:
+        def build(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+            return builder.bitcast(args[0], target.llvm)
+
+        return target(vector), build
+
+    return cast
+
+
+as_f32 = _bitcaster(f32x16)
+as_i32 = _bitcaster(i32x16)
+as_i16 = _bitcaster(i16x32)
+as_i8 = _bitcaster(i8x64)
+
+
+def _converter(source: Vector, target: Vector, name: str) -> Callable[[Lanes], Lanes]:
+    @instruction
+    def convert(_typing: Any, vector: Any) -> Any:
+        def build(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+            return getattr(builder, name)(args[0], target.llvm)
+
+        return target(source), build
+
+    return convert
+
+
+to_f32 = _converter(i32x16, f32x16, "sitofp")
+truncate_to_i32 = _converter(f32x16, i32x16, "fptosi")
+widen_u16 = _converter(i16x16, i32x16, "zext")
+widen_i8 = _converter(i8x16, i32x16, "sext")
+narrow_to_i16 = _converter(i32x16, i16x16, "trunc")
+narrow_to_i8 = _converter(i32x16, i8x16, "trunc")
+
+
+@instruction
+def swap_pairs(_typing: Any, vector: Any) -> Any:
+    """Exchange lanes 0 and 1, 2 and 3, and so on: the other half of every RoPE pair."""
+
+    def build(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        lanes = [lane ^ 1 for lane in range(vector.lanes)]
+        return shuffle(builder, args[0], args[0], lanes)
+
+    return vector(vector), build
+
+
+@instruction
+def keep_first(_typing: Any, vector: Any, count: Any, fill: Any) -> Any:
+    """Keep the first ``count`` lanes of an ``f32x16`` and set the others to ``fill``."""
+
+    def build(_context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        lanes = constant(i32x16, list(range(16)))
+        limit = spread(builder, builder.trunc(args[1], I32), i32x16.llvm)
+        other = spread(builder, _to_element(builder, args[2], sig.args[2], f32x16), f32x16.llvm)
+        return builder.select(builder.icmp_signed("<", lanes, limit), args[0], other)
+
+    return f32x16(f32x16, types.int64, types.unliteral(fill)), build
+
+
+@instruction
+def first_lane(_typing: Any, vector: Any) -> Any:
+    """Return lane 0 as a scalar."""
+    number = {"f32": types.float32, "i32": types.int32, "i16": types.int16, "i8": types.int8}
+
+    def build(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        return builder.extract_element(args[0], ir.Constant(I32, 0))
+
+    return number[vector.kind](vector), build
+
+
+@instruction
+def maximum(_typing: Any, a: Any, b: Any) -> Any:
+    """Return the greater of two ``f32x16`` lane by lane; a NaN in ``a`` gives ``b``."""
+
+    def build(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", *args), *args)
+
+    return f32x16(f32x16, f32x16), build
+
+
+@instruction
+def minimum(_typing: Any, a: Any, b: Any) -> Any:
+    """Return the smaller of two ``f32x16`` lane by lane; a NaN in ``a`` gives ``b``."""
+
+    def build(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        return builder.select(builder.fcmp_ordered("<", *args), *args)
+
+    return f32x16(f32x16, f32x16), build
+
+
+@instruction
+def square_root(_typing: Any, number: Any) -> Any:
+    """Return the correctly rounded square root of a float32 scalar."""
+
+    def build(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        return call_llvm(builder, "llvm.sqrt.f32", F32, list(args))
+
+    return types.float32(types.float32), build
+
+
+def _reducer(vector: Vector, number: Any, combine: Any) -> Callable[[Any], Any]:
+    """Fold a vector to a scalar in halves: the same order, so the same bits, on every CPU."""
+
+    @instruction
+    def reduce(_typing: Any, _vector: Any) -> Any:
+        def build(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+            value, lanes = args[0], vector.lanes
+            while lanes > 1:
+                lanes //= 2
+                low = shuffle(builder, value, value, list(range(lanes)))
+                high = shuffle(builder, value, value, list(range(lanes, 2 * lanes)))
+                value = combine(builder, low, high)
+            return builder.extract_element(value, ir.Constant(I32, 0))
+
+        return number(vector), build
+
+    return reduce
+
+
+def _greater(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+sum_f32 = _reducer(f32x16, types.float32, lambda builder, a, b: builder.fadd(a, b))
+max_f32 = _reducer(f32x16, types.float32, _greater)
+sum_i32 = _reducer(i32x16, types.int32, lambda builder, a, b: builder.add(a, b))
+
+
+# --- operations that isa.py lowers ------------------------------------------------------------
+
+
+def _machine(name: str, arguments: tuple[Any, ...], result: Any) -> Callable[..., Any]:
+    """Declare one of ``isa.py``'s operations, which the compiler defines for its target."""
+    llvm_result, llvm_arguments = isa.SIGNATURES[name]
+
+    @instruction
+    def call(_typing: Any, *operands: Any) -> Any:
+        def build(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+            operands = cgutils.unpack_tuple(builder, args[0], len(llvm_arguments))
+            value = call_llvm(builder, name, llvm_result, operands)
+            return context.get_dummy_value() if result is types.void else value
+
+        return result(types.StarArgTuple(arguments)), build
+
+    return call
+
+
+fused_multiply_add = _machine("rllama_fma", (f32x16, f32x16, f32x16), f32x16)
+half_to_float = _machine("rllama_half_to_float", (i16x16,), f32x16)
+float_to_half = _machine("rllama_float_to_half", (f32x16,), i16x16)
+nibble_dot = _machine("rllama_nibble_dot", (i32x16, i8x64, i8x64), i32x16)
+nibble_sum = _machine("rllama_nibble_sum", (i32x16,), i32x16)
+signed_dot = _machine("rllama_signed_dot", (i32x16, i8x64, i8x64), i32x16)
+signed_sum = _machine("rllama_signed_sum", (i32x16, i32x16), i32x16)
+pause = _machine("rllama_pause", (), types.void)

@@ -1,0 +1,215 @@
+"""Weights on their way from a checkpoint into the packed layout that the kernels read."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pyrllama import quants
+from pyrllama.core import TensorType
+from pyrllama.cpu import compiler
+from pyrllama.cpu.records import MATRIX, PACKING, Records
+from pyrllama.errors import BackendError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from numpy.typing import NDArray
+
+    from pyrllama.checkpoints.base import Checkpoint
+    from pyrllama.core import Tensor, TensorInfo
+    from pyrllama.cpu.team import Team
+
+ROWS = 16
+"""Rows of a group."""
+BLOCK = 32
+"""Columns of a block; every matrix is padded to whole ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """How a storage type is packed: the kernels' suffix and the bytes of 16 rows, 32 columns."""
+
+    suffix: str
+    interleave: str
+    block_bytes: int
+    quantised: bool
+
+
+PACKED = {
+    TensorType.F32: Packed("f32", "layout.interleave_32bit", 64 * BLOCK, quantised=False),
+    TensorType.F16: Packed("f16", "layout.interleave_16bit", 32 * BLOCK, quantised=False),
+    TensorType.BF16: Packed("bf16", "layout.interleave_16bit", 32 * BLOCK, quantised=False),
+    TensorType.Q8_0: Packed("q8_0", "layout.interleave_q8_0", 544, quantised=True),
+    TensorType.Q4_0: Packed("q4_0", "layout.interleave_q4_0", 288, quantised=True),
+}
+"""Every type that the kernels run."""
+
+
+def round_up(n: int, multiple: int) -> int:
+    """Return the smallest multiple that is not less than ``n``."""
+    return -(-n // multiple) * multiple
+
+
+def packed_type(info: TensorInfo, wanted: TensorType | None) -> TensorType:
+    """Return the type in which a matrix is held: the wanted one, or as it is stored.
+
+    Columns that are no whole blocks cannot be quantised; such a matrix is held in F16.
+    """
+    kind = info.type if wanted is None else wanted
+    if quants.block_size(kind) > 1 and info.shape[-1] % BLOCK:
+        return TensorType.F16 if info.type is not TensorType.BF16 else TensorType.BF16
+    return kind
+
+
+def packed_bytes(shape: tuple[int, ...], kind: TensorType) -> int:
+    """Return the bytes of a packed matrix."""
+    n_groups, n_blocks = -(-shape[0] // ROWS), -(-shape[1] // BLOCK)
+    return n_groups * n_blocks * PACKED[kind].block_bytes
+
+
+class Arena:
+    """Zeroed memory of huge pages for all weights, from which matrices take their places."""
+
+    def __init__(self, n_bytes: int) -> None:
+        try:
+            self._map = mmap.mmap(-1, max(n_bytes, 1))
+        except (OSError, ValueError, OverflowError) as error:
+            raise BackendError(
+                f"{n_bytes / 1e9:.1f} GB for the weights cannot be had ({error}); choose a smaller "
+                f"type with --quantize"
+            ) from error
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self._map.madvise(mmap.MADV_HUGEPAGE)
+        self._bytes = np.frombuffer(self._map, np.uint8)
+        self._used = 0
+
+    def take(self, n_bytes: int) -> NDArray[np.uint8]:
+        """Return the next ``n_bytes``, aligned to a cache line."""
+        start = self._used
+        self._used = start + round_up(n_bytes, 64)
+        return self._bytes[start : start + n_bytes]
+
+
+def arena_bytes(sizes: Iterable[int]) -> int:
+    """Return what an arena must hold for matrices of these sizes."""
+    return sum(round_up(size, 64) for size in sizes)
+
+
+class Matrices:
+    """Packed matrices and the MATRIX records that kernels read."""
+
+    def __init__(self, checkpoint: Checkpoint, names: list[str], wanted: TensorType | None) -> None:
+        self._checkpoint = checkpoint
+        self._index = {name: i for i, name in enumerate(names)}
+        infos = [checkpoint.tensors[name] for name in names]
+        self.kinds = [packed_type(info, wanted) for info in infos]
+        self.sizes = [
+            packed_bytes(i.shape, k) if k in PACKED else 0
+            for i, k in zip(infos, self.kinds, strict=True)
+        ]
+        self._arena = Arena(arena_bytes(self.sizes))
+        self._records = Records(MATRIX, len(names))
+        self._kernels: list[object] = []
+
+    def address(self, name: str) -> int:
+        """Return where a matrix's record is."""
+        return self._records.address_of(self._index[name])
+
+    def pack_all(self, team: Team, progress: Callable[[int, int], None] | None) -> None:
+        """Read, convert and pack every matrix, one tensor in flight; report bytes packed."""
+        done, total = 0, sum(self.sizes)
+        for name, i in self._index.items():
+            if progress:
+                progress(done, total)
+            tensor = self._checkpoint.read(name)
+            self._pack(i, tensor, team)
+            del tensor
+            self._checkpoint.release(name)
+            done += self.sizes[i]
+        if progress:
+            progress(total, total)
+
+    def _pack(self, index: int, tensor: Tensor, team: Team) -> None:
+        kind, packed = self.kinds[index], PACKED[self.kinds[index]]
+        rows, cols = tensor.info.shape
+        source = pad_columns(tensor)
+        target = self._arena.take(self.sizes[index])
+        n_cols, n_groups = round_up(cols, BLOCK), round_up(rows, ROWS) // ROWS
+        bytes_a_group = n_cols // BLOCK * packed.block_bytes
+        record, keep = packing_record(tensor.info.type, kind, n_cols, team.n_threads)
+        record.set(
+            source=source.ctypes.data,
+            source_row_bytes=source.shape[1],
+            n_rows=rows,
+            n_cols=n_cols,
+            n_groups=n_groups,
+            target=target.ctypes.data,
+            bytes_a_group=bytes_a_group,
+        )
+        team.run(compiler.load("layout.pack"), record.address)
+        del keep
+        product, row = (compiler.load(f"{m}{packed.suffix}") for m in ("matvec.", "layout.row_"))
+        self._kernels += [product, row]
+        self._records.set(
+            index,
+            data=target.ctypes.data,
+            n_groups=n_groups,
+            n_rows=rows,
+            n_cols=n_cols,
+            product=product.address,
+            row=row.address,
+            bytes_a_group=bytes_a_group,
+            quantised=packed.quantised,
+        )
+
+
+def pad_columns(tensor: Tensor) -> NDArray[np.uint8]:
+    """Return a matrix's stored rows with zero columns up to a whole block of 32."""
+    rows, cols = tensor.info.shape
+    missing = round_up(cols, BLOCK) - cols
+    if not missing:
+        return tensor.data
+    # Only unquantised types can have such a row, so bytes of a column are a whole number.
+    padding = np.zeros((rows, missing * (tensor.data.shape[1] // cols)), np.uint8)
+    return np.concatenate([tensor.data, padding], axis=1)
+
+
+def packing_record(
+    source: TensorType, target: TensorType, n_cols: int, n_threads: int
+) -> tuple[Records, object]:
+    """Return the PACKING record for a pair of types, and what must stay alive with it."""
+    record = Records(PACKING)
+    counter = np.zeros(8, np.int64)
+    packed = PACKED[target]
+    keep: list[object] = [counter]
+    interleave = compiler.load(packed.interleave)
+    record.set(interleave=interleave.address, counter=counter.ctypes.data)
+    if source is not target:
+        row_bytes = quants.row_bytes(target, n_cols)
+        work_bytes = round_up(4 * n_cols + ROWS * row_bytes, 64)
+        work = np.zeros(n_threads * work_bytes, np.uint8)
+        keep.append(work)
+        dequantise = compiler.load(f"layout.dequantise_{PACKED[source].suffix}")
+        quantise = compiler.load(f"layout.quantise_{packed.suffix}")
+        record.set(
+            dequantise=dequantise.address,
+            quantise=quantise.address,
+            row_bytes=row_bytes,
+            work=work.ctypes.data,
+            work_bytes=work_bytes,
+        )
+    return record, keep
+
+
+def read_vector(checkpoint: Checkpoint, name: str, padded: int) -> NDArray[np.float32]:
+    """Return a vector (a norm's weights) as float32, padded with zeros."""
+    tensor = checkpoint.read(name)
+    n = math.prod(tensor.info.shape)
+    out = np.zeros(padded, np.float32)
+    out[:n] = quants.dequantize(tensor.info.type, tensor.data, n).reshape(-1)
+    return out
