@@ -1,0 +1,7 @@
+"""``python -m pyrllama``: the command ``rllama``."""
+
+import sys
+
+from pyrllama.cli import main
+
+sys.exit(main())

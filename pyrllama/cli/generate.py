@@ -1,0 +1,233 @@
+"""``rllama generate``, which is also ``rllama`` without a command: a prompt in, its text out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyrllama.cli import figures
+from pyrllama.cli.options import (
+    PATH,
+    QUANTIZE_HELP,
+    backend_option,
+    chosen_weight_type,
+    threads_option,
+)
+from pyrllama.cli.prompt import read_prompt
+from pyrllama.cli.terminal import PROMPT_STYLE, loading_bar, stderr, stdout, write
+from pyrllama.core import Sampling, as_dict
+from pyrllama.llama import load
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pyrllama.core import Completion
+    from pyrllama.llama import Llama, TokenStream
+
+EXIT_INTERRUPTED = 130
+
+EPILOG = """\b
+Examples:
+  rllama generate --model-path LLaMA/7B --prompt "The meaning of life is"
+  rllama generate --model-path model.gguf --prompt "" --temperature 0 -q
+  git log -1 | rllama generate --model-path LLaMA/7B --prompt-file - --quantize q8_0
+
+Prompt and generated text go to standard output, told apart by colour on a terminal; progress,
+figures and errors go to standard error. Ctrl-C ends with the text so far and exit status 130;
+an error that you can mend has exit status 2.
+"""
+
+PENALTY_HELP = """Multiply the logit of a token by PENALTY^occurrences in the text so far, prompt
+included, as the original RLLaMA does: values under 1.0 penalise repetition, values over 1.0
+encourage it, 1.0 is off. A negative logit is divided instead, so that a value under 1.0
+penalises it too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command's options as click hands them over."""
+
+    model_path: Path
+    tokenizer_path: Path | None
+    param_path: Path | None
+    prompt: str | None
+    prompt_file: Path | None
+    max_seq_len: int | None
+    max_tokens: int | None
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+    seed: int | None
+    threads: int | None
+    f16: bool
+    f32: bool
+    bf16: bool
+    quantize: str | None
+    quiet: bool
+    as_json: bool
+    backend: str
+
+    @property
+    def sampling(self) -> Sampling:
+        """The settings of the sampler."""
+        return Sampling(
+            self.temperature, self.top_k, self.top_p, self.repetition_penalty, self.seed
+        )
+
+
+@click.command(epilog=EPILOG)
+@click.option(
+    "--model-path",
+    type=PATH,
+    required=True,
+    help="Folder of a Meta or Hugging Face checkpoint, or a GGUF, .pth or llama2.c file.",
+)
+@click.option(
+    "--tokenizer-path",
+    "--tokenizer-model",
+    type=PATH,
+    help="Tokenizer; by default the one inside, beside or above the checkpoint.",
+)
+@click.option("--param-path", type=PATH, help="params.json; by default the one beside the weights.")
+@click.option("--prompt", help="Text to continue; an empty one starts from the BOS token.")
+@click.option(
+    "--prompt-file", type=PATH, help="File with the prompt in UTF-8; - is standard input."
+)
+@click.option(
+    "--max-seq-len",
+    type=int,
+    help="Tokens of prompt and continuation together.  [default: 1024, or the model's context]",
+)
+@click.option("--max-tokens", type=int, help="Tokens to generate at most.")
+@click.option(
+    "--temperature", type=float, default=1.0, show_default=True, help="0 takes the likeliest token."
+)
+@click.option(
+    "--top-p",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Keep the likeliest tokens up to this mass; 1 is off.",
+)
+@click.option(
+    "--top-k",
+    type=int,
+    default=20,
+    show_default=True,
+    help="Keep this many of the likeliest tokens; 0 is off.",
+)
+@click.option(
+    "--repetition-penalty",
+    type=float,
+    default=1.0,
+    show_default=True,
+    metavar="PENALTY",
+    help=PENALTY_HELP,
+)
+@click.option("--seed", type=int, help="Reproduces a text exactly; by default a fresh one.")
+@threads_option("--max-threads")
+@click.option("--f16", is_flag=True, help="Convert the weights to float16.")
+@click.option("--f32", is_flag=True, help="Convert the weights to float32.")
+@click.option("--bf16", is_flag=True, help="Convert the weights to bfloat16.")
+@click.option(
+    "--quantize", type=click.Choice(["q8_0", "q4_0"], case_sensitive=False), help=QUANTIZE_HELP
+)
+@click.option(
+    "-q", "--quiet", is_flag=True, help="Print the generated text alone: no prompt, no figures."
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON object at the end: text, tokens, timings, settings, model, versions.",
+)
+@backend_option()
+def generate(**values: Any) -> int:
+    """Continue a prompt with a model, and print the text as it comes."""
+    options = Options(**values)
+    prompt = read_prompt(options.prompt, options.prompt_file)
+    sampling = options.sampling
+    weight_type = chosen_weight_type(
+        options.quantize, f16=options.f16, f32=options.f32, bf16=options.bf16
+    )
+    with loading_bar(quiet=options.quiet) as progress:
+        llama = load(
+            options.model_path,
+            tokenizer_path=options.tokenizer_path,
+            param_path=options.param_path,
+            quantize=weight_type,
+            max_seq_len=options.max_seq_len,
+            threads=options.threads,
+            backend=options.backend,
+            progress=progress,
+        )
+    with llama:
+        stream = llama.stream(prompt, sampling=sampling, max_tokens=options.max_tokens)
+        if options.as_json:
+            return _print_json(llama, stream, prompt, options)
+        return _print_text(llama, stream, prompt, options)
+
+
+def _print_text(llama: Llama, stream: TokenStream, prompt: str, options: Options) -> int:
+    """Print the tokens as they come, and the figures behind them."""
+    console = stdout()
+    status = 0
+    try:
+        if not options.quiet:
+            write(console, prompt, PROMPT_STYLE)
+        for token in stream:
+            write(console, token.text)
+    except KeyboardInterrupt:
+        stream.close()
+        status = EXIT_INTERRUPTED
+    write(console, "\n")
+    if not options.quiet:
+        line = figures.figures_line(stream.completion(), llama.model.decode_bytes)
+        stderr().print(line, style="dim", soft_wrap=True)
+    return status
+
+
+def _print_json(llama: Llama, stream: TokenStream, prompt: str, options: Options) -> int:
+    """Print everything about the generation as one JSON object."""
+    status = 0
+    try:
+        for _ in stream:
+            pass
+    except KeyboardInterrupt:
+        stream.close()
+        status = EXIT_INTERRUPTED
+    click.echo(json.dumps(_report(llama, stream.completion(), prompt, options)))
+    return status
+
+
+def _report(llama: Llama, completion: Completion, prompt: str, options: Options) -> dict[str, Any]:
+    timings, model = completion.timings, llama.model
+    return {
+        "prompt": prompt,
+        **as_dict(completion),
+        "timings": {
+            **as_dict(timings),
+            "prompt_tokens_per_second": timings.prompt_rate,
+            "decode_tokens_per_second": timings.decode_rate,
+            "weight_bytes_per_second": timings.decode_rate * model.decode_bytes,
+            "peak_memory_bytes": figures.peak_memory(),
+        },
+        "settings": {
+            **as_dict(options.sampling),
+            "seed": completion.seed,
+            "max_tokens": options.max_tokens,
+            "max_seq_len": llama.max_seq_len,
+            "threads": options.threads,
+            "backend": options.backend,
+        },
+        "model": {
+            "path": str(options.model_path),
+            **as_dict(llama.config),
+            "weight_bytes": model.weight_bytes,
+        },
+        "versions": figures.versions(),
+    }

@@ -1,0 +1,228 @@
+"""``rllama inspect``: what a checkpoint is, without loading its weights."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from pyrllama.checkpoints import open_checkpoint
+from pyrllama.cli.inspect_view import print_report
+from pyrllama.cli.options import PATH
+from pyrllama.core import TensorType, as_dict
+from pyrllama.errors import (
+    CheckpointError,
+    ModelNotFoundError,
+    RllamaError,
+    TensorError,
+    UnsupportedModelError,
+)
+from pyrllama.models.llama import ROPE_FACTORS
+from pyrllama.quants import block_size, row_bytes
+from pyrllama.tokenizer import find_tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from pyrllama.core import ModelConfig, TensorInfo
+
+GGUF_MAGIC = b"GGUF"
+SHOWN_ELEMENTS = 8
+"""Elements of a long array that are shown."""
+ESTIMATED_TYPES = (TensorType.F32, TensorType.F16, TensorType.Q8_0, TensorType.Q4_0)
+KV_BYTES = 2
+"""Keys and values are kept in float16."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What an opened checkpoint says; ``problem`` is why it cannot be run, if it cannot."""
+
+    path: Path
+    format: str
+    architecture: str | None
+    config: ModelConfig | None
+    tensors: tuple[TensorInfo, ...]
+    metadata: dict[str, Any]
+    problem: str | None = None
+
+
+@click.command()
+@click.argument("path", type=PATH)
+@click.option("--tokenizer-path", "--tokenizer-model", type=PATH, help="Tokenizer to describe.")
+@click.option("--param-path", type=PATH, help="params.json; by default the one beside the weights.")
+@click.option("--tensors", "all_tensors", is_flag=True, help="List every tensor.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, all tensors in it.")
+def inspect(
+    path: Path,
+    tokenizer_path: Path | None,
+    param_path: Path | None,
+    all_tensors: bool,
+    as_json: bool,
+) -> int:
+    """Describe a checkpoint: architecture, tensors, tokenizer, metadata, memory it would take.
+
+    PATH is a file or a folder in any format that can be run. A GGUF file that cannot - another
+    architecture, or a vocabulary alone - is described too.
+    """
+    contents = open_contents(path, param_path)
+    report = describe(contents)
+    vocab_size = contents.config.vocab_size if contents.config else None
+    report["tokenizer"] = describe_tokenizer(path, tokenizer_path, vocab_size)
+    if as_json:
+        click.echo(json.dumps(report))
+    else:
+        print_report(report, all_tensors=all_tensors)
+    return 0
+
+
+def open_contents(path: Path, param_path: Path | None) -> Contents:
+    """Read a checkpoint's headers; of a GGUF file that is no runnable model, what it says."""
+    try:
+        with open_checkpoint(path, param_path) as checkpoint:
+            return Contents(
+                path=checkpoint.path,
+                format=checkpoint.format,
+                architecture=checkpoint.config.architecture,
+                config=checkpoint.config,
+                tensors=tuple(checkpoint.tensors.values()),
+                metadata=abbreviate(checkpoint.metadata),
+            )
+    except (ModelNotFoundError, TensorError, UnsupportedModelError) as error:
+        if not _is_gguf(Path(error.path)):
+            raise
+        return _open_gguf(error)
+
+
+def _open_gguf(error: CheckpointError) -> Contents:
+    from pyrllama.checkpoints.gguf_file import GgufFile  # noqa: PLC0415
+
+    path = Path(error.path)
+    with closing(GgufFile(path)) as file:
+        return Contents(
+            path=path,
+            format=f"GGUF {file.version}",
+            architecture=file.metadata.get("general.architecture"),
+            config=None,
+            tensors=tuple(file.tensors.values()),
+            metadata=abbreviate(file.metadata),
+            problem=str(error),
+        )
+
+
+def _is_gguf(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
+    except OSError:
+        return False
+
+
+def describe(contents: Contents) -> dict[str, Any]:
+    """Return the report of a checkpoint as plain dictionaries, lists and numbers."""
+    tensors = [
+        {
+            "name": info.name,
+            "shape": list(info.shape),
+            "type": info.type.name,
+            "bytes": stored_bytes(info),
+        }
+        for info in contents.tensors
+    ]
+    return {
+        "path": str(contents.path),
+        "format": contents.format,
+        "architecture": contents.architecture,
+        "problem": contents.problem,
+        "config": as_dict(contents.config) if contents.config else None,
+        "parameters": sum(
+            math.prod(info.shape) for info in contents.tensors if info.name != ROPE_FACTORS
+        ),
+        "bytes": sum(stored_bytes(info) for info in contents.tensors),
+        "types": _types(contents.tensors),
+        "tensors": tensors,
+        "memory": estimate_memory(contents.config, contents.tensors) if contents.config else None,
+        "metadata": contents.metadata,
+    }
+
+
+def _types(tensors: tuple[TensorInfo, ...]) -> dict[str, dict[str, int]]:
+    """Return how many tensors, and how many bytes, each type has."""
+    counts = Counter(info.type for info in tensors)
+    sizes: Counter[TensorType] = Counter()
+    for info in tensors:
+        sizes[info.type] += stored_bytes(info)
+    return {
+        kind.name: {"tensors": count, "bytes": sizes[kind]} for kind, count in counts.most_common()
+    }
+
+
+def stored_bytes(info: TensorInfo, kind: TensorType | None = None) -> int:
+    """Return the bytes of a tensor as stored, or as it would be stored in another type.
+
+    Vectors, and matrices whose rows are no whole number of blocks, keep their own type.
+    """
+    *rows, cols = info.shape or (1,)
+    if kind is None or not rows or cols % block_size(kind):
+        kind = info.type
+    return math.prod(rows) * row_bytes(kind, cols)
+
+
+def estimate_memory(config: ModelConfig, tensors: tuple[TensorInfo, ...]) -> dict[str, Any]:
+    """Return the bytes of the weights in each type, and of the KV cache of the whole context."""
+    per_token = 2 * config.n_layers * config.kv_dim * KV_BYTES  # keys and values
+    cache = per_token * config.context_length
+    weights = {
+        kind.name: sum(stored_bytes(info, kind) for info in tensors) for kind in ESTIMATED_TYPES
+    }
+    return {
+        "context": config.context_length,
+        "kv_cache_per_token": per_token,
+        "kv_cache": cache,
+        "weights": weights,
+        "total": {name: size + cache for name, size in weights.items()},
+    }
+
+
+def describe_tokenizer(path: Path, explicit: Path | None, vocab_size: int | None) -> dict[str, Any]:
+    """Return what the model's tokenizer is, or the problem why there is none."""
+    try:
+        file = find_tokenizer(path, explicit, vocab_size)
+        tokenizer = load_tokenizer(file)
+    except RllamaError as error:
+        if explicit is not None:
+            raise
+        return {"problem": str(error)}
+    return {
+        "path": str(file),
+        "kind": tokenizer.kind,
+        "tokens": tokenizer.vocab_size,
+        "bos": tokenizer.bos_id,
+        "eos": tokenizer.eos_id,
+        "stop": sorted(tokenizer.stop_ids),
+        "adds_bos": tokenizer.add_bos,
+    }
+
+
+def abbreviate(value: Any) -> Any:
+    """Return metadata as plain JSON values, a long array as its length and its beginning."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case np.generic():
+            return abbreviate(value.item())
+        case Mapping():
+            return {str(key): abbreviate(member) for key, member in value.items()}
+        case Sequence() | np.ndarray() if not isinstance(value, bytes):
+            first = [abbreviate(member) for member in value[:SHOWN_ELEMENTS]]
+            return first if len(value) <= SHOWN_ELEMENTS else {"length": len(value), "first": first}
+        case _:
+            return str(value)

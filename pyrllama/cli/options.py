@@ -1,0 +1,57 @@
+"""Options that more than one command has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pyrllama.errors import SettingError
+from pyrllama.llama import Backend, parse_weight_type
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyrllama.core import TensorType
+
+    Decorator = Callable[[Callable[..., int]], Callable[..., int]]
+
+PATH = click.Path(path_type=Path)
+
+QUANTIZE_HELP = "Convert the weights at load; without it they keep the checkpoint's own type."
+
+
+def threads_option(*names: str) -> Decorator:
+    """Return the option that bounds the threads, under each of ``names``."""
+    return click.option(
+        *names, "threads", type=int, help="Threads to use; by default one for every core."
+    )
+
+
+def backend_option() -> Decorator:
+    """Return the option that chooses the backend."""
+    return click.option(
+        "--backend",
+        type=click.Choice([backend.value for backend in Backend]),
+        default=Backend.CPU.value,
+        show_default=True,
+        envvar="RLLAMA_BACKEND",
+        show_envvar=True,
+        help="Compiled kernels, or the slow NumPy reference that they are tested against.",
+    )
+
+
+def chosen_weight_type(quantize: str | None, **flags: bool) -> TensorType | None:
+    """Return the one type that ``--quantize`` and ``--f16`` and its like ask for.
+
+    Raises ``SettingError`` when they ask for more than one.
+    """
+    given = [f"--{name}" for name, on in flags.items() if on]
+    names = [name for name, on in flags.items() if on]
+    if quantize is not None:
+        given.append(f"--quantize {quantize}")
+        names.append(quantize)
+    if len(given) > 1:
+        raise SettingError("the type of the weights", " and ".join(given), "given only once")
+    return parse_weight_type(names[0]) if names else None

@@ -1,0 +1,85 @@
+"""What the commands share of the terminal: colours, errors, and the bar while weights load."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyrllama.llama import Progress as ProgressCallback
+
+PROMPT_STYLE = "cyan"
+PIPE_WIDTH = 160
+"""Columns of a table that goes to a file or another program."""
+
+_CONTROLS = {
+    code: "\N{REPLACEMENT CHARACTER}"
+    for code in (*range(0x20), *range(0x7F, 0xA0))
+    if chr(code) not in "\n\t"
+}
+"""A text must not be able to move the cursor or rename the window."""
+
+
+def stdout() -> Console:
+    """Return the console of what the user asked for."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    return console
+
+
+def stderr() -> Console:
+    """Return the console of what is said about it."""
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def printable(text: str) -> str:
+    """Return a text with its control codes replaced, so that it is safe on a terminal."""
+    return text.translate(_CONTROLS)
+
+
+def write(console: Console, text: str, style: str | None = None) -> None:
+    """Write a piece of a text at once: as it is, or on a terminal without its control codes."""
+    if console.is_terminal:
+        console.out(printable(text), end="", style=style, highlight=False)
+    else:
+        console.file.write(text)  # rich would drop carriage returns and the like
+    console.file.flush()
+
+
+def print_error(message: str) -> None:
+    """Print one ``error:`` line to standard error."""
+    line = " ".join(printable(message).split("\n"))
+    stderr().print(Text.assemble(("error: ", "bold red"), line), soft_wrap=True)
+
+
+@contextmanager
+def loading_bar(*, quiet: bool) -> Iterator[ProgressCallback | None]:
+    """Show a bar of bytes and rate on standard error, where that is a terminal."""
+    console = stderr()
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("loading"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("loading", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

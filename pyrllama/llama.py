@@ -1,0 +1,308 @@
+"""The public API for programs: load a model, then generate, stream, tokenize or score.
+
+>>> import pyrllama
+>>> with pyrllama.load("LLaMA/7B", quantize="q4_0") as llama:       # doctest: +SKIP
+...     for token in llama.stream("The meaning of life is", top_k=40):
+...         print(token.text, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, TypedDict, Unpack
+
+from pyrllama.core import Completion, FinishReason, Request, Sampling, TensorType, Token
+from pyrllama.engine import Engine, Model
+from pyrllama.errors import PromptError, SettingError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pyrllama.checkpoints.base import Checkpoint
+    from pyrllama.core import ModelConfig
+    from pyrllama.tokenizer import Tokenizer
+
+Progress = Callable[[int, int], None]
+"""Called while weights load with the bytes done and the bytes in all."""
+
+DEFAULT_MAX_SEQ_LEN = 1024
+"""Tokens of context unless told otherwise, as in the original RLLaMA."""
+
+WEIGHT_TYPES = {
+    member.name.lower(): member
+    for member in (
+        TensorType.F32,
+        TensorType.F16,
+        TensorType.BF16,
+        TensorType.Q8_0,
+        TensorType.Q4_0,
+    )
+}
+"""The types that weights can be converted to at load, by name."""
+
+
+class Backend(enum.StrEnum):
+    """Where the model runs."""
+
+    CPU = "cpu"
+    """The compiled kernels."""
+    REFERENCE = "reference"
+    """The NumPy specification: slow, and computes in float32."""
+
+
+class SamplingSettings(TypedDict, total=False):
+    """The fields of ``Sampling`` as keyword arguments."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    repetition_penalty: float
+    seed: int | None
+
+
+class TokenStream(Iterator[Token]):
+    """Tokens as they are generated; the last one carries the reason of the end.
+
+    Closing the stream, or dropping it, cancels what is left and frees its part of the cache.
+    """
+
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, stop_ids: frozenset[int], request: Request
+    ) -> None:
+        self._engine = engine
+        self._stop_ids = stop_ids
+        self._n_spelled = tokenizer.vocab_size
+        self._generation = engine.submit(request)
+        self._detokenizer = tokenizer.stream(request.tokens)
+        self._pieces: list[str] = []
+        self._cancel = weakref.finalize(self, engine.cancel, self._generation)
+        self._cancel.atexit = False
+
+    def __next__(self) -> Token:
+        generation = self._generation
+        given = len(self._pieces)
+        while generation.generated == given:
+            if generation.finish is not None:
+                raise StopIteration
+            self._engine.step()
+        token = generation.text[len(generation.request.tokens) + given]
+        # Other streams' steps may have advanced this one by several tokens.
+        last = given + 1 == generation.generated
+        finish = generation.finish if last else None
+        # The embedding may be padded beyond the tokenizer's vocabulary.
+        silent = token in self._stop_ids or token >= self._n_spelled
+        text = "" if silent else self._detokenizer.push(token)
+        if finish is not None:
+            text += self._detokenizer.flush()
+        self._pieces.append(text)
+        return Token(token, text, generation.logprobs[given], finish)
+
+    def close(self) -> None:
+        """Stop generating; ``completion`` still tells what came so far."""
+        self._cancel()
+
+    def completion(self) -> Completion:
+        """Sum up the tokens that the stream has given so far."""
+        generation, given = self._generation, len(self._pieces)
+        return Completion(
+            text="".join(self._pieces),
+            tokens=generation.tokens[:given],
+            logprobs=tuple(generation.logprobs[:given]),
+            prompt_tokens=generation.request.tokens,
+            finish=generation.finish or FinishReason.CANCELLED,
+            timings=generation.timings,
+            seed=generation.sampler.seed,
+        )
+
+
+class Llama:
+    """A loaded model with its tokenizer; a context manager that frees both.
+
+    Texts may be streamed side by side, but only from one thread.
+    """
+
+    def __init__(self, model: Model, tokenizer: Tokenizer, max_seq_len: int) -> None:
+        self.config: ModelConfig = model.config
+        self.tokenizer = tokenizer
+        self.max_seq_len = max_seq_len
+        self.model = model
+        # A generated BOS is where training began the next text, so it ends this one too.
+        bos = frozenset() if tokenizer.bos_id is None else frozenset({tokenizer.bos_id})
+        self._stop_ids = tokenizer.stop_ids | bos
+        self._engine = Engine(model, max_seq_len, self._stop_ids)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel what is running and free the weights and the cache."""
+        self._engine.close()
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        sampling: Sampling | None = None,
+        max_tokens: int | None = None,
+        **settings: Unpack[SamplingSettings],
+    ) -> Completion:
+        """Generate a whole continuation of a text, or of token ids taken as they are.
+
+        ``settings`` are fields of ``Sampling`` and override those of ``sampling``.  A text
+        gets the BOS token before it if the model is trained so; an empty one is BOS alone.
+        Raises ``PromptError``, ``PromptTooLongError`` or ``SettingError`` before any work.
+        """
+        stream = self.stream(prompt, sampling=sampling, max_tokens=max_tokens, **settings)
+        for _ in stream:
+            pass
+        return stream.completion()
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        sampling: Sampling | None = None,
+        max_tokens: int | None = None,
+        **settings: Unpack[SamplingSettings],
+    ) -> TokenStream:
+        """Yield the tokens of a continuation as they come; see ``generate``."""
+        chosen = dataclasses.replace(sampling or Sampling(), **settings)
+        tokens = (
+            self.tokenize(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+        )
+        request = Request(tuple(tokens or self._bos()), chosen, max_tokens)
+        return TokenStream(self._engine, self.tokenizer, self._stop_ids, request)
+
+    def tokenize(self, text: str, *, bos: bool | None = None) -> list[int]:
+        """Return the token ids of a text; ``bos`` None adds BOS as the model expects it."""
+        return self.tokenizer.encode(text, bos=self.tokenizer.add_bos if bos is None else bos)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids; broken UTF-8 becomes U+FFFD."""
+        return self.tokenizer.decode(ids)
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Return the logits that follow each of ``tokens``: ``(len(tokens), vocab)`` float32."""
+        return self._engine.logits([int(token) for token in tokens])
+
+    def _bos(self) -> list[int]:
+        if self.tokenizer.bos_id is None:
+            raise PromptError(
+                "the prompt is empty, and this model has no BOS token to start from; "
+                "give at least one word"
+            )
+        return [self.tokenizer.bos_id]
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    tokenizer_path: str | os.PathLike[str] | None = None,
+    param_path: str | os.PathLike[str] | None = None,
+    quantize: str | TensorType | None = None,
+    max_seq_len: int | None = None,
+    threads: int | None = None,
+    backend: str = Backend.CPU,
+    progress: Progress | None = None,
+) -> Llama:
+    """Load a checkpoint, a file or a folder in any format that is read, and its tokenizer.
+
+    The tokenizer and ``params.json`` are found beside the weights when they are not given.
+    ``quantize`` names the type to convert the weights to (a key of ``WEIGHT_TYPES``); None
+    keeps the checkpoint's own.  ``max_seq_len`` counts prompt and continuation together, by
+    default 1024 or the model's whole context if that is less.
+
+    Raises ``SettingError``, ``CheckpointError`` and its kinds, ``TokenizerError`` or
+    ``BackendError``.
+    """
+    from pyrllama.checkpoints import open_checkpoint  # noqa: PLC0415
+    from pyrllama.tokenizer import (  # noqa: PLC0415
+        check_tokenizer,
+        find_tokenizer,
+        load_tokenizer,
+    )
+
+    converted = parse_weight_type(quantize)
+    with open_checkpoint(Path(path), _optional(param_path)) as checkpoint:
+        config = checkpoint.config
+        length = context_length(config, max_seq_len)
+        file = find_tokenizer(Path(path), _optional(tokenizer_path), config.vocab_size)
+        tokenizer = load_tokenizer(file)
+        check_tokenizer(tokenizer, config.vocab_size, file)
+        model = load_model(
+            checkpoint,
+            backend=backend,
+            weight_type=converted,
+            max_seq_len=length,
+            threads=threads,
+            progress=progress,
+        )
+    return Llama(model, tokenizer, length)
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    *,
+    backend: str,
+    weight_type: TensorType | None,
+    max_seq_len: int,
+    threads: int | None,
+    progress: Progress | None,
+) -> Model:
+    """Load the weights of an open checkpoint into a backend."""
+    if threads is not None and threads < 1:
+        raise SettingError("threads", threads, "a whole number from 1 upwards")
+    if backend == Backend.REFERENCE:
+        from pyrllama.reference.backend import ReferenceBackend  # noqa: PLC0415
+
+        return ReferenceBackend(checkpoint, max_seq_len, weight_type)
+    if backend != Backend.CPU:
+        raise SettingError("backend", str(backend), "one of " + ", ".join(Backend))
+    from pyrllama import cpu  # noqa: PLC0415
+
+    return cpu.load_model(
+        checkpoint, type=weight_type, max_seq_len=max_seq_len, threads=threads, progress=progress
+    )
+
+
+def parse_weight_type(name: str | TensorType | None) -> TensorType | None:
+    """Return the type that ``quantize`` names; raises ``SettingError`` for an unknown one."""
+    if name is None:
+        return None
+    if isinstance(name, TensorType):
+        name = name.name
+    if name.lower() not in WEIGHT_TYPES:
+        raise SettingError("quantize", name, "one of " + ", ".join(WEIGHT_TYPES))
+    return WEIGHT_TYPES[name.lower()]
+
+
+def context_length(config: ModelConfig, wanted: int | None) -> int:
+    """Return how many tokens a sequence may have; raises ``SettingError`` beyond the model's."""
+    if wanted is None:
+        return min(config.context_length, DEFAULT_MAX_SEQ_LEN)
+    if not 1 <= wanted <= config.context_length:
+        raise SettingError(
+            "max_seq_len", wanted, f"from 1 to the model's context of {config.context_length}"
+        )
+    return wanted
+
+
+def _optional(path: str | os.PathLike[str] | None) -> Path | None:
+    return None if path is None else Path(path)

@@ -1,0 +1,60 @@
+"""The reference as a backend: the specification, run where the kernels would be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pyrllama.kvcache import blocks_for
+from pyrllama.models.llama import OUTPUT
+from pyrllama.quants import block_size, dequantize, quantize
+from pyrllama.reference.model import ReferenceModel, load_weights
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pyrllama.checkpoints.base import Checkpoint
+    from pyrllama.core import Batch, TensorType
+
+MAX_BATCH_TOKENS = 64
+
+
+class ReferenceBackend:
+    """A ``ReferenceModel`` with the figures that the engine asks of a backend.
+
+    ``weight_type`` rounds the matrices as the type would store them; the computation stays in
+    float32.  A matrix whose rows are no whole number of the type's blocks keeps its values.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, max_seq_len: int, weight_type: TensorType | None = None
+    ) -> None:
+        weights = load_weights(checkpoint)
+        if weight_type is not None:
+            weights = {name: _rounded(x, weight_type) for name, x in weights.items()}
+        self.config = checkpoint.config
+        self.n_blocks = blocks_for(max_seq_len)
+        self.max_batch_tokens = MAX_BATCH_TOKENS
+        self.weight_bytes = sum(x.nbytes for x in weights.values())
+        # One row of the embedding is looked up; all of it is read only where it is the output.
+        unread = weights["token_embd.weight"].nbytes if OUTPUT in weights else 0
+        self.decode_bytes = self.weight_bytes - unread
+        cached_numbers = 2 * self.config.n_layers * self.config.kv_dim  # keys and values
+        self.kv_bytes_per_token = cached_numbers * np.dtype(np.float32).itemsize
+        self._model = ReferenceModel(self.config, weights, self.n_blocks)
+
+    def forward(self, batch: Batch) -> NDArray[np.float32]:
+        """Return the logits that the batch asks for, ``(n_outputs, vocab)``."""
+        return self._model.forward(batch)
+
+    def close(self) -> None:
+        """Close the model."""
+        self._model.close()
+
+
+def _rounded(x: NDArray[np.float32], weight_type: TensorType) -> NDArray[np.float32]:
+    cols = x.shape[-1]
+    if x.ndim < 2 or cols % block_size(weight_type):
+        return x
+    return dequantize(weight_type, quantize(weight_type, x), cols)

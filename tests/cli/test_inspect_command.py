@@ -1,0 +1,134 @@
+"""``rllama inspect``: what a checkpoint says of itself."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from pyrllama.cli.inspect import abbreviate, stored_bytes
+from pyrllama.core import TensorInfo, TensorType
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from support.cli import Run
+
+
+def test_a_llama2c_file(run: Run, stories: Path) -> None:
+    report = json.loads(run("inspect", stories, "--json").out)
+    assert report["architecture"] == "llama"
+    assert report["problem"] is None
+    assert report["config"]["n_kv_heads"] == 4
+    assert report["parameters"] == 260_032
+    assert report["types"] == {"F32": {"tensors": 47, "bytes": 260_032 * 4}}
+    assert report["tokenizer"]["tokens"] == 512
+    assert report["tokenizer"]["bos"] == 1
+    assert {"name": "blk.4.ffn_down.weight", "shape": [64, 172], "type": "F32",
+            "bytes": 64 * 172 * 4} in report["tensors"]  # fmt: skip
+
+
+def test_memory_is_estimated_for_every_type(run: Run, stories: Path) -> None:
+    memory = json.loads(run("inspect", stories, "--json").out)["memory"]
+    assert memory["kv_cache_per_token"] == 2 * 5 * 32 * 2
+    assert memory["kv_cache"] == 2 * 5 * 32 * 2 * 512
+    assert memory["weights"]["F32"] == 260_032 * 4
+    down = 5 * 64 * 172  # rows of 172 are no whole blocks of 32: they stay F32
+    vectors = 11 * 64
+    blocks = (260_032 - down - vectors) // 32
+    assert memory["weights"]["Q8_0"] == blocks * 34 + (down + vectors) * 4
+    assert memory["weights"]["Q4_0"] == blocks * 18 + (down + vectors) * 4
+    assert memory["total"]["Q4_0"] == memory["weights"]["Q4_0"] + memory["kv_cache"]
+
+
+def test_a_gguf_file_for_people(run: Run, data: Path) -> None:
+    done = run("inspect", data / "models" / "llama-2-tiny-random.gguf")
+    assert done.status == 0
+    for words in ("GGUF 3", "LLaMA v2", "F16", "32000 elements: [", "of KV cache for 4096 tokens"):
+        assert words in done.out
+    assert "blk.0.attn_q.weight" not in done.out
+
+
+def test_all_tensors_are_listed_on_demand(run: Run, data: Path) -> None:
+    done = run("inspect", data / "models" / "llama-2-tiny-random.gguf", "--tensors")
+    assert "blk.0.attn_q.weight" in done.out
+    assert "32000 x 8" in done.out
+
+
+def test_a_vocabulary_alone(run: Run, data: Path) -> None:
+    path = data / "vocab" / "ggml-vocab-llama-bpe.gguf"
+    report = json.loads(run("inspect", path, "--json").out)
+    assert report["config"] is None
+    assert report["memory"] is None
+    assert report["tensors"] == []
+    assert str(path) in report["problem"]
+    assert report["tokenizer"]["tokens"] == 128_256
+    assert report["metadata"]["tokenizer.ggml.merges"]["length"] == 280_147
+    assert run("inspect", path).out.startswith("cannot run: ")
+
+
+def test_another_architecture(run: Run, data: Path) -> None:
+    report = json.loads(run("inspect", data / "vocab" / "ggml-vocab-qwen2.gguf", "--json").out)
+    assert report["architecture"] == "qwen2"
+    assert "qwen2" in report["problem"]
+
+
+def test_a_hugging_face_folder(run: Run, data: Path) -> None:
+    report = json.loads(run("inspect", data / "models" / "tiny-random-llama-hf", "--json").out)
+    assert report["config"]["vocab_size"] == 32_000
+    assert report["metadata"]["hidden_size"] == report["config"]["dim"]
+    assert report["tokenizer"]["tokens"] == 32_000
+
+
+def test_a_model_without_a_tokenizer(run: Run, stories: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "deep" / "er" / "model.bin"
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(stories.read_bytes())
+    done = run("inspect", copy, "--json")
+    assert done.status == 0
+    assert "tokenizer" in json.loads(done.out)["tokenizer"]["problem"]
+
+
+def test_a_named_tokenizer_must_be_there(run: Run, stories: Path) -> None:
+    done = run("inspect", stories, "--tokenizer-path", "/nowhere/tokenizer.model")
+    assert done.status == 2
+    assert "/nowhere/tokenizer.model" in done.err
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, None),
+        (True, True),
+        ("text", "text"),
+        (1.5, 1.5),
+        (float("inf"), "inf"),
+        (np.float32(0.5), 0.5),
+        (np.uint64(7), 7),
+        (b"\x01", "b'\\x01'"),
+        (list(range(8)), list(range(8))),
+        (tuple(range(9)), {"length": 9, "first": list(range(8))}),
+        (np.arange(100), {"length": 100, "first": list(range(8))}),
+        ([[np.int8(1)], {"a": {2: b"x"}}], [[1], {"a": {"2": "b'x'"}}]),
+    ],
+)
+def test_metadata_becomes_plain_and_short(value: Any, expected: Any) -> None:
+    shown = abbreviate(value)
+    assert shown == expected
+    json.dumps(shown, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "expected"),
+    [
+        ((4, 64), None, 512),
+        ((4, 64), TensorType.Q4_0, 4 * 36),
+        ((4, 48), TensorType.Q4_0, 384),
+        ((64,), TensorType.Q4_0, 128),
+        ((), None, 2),
+    ],
+)
+def test_bytes_of_a_tensor(shape: tuple[int, ...], kind: TensorType | None, expected: int) -> None:
+    assert stored_bytes(TensorInfo("x", shape, TensorType.F16), kind) == expected
