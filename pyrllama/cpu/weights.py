@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 ROWS = 16
 """Rows of a group."""
+SLICE_BYTES = 1 << 26
+"""Stored bytes that are packed before the file's pages are given back."""
 BLOCK = 32
 """Columns of a block; every matrix is padded to whole ones."""
 
@@ -128,8 +130,7 @@ class Matrices:
                 progress(done, total)
             tensor = self._checkpoint.read(name)
             self._pack(i, tensor, team)
-            del tensor
-            self._checkpoint.release(name)
+            del tensor  # before the next one is read: it may be a copy
             done += self.sizes[i]
         if progress:
             progress(total, total)
@@ -141,18 +142,13 @@ class Matrices:
         target = self._arena.take(self.sizes[index])
         n_cols, n_groups = round_up(cols, BLOCK), round_up(rows, ROWS) // ROWS
         bytes_a_group = n_cols // BLOCK * packed.block_bytes
-        record, keep = packing_record(tensor.info.type, kind, n_cols, team.n_threads)
-        record.set(
-            source=source.ctypes.data,
-            source_row_bytes=source.shape[1],
-            n_rows=rows,
-            n_cols=n_cols,
-            n_groups=n_groups,
-            target=target.ctypes.data,
-            bytes_a_group=bytes_a_group,
-        )
-        team.run(compiler.load("layout.pack"), record.address)
-        del keep
+        job = PackingJob(tensor.info.type, kind, n_cols, team)
+        at_once = max(1, SLICE_BYTES // (ROWS * source.shape[1]))
+        for first in range(0, n_groups, at_once):
+            part = source[first * ROWS : (first + at_once) * ROWS]
+            job.run(part, target[first * bytes_a_group :], bytes_a_group)
+            # The file's pages count as our memory while they are mapped in.
+            self._checkpoint.release(tensor.info.name)
         product, row = (compiler.load(f"{m}{packed.suffix}") for m in ("matvec.", "layout.row_"))
         self._kernels += [product, row]
         self._records.set(
@@ -179,31 +175,49 @@ def pad_columns(tensor: Tensor) -> NDArray[np.uint8]:
     return np.concatenate([tensor.data, padding], axis=1)
 
 
-def packing_record(
-    source: TensorType, target: TensorType, n_cols: int, n_threads: int
-) -> tuple[Records, object]:
-    """Return the PACKING record for a pair of types, and what must stay alive with it."""
-    record = Records(PACKING)
-    counter = np.zeros(8, np.int64)
-    packed = PACKED[target]
-    keep: list[object] = [counter]
-    interleave = compiler.load(packed.interleave)
-    record.set(interleave=interleave.address, counter=counter.ctypes.data)
-    if source is not target:
+class PackingJob:
+    """Packs rows of one type as another, with the scratch memory that a team needs for it."""
+
+    def __init__(self, source: TensorType, target: TensorType, n_cols: int, team: Team) -> None:
+        packed = PACKED[target]
+        self._team = team
+        self._pack = compiler.load("layout.pack")
+        self._kernels = [compiler.load(packed.interleave)]
+        self._counter = np.zeros(8, np.int64)
+        self._record = Records(PACKING)
+        self._record.set(
+            interleave=self._kernels[0].address, counter=self._counter.ctypes.data, n_cols=n_cols
+        )
+        if source is not target:
+            self._convert(f"layout.dequantise_{PACKED[source].suffix}", target, n_cols)
+
+    def _convert(self, dequantise: str, target: TensorType, n_cols: int) -> None:
+        """Go through float32 on the way."""
         row_bytes = quants.row_bytes(target, n_cols)
         work_bytes = round_up(4 * n_cols + ROWS * row_bytes, 64)
-        work = np.zeros(n_threads * work_bytes, np.uint8)
-        keep.append(work)
-        dequantise = compiler.load(f"layout.dequantise_{PACKED[source].suffix}")
-        quantise = compiler.load(f"layout.quantise_{packed.suffix}")
-        record.set(
-            dequantise=dequantise.address,
-            quantise=quantise.address,
+        self._work = np.zeros(self._team.n_threads * work_bytes, np.uint8)
+        quantise = f"layout.quantise_{PACKED[target].suffix}"
+        self._kernels += [compiler.load(dequantise), compiler.load(quantise)]
+        self._record.set(
+            dequantise=self._kernels[1].address,
+            quantise=self._kernels[2].address,
             row_bytes=row_bytes,
-            work=work.ctypes.data,
+            work=self._work.ctypes.data,
             work_bytes=work_bytes,
         )
-    return record, keep
+
+    def run(self, rows: NDArray[np.uint8], target: NDArray[np.uint8], bytes_a_group: int) -> None:
+        """Pack ``(rows, bytes per row)`` into the beginning of ``target``."""
+        self._counter[0] = 0
+        self._record.set(
+            source=rows.ctypes.data,
+            source_row_bytes=rows.shape[1],
+            n_rows=len(rows),
+            n_groups=round_up(len(rows), ROWS) // ROWS,
+            target=target.ctypes.data,
+            bytes_a_group=bytes_a_group,
+        )
+        self._team.run(self._pack, self._record.address)
 
 
 def read_vector(checkpoint: Checkpoint, name: str, padded: int) -> NDArray[np.float32]:
