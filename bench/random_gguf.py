@@ -1,0 +1,57 @@
+"""Write a GGUF file of random weights at the shape of a real model, to measure speed with.
+
+Speed does not depend on the values of the weights, and real ones may not be passed on.  The
+file has no vocabulary, which llama.cpp's ``llama-bench`` accepts.
+
+    python bench/random_gguf.py 1b q4_0 /tmp/1b-q4_0.gguf
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyrllama.checkpoints.gguf_writer import write_gguf
+
+from pyrllama.checkpoints.random import SHAPES, RandomCheckpoint
+from pyrllama.llama import WEIGHT_TYPES
+
+if TYPE_CHECKING:
+    from pyrllama.core import ModelConfig
+
+
+def metadata_of(config: ModelConfig) -> dict[str, Any]:
+    """Return the keys that any reader of the ``llama`` architecture needs."""
+    return {
+        "general.architecture": "llama",
+        "general.name": "random weights",
+        "llama.block_count": config.n_layers,
+        "llama.context_length": config.context_length,
+        "llama.embedding_length": config.dim,
+        "llama.feed_forward_length": config.ffn_dim,
+        "llama.attention.head_count": config.n_heads,
+        "llama.attention.head_count_kv": config.n_kv_heads,
+        "llama.attention.layer_norm_rms_epsilon": config.norm_eps,
+        "llama.rope.dimension_count": config.head_dim,
+        "llama.rope.freq_base": config.rope_theta,
+        "llama.vocab_size": config.vocab_size,
+        "tokenizer.ggml.model": "no_vocab",
+    }
+
+
+def main() -> None:
+    """Write the file that the arguments ask for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("shape", choices=list(SHAPES))
+    parser.add_argument("type", choices=list(WEIGHT_TYPES))
+    parser.add_argument("path", type=Path)
+    arguments = parser.parse_args()
+    config = SHAPES[arguments.shape]
+    checkpoint = RandomCheckpoint(config, WEIGHT_TYPES[arguments.type])
+    tensors = (checkpoint.read(name) for name in checkpoint.tensors)
+    write_gguf(arguments.path, metadata_of(config), tensors)
+
+
+if __name__ == "__main__":
+    main()
