@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     _Body = Callable[..., Any]
 
-I8, I16, I32 = (ir.IntType(bits) for bits in (8, 16, 32))
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32X16 = ir.VectorType(ir.FloatType(), 16)
 I32X16, I16X16, I8X64 = ir.VectorType(I32, 16), ir.VectorType(I16, 16), ir.VectorType(I8, 64)
 
@@ -43,6 +43,7 @@ SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "rllama_nibble_sum": (I32X16, (I32X16,)),
     "rllama_signed_dot": (I32X16, (I32X16, I8X64, I8X64)),
     "rllama_signed_sum": (I32X16, (I32X16, I32X16)),
+    "rllama_prefetch": (ir.VoidType(), (I64,)),
     "rllama_pause": (ir.VoidType(), ()),
 }
 """Result and argument types of every machine-specific operation."""
@@ -84,6 +85,7 @@ def _bodies(isa: Isa) -> dict[str, _Body]:
         "rllama_nibble_sum": total,
         "rllama_signed_dot": signed,
         "rllama_signed_sum": signed_total,
+        "rllama_prefetch": _prefetch if isa.prefetches else _no_operation,
         "rllama_pause": _pause_x86 if _targets_x86() else _no_operation,
     }
 
@@ -280,12 +282,19 @@ def _take_offset(builder: Any, total: Any, activation_sum: Any) -> Any:
     return builder.sub(total, builder.shl(activation_sum, _splat(I32X16, 7)))
 
 
-# --- waiting ----------------------------------------------------------------------------------
+# --- memory and waiting -----------------------------------------------------------------------
+
+
+def _prefetch(builder: Any, address: Any) -> None:
+    """Ask for a cache line; an address outside our memory does no harm."""
+    read, every_level, data = (ir.Constant(I32, v) for v in (0, 3, 1))
+    place = builder.inttoptr(address, I8.as_pointer())
+    _call(builder, "llvm.prefetch.p0", ir.VoidType(), place, read, every_level, data)
 
 
 def _pause_x86(builder: Any) -> None:
     _call(builder, "llvm.x86.sse2.pause", ir.VoidType())
 
 
-def _no_operation(_builder: Any) -> None:
+def _no_operation(_builder: Any, *_arguments: Any) -> None:
     return None

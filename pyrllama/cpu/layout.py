@@ -52,6 +52,8 @@ Packing = view(PACKING)
 
 f32 = np.float32
 i8, i16, i32 = np.int8, np.int16, np.int32
+SMALLEST_SCALE = f32(2.0**-128)
+"""The inverse of a scale that is no greater is infinite; such a block counts as zeros."""
 
 
 @kernel
@@ -173,7 +175,7 @@ def row_bf16(matrix: int, row: int, out: int) -> None:
     m = Matrix(matrix)
     p = m.data + row // 16 * m.bytes_a_group + 2 * (row % 16)
     for c in range(m.n_cols):
-        store(out + 4 * c, i32(load_u16(p + 32 * c)) << i32(16))
+        store(out + 4 * c, i32(i32(load_u16(p + 32 * c)) << i32(16)))  # a shift widens to int64
 
 
 @kernel
@@ -279,7 +281,7 @@ def quantise_q8_0(source: int, target: int, n_cols: int) -> None:
         p, out = source + 128 * b, target + 34 * b
         low, high = load_f32x16(p), load_f32x16(p + 64)
         scale = max_f32(maximum(absolute(low), absolute(high))) / f32(127.0)
-        factor = f32(1.0) / scale if scale > f32(0.0) else f32(0.0)
+        factor = f32(1.0) / scale if scale > SMALLEST_SCALE else f32(0.0)
         store_half(out, scale)
         store(out + 2, narrow_to_i8(round_half_away(low * factor)))
         store(out + 18, narrow_to_i8(round_half_away(high * factor)))
@@ -299,7 +301,7 @@ def quantise_q4_0(source: int, target: int, n_cols: int) -> None:
                 extreme = value
                 break
         scale = extreme / f32(-8.0)
-        factor = f32(1.0) / scale if scale != f32(0.0) else f32(0.0)
+        factor = f32(1.0) / scale if abs(scale) > SMALLEST_SCALE else f32(0.0)
         store_half(out, scale)
         low_q = truncate_to_i32(minimum(low * factor + f32(8.5), splat_f32(15.0)))
         high_q = truncate_to_i32(minimum(high * factor + f32(8.5), splat_f32(15.0)))

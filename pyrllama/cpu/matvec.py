@@ -1,7 +1,7 @@
 """Products of packed weight matrices with activations, one kernel a storage type.
 
 A matrix is cut into groups of 16 rows (see ``layout.py``), and a lane of a vector is a row.  A
-kernel computes groups ``first`` to ``last`` for any number of activation rows: with one, two
+kernel computes groups ``first`` to ``last`` for any number of activation rows: with one, four
 groups are read side by side, which is what brings memory to its full rate; with several, four
 rows share every weight that is unpacked.  A result is summed in the same order either way, so
 a token has the same bits alone and in a batch.
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 Matrix = view(MATRIX)
 Activations = view(ACTIVATIONS)
 
-PREFETCH = 1536
-"""Bytes ahead of the weights in use that are asked for; measured by bench/prefetch.py."""
+PREFETCH = 1024
+"""Bytes ahead of the weights in use that are asked for, on CPUs that need to be asked."""
 
 
 @inline
@@ -58,10 +58,22 @@ def finish(out: int, total: Lanes, accumulate: int) -> None:
 
 
 @inline
-def prefetch_block(p: int, n_bytes: int) -> None:
-    """Ask for the lines of a block that lies ``PREFETCH`` bytes ahead."""
-    for line in range(0, n_bytes, 64):
-        prefetch(p + PREFETCH + line)
+def finish_four(
+    out: int, stride: int, t0: Lanes, t1: Lanes, t2: Lanes, t3: Lanes, accumulate: int
+) -> None:
+    """Finish four vectors of results that stand ``stride`` bytes apart."""
+    finish(out, t0, accumulate)
+    finish(out + stride, t1, accumulate)
+    finish(out + 2 * stride, t2, accumulate)
+    finish(out + 3 * stride, t3, accumulate)
+
+
+@inline
+def prefetch_four(p: int, size: int, n_bytes: int) -> None:
+    """Ask for what lies ``PREFETCH`` bytes ahead in each of four groups of ``size`` bytes."""
+    for group in range(4):
+        for line in range(0, n_bytes, 64):
+            prefetch(p + group * size + PREFETCH + line)
 
 
 # --- types with int8 activations --------------------------------------------------------------
@@ -106,30 +118,28 @@ def quantised_product(block_bytes: int, dot: Callable[[int, int, int], Lanes]) -
 
     @inline
     def one_row(m: View, a: View, row: int, out: int, first: int, last: int, add: int) -> None:
-        """Multiply with one row of activations, two groups side by side."""
-        q = a.q + row * a.q_stride
+        """Multiply with one row of activations, four groups side by side."""
+        q, size = a.q + row * a.q_stride, m.bytes_a_group
         scales, sums = a.scales + row * a.block_stride, a.sums + row * a.block_stride
         n_blocks = m.n_cols // 32
-        for g in range(first, last - 1, 2):
-            p0 = m.data + g * m.bytes_a_group
-            p1 = p0 + m.bytes_a_group
-            t0, t1 = splat_f32(0.0), splat_f32(0.0)
+        for g in range(first, last - 3, 4):
+            p = m.data + g * size
+            t0, t1, t2, t3 = splat_f32(0.0), splat_f32(0.0), splat_f32(0.0), splat_f32(0.0)
             for b in range(n_blocks):
-                prefetch_block(p0, block_bytes)
-                prefetch_block(p1, block_bytes)
-                t0 = add_block(p0, q, scales, sums, b, t0)
-                t1 = add_block(p1, q, scales, sums, b, t1)
-                p0 += block_bytes
-                p1 += block_bytes
-            finish(out + 64 * g, t0, add)
-            finish(out + 64 * g + 64, t1, add)
-        if (last - first) % 2:
-            p0 = m.data + (last - 1) * m.bytes_a_group
+                prefetch_four(p, size, block_bytes)
+                t0 = add_block(p, q, scales, sums, b, t0)
+                t1 = add_block(p + size, q, scales, sums, b, t1)
+                t2 = add_block(p + 2 * size, q, scales, sums, b, t2)
+                t3 = add_block(p + 3 * size, q, scales, sums, b, t3)
+                p += block_bytes
+            finish_four(out + 64 * g, 64, t0, t1, t2, t3, add)
+        for g in range(last - (last - first) % 4, last):
+            p = m.data + g * size
             t0 = splat_f32(0.0)
             for b in range(n_blocks):
-                t0 = add_block(p0, q, scales, sums, b, t0)
-                p0 += block_bytes
-            finish(out + 64 * last - 64, t0, add)
+                t0 = add_block(p, q, scales, sums, b, t0)
+                p += block_bytes
+            finish(out + 64 * g, t0, add)
 
     @inline
     def four_rows(m: View, a: View, row: int, out: int, stride: int, g: int, add: int) -> None:
@@ -148,11 +158,7 @@ def quantised_product(block_bytes: int, dot: Callable[[int, int, int], Lanes]) -
             t2 = add_block(p, q2, c2, m2, b, t2)
             t3 = add_block(p, q3, c3, m3, b, t3)
             p += block_bytes
-        out += 64 * g
-        finish(out, t0, add)
-        finish(out + stride, t1, add)
-        finish(out + 2 * stride, t2, add)
-        finish(out + 3 * stride, t3, add)
+        finish_four(out + 64 * g, stride, t0, t1, t2, t3, add)
 
     return product_kernel(4, four_rows, one_row)
 
@@ -209,62 +215,49 @@ def weights_bf16(p: int) -> Lanes:
 
 
 def float_product(column_bytes: int, weights: Callable[[int], Lanes]) -> KernelFunction:
-    """Return the product kernel of a float type; columns are summed by twos (even and odd)."""
+    """Return the product kernel of a float type."""
 
     @inline
-    def add_columns(p: int, x: int, even: Lanes, odd: Lanes) -> tuple[Lanes, Lanes]:
-        even = fused_multiply_add(weights(p), splat_f32(load_f32(x)), even)
-        odd = fused_multiply_add(weights(p + column_bytes), splat_f32(load_f32(x + 4)), odd)
-        return even, odd
+    def add_column(p: int, x: int, total: Lanes) -> Lanes:
+        return fused_multiply_add(weights(p), splat_f32(load_f32(x)), total)
 
     @inline
     def one_row(m: View, a: View, row: int, out: int, first: int, last: int, add: int) -> None:
-        """Multiply with one row of activations, two groups side by side."""
-        x = a.x + row * a.x_stride
-        for g in range(first, last - 1, 2):
-            p0 = m.data + g * m.bytes_a_group
-            p1 = p0 + m.bytes_a_group
-            even_0, odd_0 = splat_f32(0.0), splat_f32(0.0)
-            even_1, odd_1 = splat_f32(0.0), splat_f32(0.0)
+        """Multiply with one row of activations, four groups side by side."""
+        x, size = a.x + row * a.x_stride, m.bytes_a_group
+        for g in range(first, last - 3, 4):
+            p = m.data + g * size
+            t0, t1, t2, t3 = splat_f32(0.0), splat_f32(0.0), splat_f32(0.0), splat_f32(0.0)
             for c in range(0, 4 * m.n_cols, 8):
-                prefetch_block(p0, 2 * column_bytes)
-                prefetch_block(p1, 2 * column_bytes)
-                even_0, odd_0 = add_columns(p0, x + c, even_0, odd_0)
-                even_1, odd_1 = add_columns(p1, x + c, even_1, odd_1)
-                p0 += 2 * column_bytes
-                p1 += 2 * column_bytes
-            finish(out + 64 * g, even_0 + odd_0, add)
-            finish(out + 64 * g + 64, even_1 + odd_1, add)
-        if (last - first) % 2:
-            p0 = m.data + (last - 1) * m.bytes_a_group
-            even_0, odd_0 = splat_f32(0.0), splat_f32(0.0)
-            for c in range(0, 4 * m.n_cols, 8):
-                even_0, odd_0 = add_columns(p0, x + c, even_0, odd_0)
-                p0 += 2 * column_bytes
-            finish(out + 64 * last - 64, even_0 + odd_0, add)
+                prefetch_four(p, size, 2 * column_bytes)
+                for place in range(2):
+                    t0 = add_column(p, x + c + 4 * place, t0)
+                    t1 = add_column(p + size, x + c + 4 * place, t1)
+                    t2 = add_column(p + 2 * size, x + c + 4 * place, t2)
+                    t3 = add_column(p + 3 * size, x + c + 4 * place, t3)
+                    p += column_bytes
+            finish_four(out + 64 * g, 64, t0, t1, t2, t3, add)
+        for g in range(last - (last - first) % 4, last):
+            p = m.data + g * size
+            t0 = splat_f32(0.0)
+            for c in range(0, 4 * m.n_cols, 4):
+                t0 = add_column(p, x + c, t0)
+                p += column_bytes
+            finish(out + 64 * g, t0, add)
 
     @inline
     def four_rows(m: View, a: View, row: int, out: int, stride: int, g: int, add: int) -> None:
         """Multiply one group with four rows of activations, which share the unpacked weights."""
         p, x = m.data + g * m.bytes_a_group, a.x + row * a.x_stride
         x1, x2, x3 = x + a.x_stride, x + 2 * a.x_stride, x + 3 * a.x_stride
-        even_0, odd_0, even_1, odd_1 = (
-            splat_f32(0.0), splat_f32(0.0), splat_f32(0.0), splat_f32(0.0)
-        )  # fmt: skip
-        even_2, odd_2, even_3, odd_3 = (
-            splat_f32(0.0), splat_f32(0.0), splat_f32(0.0), splat_f32(0.0)
-        )  # fmt: skip
-        for c in range(0, 4 * m.n_cols, 8):
-            even_0, odd_0 = add_columns(p, x + c, even_0, odd_0)
-            even_1, odd_1 = add_columns(p, x1 + c, even_1, odd_1)
-            even_2, odd_2 = add_columns(p, x2 + c, even_2, odd_2)
-            even_3, odd_3 = add_columns(p, x3 + c, even_3, odd_3)
-            p += 2 * column_bytes
-        out += 64 * g
-        finish(out, even_0 + odd_0, add)
-        finish(out + stride, even_1 + odd_1, add)
-        finish(out + 2 * stride, even_2 + odd_2, add)
-        finish(out + 3 * stride, even_3 + odd_3, add)
+        t0, t1, t2, t3 = splat_f32(0.0), splat_f32(0.0), splat_f32(0.0), splat_f32(0.0)
+        for c in range(0, 4 * m.n_cols, 4):
+            t0 = add_column(p, x + c, t0)
+            t1 = add_column(p, x1 + c, t1)
+            t2 = add_column(p, x2 + c, t2)
+            t3 = add_column(p, x3 + c, t3)
+            p += column_bytes
+        finish_four(out + 64 * g, stride, t0, t1, t2, t3, add)
 
     return product_kernel(4, four_rows, one_row)
 

@@ -18,6 +18,7 @@ from pyrllama.cpu.simd import (
     load_f32x16,
     max_f32,
     maximum,
+    minimum,
     narrow_to_i8,
     splat_f32,
     square_root,
@@ -52,12 +53,12 @@ def absolute(x: Lanes) -> Lanes:
 
 @inline
 def exponential(x: Lanes) -> Lanes:
-    """Return e^x with a relative error under 3e-7; 0 below -87.3.
+    """Return e^x with a relative error under 3e-7; x is held to -87.3 to 88, where e^x is finite.
 
     x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor polynomial of degree 7, 2^n through
     the exponent's bits.  ln 2 is taken off in two parts, the first exact in few bits.
     """
-    x = maximum(x, splat_f32(-87.3))
+    x = minimum(maximum(x, splat_f32(-87.3)), splat_f32(88.0))
     n = round_to_even(x * f32(1.4426950408889634))
     r = fused_multiply_add(n, splat_f32(-0.693359375), x)
     r = fused_multiply_add(n, splat_f32(2.12194440e-4), r)

@@ -216,19 +216,6 @@ load_u16 = _scalar_loader(types.uint16, I16)
 load_u8 = _scalar_loader(types.uint8, I8)
 
 
-@instruction
-def prefetch(_typing: Any, address: Any) -> Any:
-    """Ask for the cache line at an address; an address outside our memory does no harm."""
-
-    def build(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        read, every_level, data = (ir.Constant(I32, v) for v in (0, 3, 1))
-        arguments = [pointer(builder, args[0], I8), read, every_level, data]
-        call_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
-        return context.get_dummy_value()
-
-    return types.void(types.int64), build
-
-
 # --- lanes ------------------------------------------------------------------------------------
 
 
@@ -404,4 +391,5 @@ nibble_dot = _machine("rllama_nibble_dot", (i32x16, i8x64, i8x64), i32x16)
 nibble_sum = _machine("rllama_nibble_sum", (i32x16,), i32x16)
 signed_dot = _machine("rllama_signed_dot", (i32x16, i8x64, i8x64), i32x16)
 signed_sum = _machine("rllama_signed_sum", (i32x16, i32x16), i32x16)
+prefetch = _machine("rllama_prefetch", (types.int64,), types.void)
 pause = _machine("rllama_pause", (), types.void)

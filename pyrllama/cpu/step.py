@@ -27,8 +27,8 @@ LAYER_BYTES = LAYER.n_bytes
 
 @inline
 def chunk_of(n_groups: int, n_threads: int) -> int:
-    """Return how many groups a thread takes at a time: even, and enough for 8 rounds each."""
-    return max(n_groups // (16 * n_threads) * 2, 2)
+    """Return how many groups a thread takes at a time: by fours, and for some eight rounds."""
+    return max(n_groups // (32 * n_threads) * 4, 4)
 
 
 @part
