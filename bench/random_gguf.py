@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pyrllama.checkpoints.gguf_writer import write_gguf
 
 from pyrllama.checkpoints.random import SHAPES, RandomCheckpoint
-from pyrllama.llama import WEIGHT_TYPES
+from pyrllama.loading import WEIGHT_TYPES
 
 if TYPE_CHECKING:
     from pyrllama.core import ModelConfig

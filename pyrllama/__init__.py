@@ -14,6 +14,7 @@ from pyrllama.errors import RllamaError
 
 if TYPE_CHECKING:
     from pyrllama.llama import Llama, load
+    from pyrllama.perplexity import Perplexity
 
 __version__ = "0.1.0"
 
@@ -22,6 +23,7 @@ __all__ = [
     "FinishReason",
     "Llama",
     "ModelConfig",
+    "Perplexity",
     "RllamaError",
     "Sampling",
     "Timings",
@@ -33,7 +35,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import what needs NumPy and the readers only when it is asked for."""
-    if name in {"Llama", "load"}:
+    if name in {"Llama", "Perplexity", "load"}:
         from pyrllama import llama  # noqa: PLC0415
 
         return getattr(llama, name)

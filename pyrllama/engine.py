@@ -209,21 +209,41 @@ class Engine:
 
         Raises as ``submit`` does; the prompt may fill the whole context here.
         """
+        batches = self.logit_batches(tokens)
+        rows = np.empty((len(tokens), self.model.config.vocab_size), dtype=np.float32)
+        for start, part in batches:
+            rows[start : start + len(part)] = part
+        return rows
+
+    def logit_batches(
+        self, tokens: Sequence[int], first: int = 0
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yield the logits behind the tokens from ``first`` on, as many rows as a pass gives.
+
+        Every item is the position of its first row and the rows, ``(rows, vocab)``.  Raises as
+        ``logits`` does, before the first pass.
+        """
         self._check_tokens(tokens)
         if len(tokens) > self.max_seq_len:
             raise PromptTooLongError(len(tokens), self.max_seq_len)
         self._check_capacity(len(tokens))
+        return self._run_batches(tokens, first)
+
+    def _run_batches(
+        self, tokens: Sequence[int], first: int
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         blocks = self._pool.take(blocks_for(len(tokens)))
-        rows = np.empty((len(tokens), self.model.config.vocab_size), dtype=np.float32)
         try:
             for start in range(0, len(tokens), self.model.max_batch_tokens):
                 part = tuple(tokens[start : start + self.model.max_batch_tokens])
                 end = start + len(part)
-                chunk = Chunk(part, start, blocks[: blocks_for(end)], outputs=len(part))
-                rows[start:end] = self.model.forward(Batch((chunk,)))
+                outputs = min(len(part), max(0, end - first))
+                chunk = Chunk(part, start, blocks[: blocks_for(end)], outputs)
+                rows = self.model.forward(Batch((chunk,)))
+                if outputs:
+                    yield end - outputs, rows
         finally:
             self._pool.give_back(blocks)
-        return rows
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
         if not tokens:

@@ -86,3 +86,31 @@ class CacheFullError(RllamaError):
 
 class BackendError(RllamaError):
     """The kernels cannot run on this machine as asked."""
+
+
+class NotEnoughMemoryError(RllamaError):
+    """The model would need more memory than is free; nothing of it was loaded."""
+
+
+class HubError(RllamaError):
+    """A model cannot be had from the Hugging Face hub; the subclasses say why."""
+
+
+class HubReferenceError(HubError):
+    """What was asked of the hub is not ``OWNER/REPO[@REVISION][:FILE or quantisation]``."""
+
+
+class HubNotFoundError(HubError):
+    """There is no such repository, revision or file, or it is hidden from strangers."""
+
+
+class HubAccessError(HubError):
+    """The repository wants conditions to be accepted, or another token."""
+
+
+class HubConnectionError(HubError):
+    """The hub cannot be reached, or must not be, and the files are not in the cache."""
+
+
+class HubChoiceError(HubError):
+    """It is not clear which files of a repository are meant; the message names them."""

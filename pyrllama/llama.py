@@ -9,15 +9,16 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypedDict, Unpack
 
-from pyrllama.core import Completion, FinishReason, Request, Sampling, TensorType, Token
-from pyrllama.engine import Engine, Model
-from pyrllama.errors import PromptError, SettingError
+from pyrllama.core import Completion, FinishReason, Request, Sampling, Token
+from pyrllama.engine import Engine
+from pyrllama.errors import PromptError
+from pyrllama.loading import Backend, context_length, load_model, local_path, parse_weight_type
+from pyrllama.perplexity import Perplexity, measure
 
 if TYPE_CHECKING:
     import os
@@ -27,36 +28,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import ModelConfig
+    from pyrllama.core import ModelConfig, TensorType
+    from pyrllama.engine import Model
+    from pyrllama.loading import Progress
+    from pyrllama.memory import MemoryNeed
     from pyrllama.tokenizer import Tokenizer
-
-Progress = Callable[[int, int], None]
-"""Called while weights load with the bytes done and the bytes in all."""
-
-DEFAULT_MAX_SEQ_LEN = 1024
-"""Tokens of context unless told otherwise, as in the original RLLaMA."""
-
-WEIGHT_TYPES = {
-    member.name.lower(): member
-    for member in (
-        TensorType.F32,
-        TensorType.F16,
-        TensorType.BF16,
-        TensorType.Q8_0,
-        TensorType.Q4_0,
-    )
-}
-"""The types that weights can be converted to at load, by name."""
-
-
-class Backend(enum.StrEnum):
-    """Where the model runs."""
-
-    CPU = "cpu"
-    """The compiled kernels."""
-    REFERENCE = "reference"
-    """The NumPy specification: slow, and computes in float32."""
 
 
 class SamplingSettings(TypedDict, total=False):
@@ -202,6 +178,27 @@ class Llama:
         """Return the logits that follow each of ``tokens``: ``(len(tokens), vocab)`` float32."""
         return self._engine.logits([int(token) for token in tokens])
 
+    def perplexity(
+        self,
+        text: str,
+        *,
+        context: int | None = None,
+        chunks: int | None = None,
+        progress: Callable[[Perplexity], None] | None = None,
+    ) -> Perplexity:
+        """Measure how well the model predicts a text; ``pyrllama.perplexity`` has the method.
+
+        ``context`` is by default 512 tokens, or what the model was loaded with if that is
+        less; ``chunks`` stops after so many contexts.  ``progress`` is called with the result
+        so far after each.  Raises ``PromptError`` for a text of less than two contexts.
+        """
+        result = None
+        for result in measure(self._engine, self.tokenizer, text, context=context, chunks=chunks):
+            if progress:
+                progress(result)
+        assert result is not None  # noqa: S101 - two contexts of text give a chunk
+        return result
+
     def _bos(self) -> list[int]:
         if self.tokenizer.bos_id is None:
             raise PromptError(
@@ -212,7 +209,7 @@ class Llama:
 
 
 def load(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     *,
     tokenizer_path: str | os.PathLike[str] | None = None,
     param_path: str | os.PathLike[str] | None = None,
@@ -221,16 +218,24 @@ def load(
     threads: int | None = None,
     backend: str = Backend.CPU,
     progress: Progress | None = None,
+    check_memory: bool = True,
+    on_memory: Callable[[MemoryNeed], None] | None = None,
 ) -> Llama:
     """Load a checkpoint, a file or a folder in any format that is read, and its tokenizer.
+
+    None is the small model in this package, which writes children's stories.  A path that
+    starts with ``hf:`` is a model on the Hugging Face hub, ``hf:OWNER/REPO[:FILE or
+    quantisation]``, which is fetched unless it is in the cache.
 
     The tokenizer and ``params.json`` are found beside the weights when they are not given.
     ``quantize`` names the type to convert the weights to (a key of ``WEIGHT_TYPES``); None
     keeps the checkpoint's own.  ``max_seq_len`` counts prompt and continuation together, by
-    default 1024 or the model's whole context if that is less.
+    default 1024 or the model's whole context if that is less.  ``on_memory`` is told, before a
+    weight is read, how much memory the model needs; ``check_memory`` refuses one that cannot
+    fit into what is free.
 
-    Raises ``SettingError``, ``CheckpointError`` and its kinds, ``TokenizerError`` or
-    ``BackendError``.
+    Raises ``SettingError``, ``CheckpointError`` and its kinds, ``TokenizerError``,
+    ``NotEnoughMemoryError``, ``BackendError`` or a kind of ``HubError``.
     """
     from pyrllama.checkpoints import open_checkpoint  # noqa: PLC0415
     from pyrllama.tokenizer import (  # noqa: PLC0415
@@ -240,10 +245,11 @@ def load(
     )
 
     converted = parse_weight_type(quantize)
-    with open_checkpoint(Path(path), _optional(param_path)) as checkpoint:
+    path = local_path(path, progress=progress is not None)
+    with open_checkpoint(path, _optional(param_path)) as checkpoint:
         config = checkpoint.config
         length = context_length(config, max_seq_len)
-        file = find_tokenizer(Path(path), _optional(tokenizer_path), config.vocab_size)
+        file = find_tokenizer(path, _optional(tokenizer_path), config.vocab_size)
         tokenizer = load_tokenizer(file)
         check_tokenizer(tokenizer, config.vocab_size, file)
         model = load_model(
@@ -253,55 +259,10 @@ def load(
             max_seq_len=length,
             threads=threads,
             progress=progress,
+            check_memory=check_memory,
+            on_memory=on_memory,
         )
     return Llama(model, tokenizer, length)
-
-
-def load_model(
-    checkpoint: Checkpoint,
-    *,
-    backend: str,
-    weight_type: TensorType | None,
-    max_seq_len: int,
-    threads: int | None,
-    progress: Progress | None,
-) -> Model:
-    """Load the weights of an open checkpoint into a backend."""
-    if threads is not None and threads < 1:
-        raise SettingError("threads", threads, "a whole number from 1 upwards")
-    if backend == Backend.REFERENCE:
-        from pyrllama.reference.backend import ReferenceBackend  # noqa: PLC0415
-
-        return ReferenceBackend(checkpoint, max_seq_len, weight_type)
-    if backend != Backend.CPU:
-        raise SettingError("backend", str(backend), "one of " + ", ".join(Backend))
-    from pyrllama import cpu  # noqa: PLC0415
-
-    return cpu.load_model(
-        checkpoint, type=weight_type, max_seq_len=max_seq_len, threads=threads, progress=progress
-    )
-
-
-def parse_weight_type(name: str | TensorType | None) -> TensorType | None:
-    """Return the type that ``quantize`` names; raises ``SettingError`` for an unknown one."""
-    if name is None:
-        return None
-    if isinstance(name, TensorType):
-        name = name.name
-    if name.lower() not in WEIGHT_TYPES:
-        raise SettingError("quantize", name, "one of " + ", ".join(WEIGHT_TYPES))
-    return WEIGHT_TYPES[name.lower()]
-
-
-def context_length(config: ModelConfig, wanted: int | None) -> int:
-    """Return how many tokens a sequence may have; raises ``SettingError`` beyond the model's."""
-    if wanted is None:
-        return min(config.context_length, DEFAULT_MAX_SEQ_LEN)
-    if not 1 <= wanted <= config.context_length:
-        raise SettingError(
-            "max_seq_len", wanted, f"from 1 to the model's context of {config.context_length}"
-        )
-    return wanted
 
 
 def _optional(path: str | os.PathLike[str] | None) -> Path | None:

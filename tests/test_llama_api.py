@@ -19,7 +19,8 @@ from pyrllama.errors import (
     SettingError,
     TokenizerError,
 )
-from pyrllama.llama import Llama, context_length, parse_weight_type
+from pyrllama.llama import Llama
+from pyrllama.loading import context_length, parse_weight_type
 
 if TYPE_CHECKING:
     from pathlib import Path

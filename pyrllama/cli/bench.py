@@ -17,17 +17,19 @@ from pyrllama.checkpoints import open_checkpoint
 from pyrllama.checkpoints.random import SHAPES, RandomCheckpoint
 from pyrllama.cli import figures
 from pyrllama.cli.bench_view import print_report
+from pyrllama.cli.model import MODEL_HELP, PACKAGED, locate
 from pyrllama.cli.options import (
     PATH,
     QUANTIZE_HELP,
     backend_option,
+    memory_option,
     threads_option,
 )
 from pyrllama.cli.terminal import loading_bar, stderr
 from pyrllama.core import Request, Sampling, as_dict
 from pyrllama.engine import Engine
 from pyrllama.errors import SettingError
-from pyrllama.llama import WEIGHT_TYPES, load_model, parse_weight_type
+from pyrllama.loading import WEIGHT_TYPES, load_model, parse_weight_type
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,12 +40,14 @@ if TYPE_CHECKING:
 
 SEED = 0
 WARM_UP_TOKENS = 2
+DEFAULT_PROMPT_TOKENS = 512
 DEFAULT_SHAPE_TYPE = "q4_0"
 
 EPILOG = """\b
 Examples:
   rllama bench --shape 7b --quantize q4_0
   rllama bench --model-path model.gguf --threads 2 --json
+  rllama bench
 
 GB/s counts the weights that every decoded token reads, and not the KV cache. The share is that
 of the best read bandwidth, measured before and after in the same run with the same threads.
@@ -87,17 +91,26 @@ class Options:
     shape: str | None
     param_path: Path | None
     quantize: str | None
-    prompt_tokens: int
+    prompt_tokens: int | None
     generate_tokens: int
     repetitions: int
     threads: int | None
     as_json: bool
+    check_memory: bool
     backend: str
 
-    @property
-    def workload(self) -> Workload:
-        """What is measured."""
-        return Workload(self.prompt_tokens, self.generate_tokens, self.repetitions)
+    def workload(self, config: ModelConfig) -> Workload:
+        """Return what is measured; by default the prompt leaves room for the generated tokens.
+
+        Raises ``SettingError`` for counts that are too small or too large for the model.
+        """
+        prompt_tokens = self.prompt_tokens
+        if prompt_tokens is None:
+            room = config.context_length - self.generate_tokens
+            prompt_tokens = max(1, min(DEFAULT_PROMPT_TOKENS, room))
+        workload = Workload(prompt_tokens, self.generate_tokens, self.repetitions)
+        workload.check(config)
+        return workload
 
     @property
     def weight_type(self) -> TensorType | None:
@@ -107,7 +120,7 @@ class Options:
 
 
 @click.command(epilog=EPILOG)
-@click.option("--model-path", type=PATH, help="Checkpoint to measure.")
+@click.option("--model-path", type=PATH, help=MODEL_HELP)
 @click.option(
     "--shape",
     type=click.Choice(list(SHAPES)),
@@ -119,17 +132,21 @@ class Options:
     type=click.Choice(list(WEIGHT_TYPES), case_sensitive=False),
     help=f"{QUANTIZE_HELP} With --shape the default is {DEFAULT_SHAPE_TYPE}.",
 )
-@click.option("--prompt-tokens", type=int, default=512, show_default=True)
+@click.option(
+    "--prompt-tokens",
+    type=int,
+    help=f"[default: {DEFAULT_PROMPT_TOKENS}, or what the model's context leaves]",
+)
 @click.option("--generate-tokens", type=int, default=64, show_default=True)
 @click.option("--repetitions", type=int, default=5, show_default=True)
 @threads_option("--threads", "--max-threads")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@memory_option()
 @backend_option()
 def bench(**values: Any) -> int:
     """Measure prefill and decode speed, and the share of the memory's bandwidth that it is."""
     options = Options(**values)
     with open_source(options) as checkpoint:
-        options.workload.check(checkpoint.config)
         report = run(checkpoint, options)
     if options.as_json:
         click.echo(json.dumps(report))
@@ -140,19 +157,22 @@ def bench(**values: Any) -> int:
 
 def open_source(options: Options) -> Checkpoint:
     """Open the checkpoint, or make one of random weights, that is to be measured."""
-    if options.model_path is not None and options.shape is None:
-        return open_checkpoint(options.model_path, options.param_path)
-    if options.shape is not None and options.model_path is None:
-        weight_type = options.weight_type
-        assert weight_type is not None  # noqa: S101 - a shape has a default
-        return RandomCheckpoint(SHAPES[options.shape], weight_type)
-    raise click.UsageError("Give either --model-path PATH or --shape NAME.")
+    if options.shape is None:
+        return open_checkpoint(
+            locate(options.model_path, quiet=options.as_json), options.param_path
+        )
+    if options.model_path is not None:
+        raise click.UsageError("Give either --model-path PATH or --shape NAME.")
+    weight_type = options.weight_type
+    assert weight_type is not None  # noqa: S101 - a shape has a default
+    return RandomCheckpoint(SHAPES[options.shape], weight_type)
 
 
 def run(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
     """Measure a checkpoint and return the whole report as plain values."""
-    from pyrllama import cpu  # noqa: PLC0415 - brings Numba
+    from pyrllama import cpu  # noqa: PLC0415 - brings LLVM
 
+    workload = options.workload(checkpoint.config)
     threads = cpu.default_threads() if options.threads is None else options.threads
     if threads < 1:
         raise SettingError("threads", threads, "1 or more")
@@ -164,24 +184,25 @@ def run(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
             checkpoint,
             backend=options.backend,
             weight_type=options.weight_type,
-            max_seq_len=options.workload.max_seq_len,
+            max_seq_len=workload.max_seq_len,
             threads=threads,
             progress=progress,
+            check_memory=options.check_memory,
         )
     load_seconds = perf_counter() - started
     with closing(model):
-        timings = measure(model, options.workload)
+        timings = measure(model, workload)
         peak = figures.peak_memory()
         bandwidth = (before, cpu.read_bandwidth(threads))
         return {
             "command": ["rllama", *sys.argv[1:]],
-            "source": options.shape or str(options.model_path),
+            "source": options.shape or str(options.model_path or PACKAGED),
             "weights": options.weight_type.name if options.weight_type else "as stored",
             "backend": options.backend,
             "threads": threads,
-            "workload": asdict(options.workload),
+            "workload": asdict(workload),
             "load_seconds": load_seconds,
-            **summarise(model, options.workload, timings, bandwidth),
+            **summarise(model, workload, timings, bandwidth),
             "peak_memory_bytes": peak,
             "config": as_dict(model.config),
             "machine": cpu.machine(),

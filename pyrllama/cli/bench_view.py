@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from pyrllama.cli.figures import format_bytes
 from pyrllama.cli.terminal import stdout
+from pyrllama.units import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

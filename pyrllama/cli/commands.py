@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from pyrllama import __version__
 from pyrllama.cli.bench import bench
+from pyrllama.cli.completion import completion
+from pyrllama.cli.doctor import doctor
 from pyrllama.cli.generate import generate
 from pyrllama.cli.inspect import inspect
+from pyrllama.cli.perplexity import perplexity
+from pyrllama.cli.pull import pull
+from pyrllama.cli.terminal import note
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+FIRST_WORDS = "Once upon a time"
+"""The prompt of ``rllama`` with nothing behind it."""
+_STORY = "pyrllama.story"
+"""Key in the context's ``meta``: nothing was given, so a story is told."""
 
 EXAMPLES = """\b
 Examples:
+  rllama
+  rllama --prompt "The dog had a red ball" --seed 3
   rllama --model-path LLaMA/7B --prompt "The meaning of life is"
+  rllama --model-path hf:TheBloke/Llama-2-7B-GGUF:Q4_0 --prompt "Snow is"
   rllama --model-path model.gguf --prompt-file story.txt --temperature 0
   rllama --tokenizer-path LLaMA/tokenizer.model --model-path LLaMA/7B \\
          --param-path LLaMA/7B/params.json --f16 --prompt "The meaning of life is"
   rllama inspect model.gguf
   rllama bench --shape 7b --quantize q4_0
+  rllama perplexity --model-path model.gguf --file wiki.test.raw
+  rllama doctor
+
+Tab completes commands and options after 'rllama completion bash >> ~/.bashrc', or zsh, or fish.
 """
 
 
@@ -26,23 +48,41 @@ class DefaultGroup(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Insert the default command before an option that is not the group's own."""
         own = {name for option in self.get_params(ctx) for name in option.opts}
-        if args and args[0].startswith("-") and args[0] not in own:
+        if not args and not ctx.resilient_parsing:
+            ctx.meta[_STORY] = True
+            args = ["generate", "--prompt", FIRST_WORDS]
+        elif args and args[0].startswith("-") and args[0] not in own:
             args = ["generate", *args]
         return super().parse_args(ctx, args)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Offer the options of the default command beside the group's own."""
+        items = super().shell_complete(ctx, incomplete)
+        if incomplete.startswith("-"):
+            items += generate.shell_complete(click.Context(generate, ctx), incomplete)
+        return items
 
-@click.group(cls=DefaultGroup, epilog=EXAMPLES, no_args_is_help=False, invoke_without_command=True)
+
+@click.group(
+    cls=DefaultGroup,
+    epilog=EXAMPLES,
+    no_args_is_help=False,
+    context_settings={"max_content_width": 100},
+)
 @click.version_option(__version__, message="rllama %(version)s")
 @click.pass_context
 def rllama(ctx: click.Context) -> None:
     """Run LLaMA-family language models, from the checkpoint to the text.
 
-    Options without a command are those of 'generate': see 'rllama generate --help'.
+    Options without a command are those of 'generate': see 'rllama generate --help'. With
+    nothing at all a small model that comes with rllama tells a story.
     """
-    if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help())
+    if ctx.meta.get(_STORY):
+        note(
+            f'telling a story from "{FIRST_WORDS}"; yours: rllama --prompt "..."; all that '
+            f"it can do: rllama --help"
+        )
 
 
-rllama.add_command(generate)
-rllama.add_command(inspect)
-rllama.add_command(bench)
+for command in (generate, inspect, bench, perplexity, pull, doctor, completion):
+    rllama.add_command(command)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyrllama import __version__
+from pyrllama.units import format_bytes
 
 if TYPE_CHECKING:
     from pyrllama.core import Completion
@@ -19,23 +20,6 @@ RESET_PEAK = "5"
 """What Linux takes in ``clear_refs`` to begin a new peak of resident memory (proc(5))."""
 
 RUNTIME_PACKAGES = ("numpy", "numba", "llvmlite")
-
-
-def format_bytes(count: float) -> str:
-    """Return a size in decimal units, as memory bandwidth is quoted too: ``3.8 GB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def format_count(count: int) -> str:
-    """Return a number of parameters as people say it: ``6.7 B``, ``260 K``."""
-    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return str(count)
 
 
 def peak_memory() -> int | None:

@@ -9,17 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyrllama.cli import figures
-from pyrllama.cli.options import (
-    PATH,
-    QUANTIZE_HELP,
-    backend_option,
-    chosen_weight_type,
-    threads_option,
-)
+from pyrllama.cli.model import ModelOptions, model_options
+from pyrllama.cli.options import PATH
 from pyrllama.cli.prompt import read_prompt
-from pyrllama.cli.terminal import PROMPT_STYLE, loading_bar, stderr, stdout, write
+from pyrllama.cli.terminal import PROMPT_STYLE, note, stdout, write
 from pyrllama.core import Sampling, as_dict
-from pyrllama.llama import load
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +27,9 @@ EPILOG = """\b
 Examples:
   rllama generate --model-path LLaMA/7B --prompt "The meaning of life is"
   rllama generate --model-path model.gguf --prompt "" --temperature 0 -q
+  rllama generate --model-path hf:TheBloke/Llama-2-7B-GGUF:Q4_0 --prompt "Snow is"
   git log -1 | rllama generate --model-path LLaMA/7B --prompt-file - --quantize q8_0
+  rllama generate --prompt "Once upon a time" --seed 3 --json
 
 Prompt and generated text go to standard output, told apart by colour on a terminal; progress,
 figures and errors go to standard error. Ctrl-C ends with the text so far and exit status 130;
@@ -46,13 +42,10 @@ encourage it, 1.0 is off. A negative logit is divided instead, so that a value u
 penalises it too."""
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options(ModelOptions):
     """The command's options as click hands them over."""
 
-    model_path: Path
-    tokenizer_path: Path | None
-    param_path: Path | None
     prompt: str | None
     prompt_file: Path | None
     max_seq_len: int | None
@@ -62,14 +55,8 @@ class Options:
     top_k: int
     repetition_penalty: float
     seed: int | None
-    threads: int | None
-    f16: bool
-    f32: bool
-    bf16: bool
-    quantize: str | None
     quiet: bool
     as_json: bool
-    backend: str
 
     @property
     def sampling(self) -> Sampling:
@@ -80,19 +67,7 @@ class Options:
 
 
 @click.command(epilog=EPILOG)
-@click.option(
-    "--model-path",
-    type=PATH,
-    required=True,
-    help="Folder of a Meta or Hugging Face checkpoint, or a GGUF, .pth or llama2.c file.",
-)
-@click.option(
-    "--tokenizer-path",
-    "--tokenizer-model",
-    type=PATH,
-    help="Tokenizer; by default the one inside, beside or above the checkpoint.",
-)
-@click.option("--param-path", type=PATH, help="params.json; by default the one beside the weights.")
+@model_options()
 @click.option("--prompt", help="Text to continue; an empty one starts from the BOS token.")
 @click.option(
     "--prompt-file", type=PATH, help="File with the prompt in UTF-8; - is standard input."
@@ -129,13 +104,6 @@ class Options:
     help=PENALTY_HELP,
 )
 @click.option("--seed", type=int, help="Reproduces a text exactly; by default a fresh one.")
-@threads_option("--max-threads")
-@click.option("--f16", is_flag=True, help="Convert the weights to float16.")
-@click.option("--f32", is_flag=True, help="Convert the weights to float32.")
-@click.option("--bf16", is_flag=True, help="Convert the weights to bfloat16.")
-@click.option(
-    "--quantize", type=click.Choice(["q8_0", "q4_0"], case_sensitive=False), help=QUANTIZE_HELP
-)
 @click.option(
     "-q", "--quiet", is_flag=True, help="Print the generated text alone: no prompt, no figures."
 )
@@ -145,26 +113,12 @@ class Options:
     is_flag=True,
     help="Print one JSON object at the end: text, tokens, timings, settings, model, versions.",
 )
-@backend_option()
 def generate(**values: Any) -> int:
     """Continue a prompt with a model, and print the text as it comes."""
     options = Options(**values)
     prompt = read_prompt(options.prompt, options.prompt_file)
     sampling = options.sampling
-    weight_type = chosen_weight_type(
-        options.quantize, f16=options.f16, f32=options.f32, bf16=options.bf16
-    )
-    with loading_bar(quiet=options.quiet) as progress:
-        llama = load(
-            options.model_path,
-            tokenizer_path=options.tokenizer_path,
-            param_path=options.param_path,
-            quantize=weight_type,
-            max_seq_len=options.max_seq_len,
-            threads=options.threads,
-            backend=options.backend,
-            progress=progress,
-        )
+    llama = options.load(max_seq_len=options.max_seq_len, quiet=options.quiet or options.as_json)
     with llama:
         stream = llama.stream(prompt, sampling=sampling, max_tokens=options.max_tokens)
         if options.as_json:
@@ -186,8 +140,7 @@ def _print_text(llama: Llama, stream: TokenStream, prompt: str, options: Options
         status = EXIT_INTERRUPTED
     write(console, "\n")
     if not options.quiet:
-        line = figures.figures_line(stream.completion(), llama.model.decode_bytes)
-        stderr().print(line, style="dim", soft_wrap=True)
+        note(figures.figures_line(stream.completion(), llama.model.decode_bytes))
     return status
 
 
@@ -225,7 +178,7 @@ def _report(llama: Llama, completion: Completion, prompt: str, options: Options)
             "backend": options.backend,
         },
         "model": {
-            "path": str(options.model_path),
+            "path": options.model_name,
             **as_dict(llama.config),
             "weight_bytes": model.weight_bytes,
         },

@@ -16,6 +16,7 @@ import numpy as np
 
 from pyrllama.checkpoints import open_checkpoint
 from pyrllama.cli.inspect_view import print_report
+from pyrllama.cli.model import locate
 from pyrllama.cli.options import PATH
 from pyrllama.core import TensorType, as_dict
 from pyrllama.errors import (
@@ -53,14 +54,22 @@ class Contents:
     problem: str | None = None
 
 
-@click.command()
-@click.argument("path", type=PATH)
+EPILOG = """\b
+Examples:
+  rllama inspect model.gguf
+  rllama inspect LLaMA/7B --tensors
+  rllama inspect hf:TheBloke/Llama-2-7B-GGUF:Q4_0 --json
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("path", type=PATH, required=False)
 @click.option("--tokenizer-path", "--tokenizer-model", type=PATH, help="Tokenizer to describe.")
 @click.option("--param-path", type=PATH, help="params.json; by default the one beside the weights.")
 @click.option("--tensors", "all_tensors", is_flag=True, help="List every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, all tensors in it.")
 def inspect(
-    path: Path,
+    path: Path | None,
     tokenizer_path: Path | None,
     param_path: Path | None,
     all_tensors: bool,
@@ -68,9 +77,11 @@ def inspect(
 ) -> int:
     """Describe a checkpoint: architecture, tensors, tokenizer, metadata, memory it would take.
 
-    PATH is a file or a folder in any format that can be run. A GGUF file that cannot - another
-    architecture, or a vocabulary alone - is described too.
+    PATH is a file or a folder in any format that can be run, or hf:OWNER/REPO[:FILE or
+    quantisation]; by default the model that comes with rllama. A GGUF file that cannot be run -
+    another architecture, or a vocabulary alone - is described too.
     """
+    path = locate(path, quiet=as_json)
     contents = open_contents(path, param_path)
     report = describe(contents)
     vocab_size = contents.config.vocab_size if contents.config else None

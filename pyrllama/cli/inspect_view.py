@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from pyrllama.cli.figures import format_bytes, format_count
 from pyrllama.cli.terminal import printable, stdout
+from pyrllama.units import format_bytes, format_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pyrllama.errors import SettingError
-from pyrllama.llama import Backend, parse_weight_type
+from pyrllama.loading import Backend, parse_weight_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +26,16 @@ def threads_option(*names: str) -> Decorator:
     """Return the option that bounds the threads, under each of ``names``."""
     return click.option(
         *names, "threads", type=int, help="Threads to use; by default one for every core."
+    )
+
+
+def memory_option() -> Decorator:
+    """Return the option that loads a model which may not fit into memory."""
+    return click.option(
+        "--memory-check/--no-memory-check",
+        "check_memory",
+        default=True,
+        help="Refuse a model that cannot fit into the free memory.  [default: refuse]",
     )
 
 

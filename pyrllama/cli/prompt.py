@@ -1,4 +1,4 @@
-"""The prompt of the command line: from an option, a file or standard input."""
+"""Texts of the command line: from an option, a file or standard input, checked for UTF-8."""
 
 from __future__ import annotations
 
@@ -22,8 +22,33 @@ def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
             'there is no prompt; give one with --prompt "..." or --prompt-file FILE '
             "(- reads standard input)"
         )
-    name = "standard input" if prompt_file == Path("-") else str(prompt_file)
-    return _decode(name, _read(name, prompt_file))
+    return read_text(prompt_file, "prompt", MAX_PROMPT_BYTES)
+
+
+def read_text(path: Path, what: str, max_bytes: int) -> str:
+    """Return a file's text, or that of standard input for ``-``.
+
+    ``what`` it is for stands in the message of the ``PromptError`` for a file that cannot be
+    read, has more than ``max_bytes`` or is not UTF-8.
+    """
+    name = "standard input" if path == Path("-") else str(path)
+    try:
+        if path == Path("-"):
+            content = sys.stdin.buffer.read(max_bytes + 1)
+        else:
+            with path.open("rb") as file:
+                content = file.read(max_bytes + 1)
+    except OSError as error:
+        raise PromptError(f"{name}: the {what} cannot be read: {error.strerror}") from None
+    if len(content) > max_bytes:
+        raise PromptError(f"{name}: the {what} has more than {max_bytes >> 20} MiB")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PromptError(
+            f"{name}: the {what} is not UTF-8 at byte offset {error.start} "
+            f"(0x{content[error.start]:02x}); convert it, for example with iconv -t UTF-8"
+        ) from None
 
 
 def _checked(prompt: str) -> str:
@@ -36,27 +61,3 @@ def _checked(prompt: str) -> str:
             f"with --prompt-file"
         ) from None
     return prompt
-
-
-def _read(name: str, path: Path) -> bytes:
-    try:
-        if path == Path("-"):
-            content = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
-        else:
-            with path.open("rb") as file:
-                content = file.read(MAX_PROMPT_BYTES + 1)
-    except OSError as error:
-        raise PromptError(f"{name}: the prompt cannot be read: {error.strerror}") from None
-    if len(content) > MAX_PROMPT_BYTES:
-        raise PromptError(f"{name}: the prompt has more than {MAX_PROMPT_BYTES >> 20} MiB")
-    return content
-
-
-def _decode(name: str, content: bytes) -> str:
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise PromptError(
-            f"{name}: the prompt is not UTF-8 at byte offset {error.start} "
-            f"(0x{content[error.start]:02x}); convert it, for example with iconv -t UTF-8"
-        ) from None

@@ -19,7 +19,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pyrllama.llama import Progress as ProgressCallback
+    from pyrllama.loading import Progress as ProgressCallback
 
 PROMPT_STYLE = "cyan"
 PIPE_WIDTH = 160
@@ -64,6 +64,11 @@ def print_error(message: str) -> None:
     """Print one ``error:`` line to standard error."""
     line = " ".join(printable(message).split("\n"))
     stderr().print(Text.assemble(("error: ", "bold red"), line), soft_wrap=True)
+
+
+def note(message: str) -> None:
+    """Print one dim line of what is going on to standard error."""
+    stderr().print(Text(printable(message)), style="dim", soft_wrap=True)
 
 
 @contextmanager

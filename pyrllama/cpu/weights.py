@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ROWS = 16
 """Rows of a group."""
-SLICE_BYTES = 1 << 26
+SLICE_BYTES = 1 << 24
 """Stored bytes that are packed before the file's pages are given back."""
 BLOCK = 32
 """Columns of a block; every matrix is padded to whole ones."""

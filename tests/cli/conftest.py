@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -38,3 +40,12 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
 def stories(data: Path) -> Path:
     """Return a trained model of 260K parameters."""
     return data / "models" / "stories260K.bin"
+
+
+@pytest.fixture
+def packaged(monkeypatch: pytest.MonkeyPatch, stories: Path) -> Path:
+    """Let a small trained model be the one that comes with the package."""
+    module = ModuleType("pyrllama.data")
+    monkeypatch.setattr(module, "default_model_path", lambda: stories, raising=False)
+    monkeypatch.setitem(sys.modules, "pyrllama.data", module)
+    return stories

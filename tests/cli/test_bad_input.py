@@ -189,7 +189,7 @@ def test_a_prompt_argument_that_is_not_utf8(run: Run, stories: Path) -> None:
     ],
 )
 def test_bad_settings(run: Run, stories: Path, arguments: list[str], named: str) -> None:
-    done = run("--model-path", stories, *arguments)
+    done = run("-q", "--model-path", stories, *arguments)
     assert done.status == 2
     assert done.err.startswith("error: ")
     assert named in done.err

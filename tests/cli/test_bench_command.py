@@ -96,7 +96,6 @@ def test_figures_follow_from_the_timings() -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ([], "Give either --model-path PATH or --shape NAME."),
         (["--shape", "110m", "--model-path", "x"], "Give either"),
         (["--shape", "8b"], "'8b' is not one of"),
         (["--shape", "110m", "--quantize", "q9"], "'q9' is not one of"),

@@ -10,28 +10,6 @@ from pyrllama.cli import figures
 from pyrllama.core import Completion, FinishReason, Timings
 
 
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.0 kB"),
-        (3_826_000_000, "3.8 GB"),
-        (26.4e12, "26.4 TB"),
-    ],
-)
-def test_bytes(count: float, text: str) -> None:
-    assert figures.format_bytes(count) == text
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(12, "12"), (260_032, "260 K"), (109_529_856, "110 M"), (6_738_415_616, "6.74 B")],
-)
-def test_counts(count: int, text: str) -> None:
-    assert figures.format_count(count) == text
-
-
 def completion(generated: int) -> Completion:
     """Return a completion of 20 prompt tokens in 0.1 s and 4 ms for every further token."""
     timings = Timings(20, 0.1, generated, 0.004 * (generated - 1))
