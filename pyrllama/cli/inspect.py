@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
+from pyrllama import memory
 from pyrllama.checkpoints import open_checkpoint
 from pyrllama.cli.inspect_view import print_report
 from pyrllama.cli.model import locate
 from pyrllama.cli.options import PATH
-from pyrllama.core import TensorType, as_dict
+from pyrllama.core import BLOCK_TOKENS, TensorType, as_dict
 from pyrllama.errors import (
     CheckpointError,
     ModelNotFoundError,
@@ -26,8 +27,9 @@ from pyrllama.errors import (
     TensorError,
     UnsupportedModelError,
 )
+from pyrllama.kvcache import blocks_for
 from pyrllama.models.llama import ROPE_FACTORS
-from pyrllama.quants import block_size, row_bytes
+from pyrllama.quants import row_bytes
 from pyrllama.tokenizer import find_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -37,8 +39,6 @@ GGUF_MAGIC = b"GGUF"
 SHOWN_ELEMENTS = 8
 """Elements of a long array that are shown."""
 ESTIMATED_TYPES = (TensorType.F32, TensorType.F16, TensorType.Q8_0, TensorType.Q4_0)
-KV_BYTES = 2
-"""Keys and values are kept in float16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,30 +174,26 @@ def _types(tensors: tuple[TensorInfo, ...]) -> dict[str, dict[str, int]]:
     }
 
 
-def stored_bytes(info: TensorInfo, kind: TensorType | None = None) -> int:
-    """Return the bytes of a tensor as stored, or as it would be stored in another type.
-
-    Vectors, and matrices whose rows are no whole number of blocks, keep their own type.
-    """
+def stored_bytes(info: TensorInfo) -> int:
+    """Return the bytes of a tensor as the file holds it."""
     *rows, cols = info.shape or (1,)
-    if kind is None or not rows or cols % block_size(kind):
-        kind = info.type
-    return math.prod(rows) * row_bytes(kind, cols)
+    return math.prod(rows) * row_bytes(info.type, cols)
 
 
 def estimate_memory(config: ModelConfig, tensors: tuple[TensorInfo, ...]) -> dict[str, Any]:
-    """Return the bytes of the weights in each type, and of the KV cache of the whole context."""
-    per_token = 2 * config.n_layers * config.kv_dim * KV_BYTES  # keys and values
-    cache = per_token * config.context_length
-    weights = {
-        kind.name: sum(stored_bytes(info, kind) for info in tensors) for kind in ESTIMATED_TYPES
+    """Return what the model would take in memory in each type, with its whole context."""
+    context = config.context_length
+    needs = {
+        kind.name: memory.estimate(config, tensors, kind, context, compiled=True)
+        for kind in ESTIMATED_TYPES
     }
+    cache = next(iter(needs.values())).kv_cache
     return {
-        "context": config.context_length,
-        "kv_cache_per_token": per_token,
+        "context": context,
+        "kv_cache_per_token": cache // (blocks_for(context) * BLOCK_TOKENS),
         "kv_cache": cache,
-        "weights": weights,
-        "total": {name: size + cache for name, size in weights.items()},
+        "weights": {name: need.weights for name, need in needs.items()},
+        "total": {name: need.total for name, need in needs.items()},
     }
 
 

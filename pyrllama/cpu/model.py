@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyrllama.core import BLOCK_TOKENS
+from pyrllama.core import BLOCK_TOKENS, TensorType
 from pyrllama.cpu import compiler
 from pyrllama.cpu.records import ACTIVATIONS, LAYER, STEP, Records
-from pyrllama.cpu.team import Team, default_threads
+from pyrllama.cpu.team import Team, fitting_threads
 from pyrllama.cpu.weights import Arena, Matrices, read_vector, round_up
-from pyrllama.errors import BackendError
-from pyrllama.models import llama
+from pyrllama.errors import BackendError, SettingError
+from pyrllama.models.llama import OUTPUT, ROPE_FACTORS, TOKEN_EMBEDDING, rope_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import Batch, ModelConfig, TensorType
+    from pyrllama.core import Batch, Chunk, ModelConfig
 
 MAX_BATCH_TOKENS = 256
+KV_BYTES = {TensorType.F16: 2, TensorType.F32: 4}
+"""Types of the KV cache, and the bytes of a number in it."""
 _LAYER_MATRICES = (
     "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"
 )  # fmt: skip
@@ -34,16 +36,22 @@ def load_model(
     checkpoint: Checkpoint,
     *,
     type: TensorType | None = None,  # noqa: A002
+    kv_type: TensorType = TensorType.F16,
     max_seq_len: int,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> CpuModel:
     """Load a checkpoint's weights into memory in the layout of the kernels.
 
-    ``type`` converts the matrices; None keeps them as they are stored.  ``progress`` is called
-    with the bytes packed and their total.
+    ``type`` converts the matrices; None keeps them as they are stored.  ``kv_type`` is that of
+    the KV cache, F16 or F32.  ``progress`` is called with the bytes packed and their total.
+    ``threads`` None takes what the process may use, but no more than a small model can keep
+    busy.
     """
-    return CpuModel(checkpoint, type, max_seq_len, threads or default_threads(), progress)
+    if kv_type not in KV_BYTES:
+        names = " or ".join(known.name for known in KV_BYTES)
+        raise SettingError("kv_type", kv_type.name, names)
+    return CpuModel(checkpoint, type, kv_type, max_seq_len, threads, progress)
 
 
 class CpuModel:
@@ -53,8 +61,9 @@ class CpuModel:
         self,
         checkpoint: Checkpoint,
         kind: TensorType | None,
+        kv_type: TensorType,
         max_seq_len: int,
-        threads: int,
+        threads: int | None,
         progress: Callable[[int, int], None] | None,
     ) -> None:
         self.config = config = checkpoint.config
@@ -62,37 +71,36 @@ class CpuModel:
         self.n_blocks = round_up(max_seq_len, BLOCK_TOKENS) // BLOCK_TOKENS
         self.max_batch_tokens = min(MAX_BATCH_TOKENS, max_seq_len)
         self._lock = threading.Lock()
-        self._team = Team(threads)
+        tied = OUTPUT not in checkpoint.tensors
+        self._matrices = Matrices(checkpoint, matrix_names(config, tied=tied), kind)
+        self.weight_bytes = sum(self._matrices.sizes)
+        # One row of the embedding is read for a token; tied, all of it gives the logits.
+        self.decode_bytes = self.weight_bytes - (0 if tied else self._matrices.sizes[0])
+        self._team = Team(fitting_threads(self.weight_bytes) if threads is None else threads)
         try:
-            self._load_weights(checkpoint, kind, progress)
+            self._matrices.pack_all(self._team, progress)
+            self._take_weights(checkpoint, TOKEN_EMBEDDING if tied else OUTPUT)
             self._forward = compiler.load("step.forward")
-            self._allocate(config)
+            self._allocate(config, kv_type)
+        except MemoryError as error:
+            self._team.close()
+            raise BackendError(
+                f"a context of {max_seq_len} tokens does not fit into memory ({error}); lower "
+                f"--max-seq-len"
+            ) from error
         except BaseException:
             self._team.close()
             raise
 
     # --- loading ------------------------------------------------------------------------------
 
-    def _load_weights(
-        self,
-        checkpoint: Checkpoint,
-        kind: TensorType | None,
-        progress: Callable[[int, int], None] | None,
-    ) -> None:
-        config = self.config
-        layers = [f"blk.{i}." for i in range(config.n_layers)]
-        names = ["token_embd.weight"]
-        names += [f"{layer}{m}.weight" for layer in layers for m in _LAYER_MATRICES]
-        tied = "output.weight" not in checkpoint.tensors
-        names += [] if tied else ["output.weight"]
-        self._matrices = matrices = Matrices(checkpoint, names, kind)
-        matrices.pack_all(self._team, progress)
-        self.weight_bytes = sum(matrices.sizes)
-        # One row of the embedding is read for a token; tied, all of it gives the logits.
-        self.decode_bytes = self.weight_bytes - (0 if tied else matrices.sizes[0])
+    def _take_weights(self, checkpoint: Checkpoint, output: str) -> None:
+        """Fill in the records of the model: its matrices, and its vectors in float32."""
+        config, matrices = self.config, self._matrices
         self._vectors: list[NDArray[np.float32]] = []
         self._layers = Records(LAYER, config.n_layers)
-        for i, layer in enumerate(layers):
+        for i in range(config.n_layers):
+            layer = f"blk.{i}."
             self._layers.set(
                 i,
                 attn_norm=self._vector(checkpoint, f"{layer}attn_norm.weight"),
@@ -103,8 +111,8 @@ class CpuModel:
         self._step.set(
             n_layers=config.n_layers,
             layers=self._layers.address,
-            embedding=matrices.address("token_embd.weight"),
-            output=matrices.address("token_embd.weight" if tied else "output.weight"),
+            embedding=matrices.address(TOKEN_EMBEDDING),
+            output=matrices.address(output),
             output_norm=self._vector(checkpoint, "output_norm.weight"),
             dim=config.dim,
             ffn_dim=config.ffn_dim,
@@ -122,11 +130,10 @@ class CpuModel:
 
     def _rope(self, checkpoint: Checkpoint) -> int:
         """Make the table of rotations: every cosine twice, every sine twice with its sign."""
-        config, name = self.config, "rope_freqs.weight"
-        factors = None
-        if name in checkpoint.tensors:
-            factors = read_vector(checkpoint, name, config.head_dim // 2)
-        table = llama.rope_table(config, self.max_seq_len, factors)  # (positions, head_dim/2, 2)
+        config, factors = self.config, None
+        if ROPE_FACTORS in checkpoint.tensors:
+            factors = read_vector(checkpoint, ROPE_FACTORS, config.head_dim // 2)
+        table = rope_table(config, self.max_seq_len, factors)  # (positions, head_dim/2, 2)
         stride = round_up(config.head_dim, 16)
         rope = np.zeros((self.max_seq_len, 2, stride), np.float32)
         rope[:, 0, : config.head_dim] = np.repeat(table[:, :, 0], 2, axis=1)
@@ -137,10 +144,10 @@ class CpuModel:
 
     # --- memory of a pass ---------------------------------------------------------------------
 
-    def _allocate(self, config: ModelConfig) -> None:
+    def _allocate(self, config: ModelConfig, kv_type: TensorType) -> None:
         rows = max(self.max_batch_tokens, self._team.n_threads)
         stride = round_up(config.head_dim, 16)
-        layer_bytes = 2 * 2 * BLOCK_TOKENS * config.n_kv_heads * stride
+        layer_bytes = 2 * KV_BYTES[kv_type] * BLOCK_TOKENS * config.n_kv_heads * stride
         block_bytes = layer_bytes * config.n_layers
         self.kv_bytes_per_token = block_bytes // BLOCK_TOKENS
         self._cache = Arena(self.n_blocks * block_bytes).take(self.n_blocks * block_bytes)
@@ -157,7 +164,11 @@ class CpuModel:
         n_counters = _COUNTERS_A_LAYER * config.n_layers + 1
         self._counters = np.zeros((n_counters, _COUNTER_WORDS), np.int64)
         self._tokens, self._positions, self._tables, self._outputs = np.zeros((4, rows), np.int64)
+        suffix = kv_type.name.lower()
+        self._kv_kernels = [compiler.load(f"attention.{k}_{suffix}") for k in ("store", "attend")]
         self._step.set(
+            store=self._kv_kernels[0].address,
+            attend=self._kv_kernels[1].address,
             head_stride=stride,
             cache=self._cache.ctypes.data,
             block_bytes=block_bytes,
@@ -213,8 +224,8 @@ class CpuModel:
         tables, t, o = [], 0, 0
         for chunk in batch.chunks:
             n, end = len(chunk.tokens), chunk.start + len(chunk.tokens)
+            self._check(chunk)
             table = np.array(chunk.blocks, np.int64)
-            self._check(chunk.tokens, table, chunk.start, end, chunk.outputs)
             self._tokens[t : t + n] = chunk.tokens
             self._positions[t : t + n] = np.arange(chunk.start, end)
             self._tables[t : t + n] = table.ctypes.data
@@ -224,29 +235,30 @@ class CpuModel:
             t, o = t + n, o + outputs
         return tables
 
-    def _check(
-        self,
-        tokens: tuple[int, ...],
-        table: NDArray[np.int64],
-        start: int,
-        end: int,
-        outputs: int,
-    ) -> None:
-        if not tokens or not 0 <= outputs <= len(tokens):
-            raise BackendError(f"{outputs} outputs are wanted of {len(tokens)} tokens")
-        if min(tokens) < 0 or max(tokens) >= self.config.vocab_size:
+    def _check(self, chunk: Chunk) -> None:
+        """Raise ``BackendError`` for anything that would lead a kernel out of its memory."""
+        n_tokens, end = len(chunk.tokens), chunk.start + len(chunk.tokens)
+        if not n_tokens or not 0 <= chunk.outputs <= n_tokens:
+            raise BackendError(f"{chunk.outputs} outputs are wanted of {n_tokens} tokens")
+        if min(chunk.tokens) < 0 or max(chunk.tokens) >= self.config.vocab_size:
             raise BackendError(f"token ids must be from 0 to {self.config.vocab_size - 1}")
-        if start < 0 or end > self.max_seq_len or end > len(table) * BLOCK_TOKENS:
+        if chunk.start < 0 or end > min(self.max_seq_len, len(chunk.blocks) * BLOCK_TOKENS):
             raise BackendError(
-                f"positions {start} to {end} in {len(table)} cache blocks of {BLOCK_TOKENS}; "
-                f"the context holds {self.max_seq_len}"
+                f"positions {chunk.start} to {end} in {len(chunk.blocks)} cache blocks of "
+                f"{BLOCK_TOKENS}; the context holds {self.max_seq_len}"
             )
-        if table.min() < 0 or table.max() >= self.n_blocks:
+        if min(chunk.blocks) < 0 or max(chunk.blocks) >= self.n_blocks:
             raise BackendError(f"cache blocks must be from 0 to {self.n_blocks - 1}")
 
     def close(self) -> None:
         """End the threads; the model must not be used any more."""
         self._team.close()
+
+
+def matrix_names(config: ModelConfig, *, tied: bool) -> list[str]:
+    """Return the matrices in the order in which a pass reads them, which is that in memory."""
+    layers = [f"blk.{i}.{m}.weight" for i in range(config.n_layers) for m in _LAYER_MATRICES]
+    return [TOKEN_EMBEDDING, *layers, *([] if tied else [OUTPUT])]
 
 
 class Rows:

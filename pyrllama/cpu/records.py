@@ -124,7 +124,9 @@ STEP = Record(
         "head_stride",  # head_dim padded to 16
         "rope",  # (positions, 2, head_stride) float32: cosines, then signed sines
         # the cache
-        "cache",  # float16 blocks
+        "cache",  # blocks of keys and values
+        "store",  # kernels of attention.py, by address
+        "attend",
         "block_bytes",  # bytes of a block, all layers
         "layer_bytes",  # bytes of a layer in a block: keys, then values
         # the batch

@@ -7,7 +7,6 @@ and quantises for itself, which costs less than meeting; with several, tokens ar
 
 from __future__ import annotations
 
-from pyrllama.cpu.attention import attend, store_key_value
 from pyrllama.cpu.barrier import barrier, take
 from pyrllama.cpu.kernel import View, call, inline, kernel, part, view
 from pyrllama.cpu.norm import quantise_blocks, rms_norm, swiglu
@@ -104,14 +103,14 @@ def attend_all(step: int, s: View, index: int, worker: int) -> None:
     work = s.work + worker * s.work_stride
     items, threads = s.n_tokens * s.n_kv_heads, s.n_threads
     for item in range(worker, items, threads):
-        store_key_value(step, index, item // s.n_kv_heads, item % s.n_kv_heads, work)
+        call(s.store, step, index, item // s.n_kv_heads, item % s.n_kv_heads, work)
     if s.n_tokens > 1:
         barrier(s.team, threads)
     group = s.n_heads // s.n_kv_heads
     for item in range(worker, items, threads):
         first = item % s.n_kv_heads * group
         for head in range(first, first + group):
-            attend(step, index, item // s.n_kv_heads, head, work)
+            call(s.attend, step, index, item // s.n_kv_heads, head, work)
 
 
 @part

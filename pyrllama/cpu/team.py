@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from pyrllama.cpu import compiler
 from pyrllama.cpu.records import JOB, N_THREADS, STATE, WAKE, WORKERS, team_words
-from pyrllama.errors import SettingError
+from pyrllama.errors import BackendError, SettingError
 
 if TYPE_CHECKING:
     from pyrllama.cpu.compiler import Kernel
 
 MAX_THREADS = 256
+BYTES_A_THREAD = 2 << 20
+"""Weights for which a thread is worth its barriers; below it, meeting costs what it saves."""
 _ASLEEP = 1
 
 
@@ -25,6 +27,11 @@ def default_threads() -> int:
     except AttributeError:  # macOS and Windows have no affinity to read
         allowed = os.cpu_count() or 1
     return max(1, min(allowed, _cgroup_limit() or allowed, MAX_THREADS))
+
+
+def fitting_threads(weight_bytes: int) -> int:
+    """Return how many of those threads a model of this size keeps busy between barriers."""
+    return min(default_threads(), max(1, weight_bytes // BYTES_A_THREAD))
 
 
 def _cgroup_limit() -> int | None:
@@ -52,6 +59,7 @@ class Team:
         )
         self._lock = threading.Lock()
         self._workers: list[threading.Thread] = []
+        self._closed = False
         self._start()
 
     @property
@@ -60,8 +68,13 @@ class Team:
         return self._words.ctypes.data
 
     def run(self, job: Kernel, argument: int) -> None:
-        """Run ``job(argument, thread)`` on every thread and return when all are done."""
+        """Run ``job(argument, thread)`` on every thread and return when all are done.
+
+        Raises ``BackendError`` after ``close``.
+        """
         with self._lock:
+            if self._closed:
+                raise BackendError("the threads of this model have ended; load it again")
             if self._pid != os.getpid():
                 self._start()
             self._publish(job.address, argument)
@@ -70,6 +83,7 @@ class Team:
     def close(self) -> None:
         """End the workers; the team must not be used any more."""
         with self._lock:
+            self._closed = True
             if self._pid == os.getpid() and self._workers:
                 self._publish(0, 0)
                 for worker in self._workers:

@@ -13,7 +13,7 @@ from pyrllama import quants
 from pyrllama.core import TensorType
 from pyrllama.cpu import compiler
 from pyrllama.cpu.records import MATRIX, PACKING, Records
-from pyrllama.errors import BackendError
+from pyrllama.errors import BackendError, UnsupportedTypeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -74,6 +74,17 @@ def packed_bytes(shape: tuple[int, ...], kind: TensorType) -> int:
     return n_groups * n_blocks * PACKED[kind].block_bytes
 
 
+def check_runs(checkpoint: Checkpoint, name: str, kind: TensorType) -> None:
+    """Raise ``UnsupportedTypeError`` for a type that no kernel runs."""
+    if kind not in PACKED:
+        running = ", ".join(known.name for known in PACKED)
+        raise UnsupportedTypeError(
+            checkpoint.path,
+            f"{name} would be held as {kind.name}, which cannot run yet; the types that run are "
+            f"{running}",
+        )
+
+
 class Arena:
     """Zeroed memory of huge pages for all weights, from which matrices take their places."""
 
@@ -110,9 +121,10 @@ class Matrices:
         self._index = {name: i for i, name in enumerate(names)}
         infos = [checkpoint.tensors[name] for name in names]
         self.kinds = [packed_type(info, wanted) for info in infos]
+        for name, kind in zip(names, self.kinds, strict=True):
+            check_runs(checkpoint, name, kind)
         self.sizes = [
-            packed_bytes(i.shape, k) if k in PACKED else 0
-            for i, k in zip(infos, self.kinds, strict=True)
+            packed_bytes(info.shape, kind) for info, kind in zip(infos, self.kinds, strict=True)
         ]
         self._arena = Arena(arena_bytes(self.sizes))
         self._records = Records(MATRIX, len(names))

@@ -1,0 +1,194 @@
+"""The CPU backend's whole forward pass against the reference, transformers and a golden text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from sentencepiece import SentencePieceProcessor
+from support.cpu_models import cpu_model, reference_of
+from support.kernels import QUANTISED, TYPES, each_isa, use_isa
+from support.tiny_models import (
+    FIXTURE_FOLDERS,
+    GOLDEN,
+    MemoryCheckpoint,
+    Weights,
+    chunk_of,
+    greedy,
+    load_fixture,
+    logits_of,
+    random_weights,
+    tiny_config,
+)
+
+from pyrllama.checkpoints.llama2c import Llama2cCheckpoint
+from pyrllama.core import Batch, ModelConfig, RopeScaling, TensorType
+from pyrllama.cpu.model import load_model
+from pyrllama.cpu.target import Isa, chosen
+from pyrllama.models.llama import ROPE_FACTORS, rope_frequencies
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "grouped": {},
+    "tied": {"vocab_size": 101},
+    "head_8": {"head_dim": 8, "n_kv_heads": 4, "dim": 32, "ffn_dim": 33, "vocab_size": 101},
+    "head_20": {"head_dim": 20, "dim": 80, "ffn_dim": 172, "vocab_size": 31},
+    "head_64": {"head_dim": 64, "n_kv_heads": 1},
+    "head_80": {"head_dim": 80, "n_heads": 3, "n_kv_heads": 3, "dim": 48, "vocab_size": 17},
+    "head_128": {"head_dim": 128, "n_heads": 2, "n_kv_heads": 1, "ffn_dim": 160, "n_layers": 3},
+}
+WEIGHT_STD = 0.05
+"""Attention is spread over many positions, and logits have a standard deviation near 0.4."""
+FLOAT_ROUNDING = 1e-5
+"""Between two orders of the same float32 sums; few results move more, for the next two reasons."""
+CACHE_ROUNDING = 1e-3
+"""When a sum falls on the other side of a tie, a float16 of the cache moves by its last bit."""
+ACTIVATION_ROUNDING = 6e-2
+"""When an activation does, it moves by a whole int8 step."""
+TRANSFORMERS_AGREEMENT = 1e-4
+"""Float32 weights and a float32 cache."""
+TRANSFORMERS_ROUNDING = 2e-2
+"""A float16 cache against one of float32, seen up to 1.1e-2: with the fixtures' large weights,
+the reference with a float16 cache is as far from transformers as the kernels are."""
+
+each_type = pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, a sequence of 90 tokens, 12 sequences of 4, and the reference's logits of them."""
+
+    config: ModelConfig
+    weights: Weights
+    long: list[int]
+    short: Batch
+    long_logits: NDArray[np.float32]
+    short_logits: NDArray[np.float32]
+
+
+@cache  # every instruction set is compared with the same
+def case_of(shape: str, kind: TensorType) -> Case:
+    config = tiny_config(**SHAPES[shape])
+    weights = random_weights(config, seed=1, tied=shape == "tied", std=WEIGHT_STD)
+    rng = np.random.default_rng(2)
+    long = rng.integers(0, config.vocab_size, 90).tolist()
+    short = rng.integers(0, config.vocab_size, (12, 4)).tolist()
+    batch = Batch(tuple(chunk_of(tokens, first_block=i) for i, tokens in enumerate(short)))
+    reference = reference_of(config, weights, kind, n_blocks=12)
+    return Case(config, weights, long, batch, logits_of(reference, long), reference.forward(batch))
+
+
+@each_isa
+@each_type
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_equal_the_reference(isa: Isa, kind: TensorType, shape: str) -> None:
+    case = case_of(shape, kind)
+    with cpu_model(case.config, case.weights, isa, kind, threads=2, max_seq_len=384) as model:
+        long_errors = np.abs(logits_of(model, case.long) - case.long_logits)
+        short_errors = np.abs(model.forward(case.short) - case.short_logits)
+    assert np.max(long_errors) < (ACTIVATION_ROUNDING if kind in QUANTISED else CACHE_ROUNDING)
+    assert np.median(short_errors) < FLOAT_ROUNDING
+
+
+@each_isa
+@pytest.mark.parametrize(
+    ("kv_type", "tolerance"),
+    [(TensorType.F32, TRANSFORMERS_AGREEMENT), (TensorType.F16, TRANSFORMERS_ROUNDING)],
+    ids=["F32 cache", "F16 cache"],
+)
+@pytest.mark.parametrize("folder", FIXTURE_FOLDERS, ids=lambda folder: folder.name)
+def test_logits_equal_those_of_transformers(
+    isa: Isa, folder: Path, kv_type: TensorType, tolerance: float
+) -> None:
+    fixture = load_fixture(folder)
+    with cpu_model(fixture.config, fixture.weights, isa, threads=2, kv_type=kv_type) as model:
+        logits = logits_of(model, fixture.tokens)
+    np.testing.assert_allclose(logits, fixture.logits, atol=tolerance, rtol=0)
+
+
+@each_isa
+@pytest.mark.parametrize("folder", FIXTURE_FOLDERS, ids=lambda folder: folder.name)
+def test_a_float16_cache_rounds_as_the_references_does(isa: Isa, folder: Path) -> None:
+    fixture = load_fixture(folder)
+    reference = reference_of(fixture.config, fixture.weights, TensorType.F32, n_blocks=3)
+    expected = logits_of(reference, fixture.tokens)
+    with cpu_model(fixture.config, fixture.weights, isa, threads=2) as model:
+        logits = logits_of(model, fixture.tokens)
+    assert np.median(np.abs(logits - expected)) < 1e-4
+    np.testing.assert_allclose(logits, expected, atol=TRANSFORMERS_ROUNDING / 4, rtol=0)
+
+
+@each_isa
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_greedy_text_equals_what_llama2_c_expects(
+    data: Path, isa: Isa, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_isa(monkeypatch, isa)
+    with Llama2cCheckpoint(data / "models" / "stories260K.bin") as checkpoint:
+        model = load_model(checkpoint, max_seq_len=256, threads=threads)
+    generated = greedy(model, [1], 200)
+    model.close()
+    tokenizer = SentencePieceProcessor(str(data / "models" / "tok512.model"))
+    expected = (GOLDEN / "stories260K.txt").read_text(encoding="utf-8")
+    assert tokenizer.decode(generated) == expected
+
+
+@each_isa
+def test_stored_rope_factors_equal_the_scaling_that_they_state(isa: Isa) -> None:
+    scaled = tiny_config(head_dim=20, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 64))
+    plain = tiny_config(head_dim=20)
+    weights = random_weights(plain)
+    factors = (rope_frequencies(plain) / rope_frequencies(scaled)).astype(np.float32)
+    results = []
+    for config, extra in ((plain, {ROPE_FACTORS: factors}), (scaled, {}), (plain, {})):
+        with cpu_model(config, weights | extra, isa) as model:
+            results.append(logits_of(model, range(70)))
+    stored, computed, unscaled = results
+    np.testing.assert_allclose(stored, computed, atol=1e-2)
+    assert np.max(np.abs(unscaled - computed)) > 0.1
+
+
+@each_isa
+@each_type
+def test_a_stored_type_needs_no_conversion(isa: Isa, kind: TensorType) -> None:
+    config = tiny_config()
+    weights = random_weights(config)
+    with cpu_model(config, weights, isa, kind) as model:
+        converted = logits_of(model, range(5))
+    with pytest.MonkeyPatch.context() as patch:
+        use_isa(patch, isa)
+        checkpoint = MemoryCheckpoint(config, weights, kind)
+        model = load_model(checkpoint, max_seq_len=96, threads=1)
+    np.testing.assert_array_equal(logits_of(model, range(5)), converted)
+    model.close()
+
+
+# --- sizes ------------------------------------------------------------------------------------
+
+
+def padded(rows: int, cols: int) -> int:
+    """Return the numbers of a packed matrix."""
+    return -(-rows // 16) * 16 * (-(-cols // 32) * 32)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_model_says_what_it_holds_and_reads(tied: bool) -> None:
+    config = tiny_config(vocab_size=101, head_dim=20)
+    weights = random_weights(config, tied=tied)
+    with cpu_model(config, weights, chosen(), TensorType.F16, max_seq_len=65) as model:
+        matrices = [values.shape for values in weights.values() if values.ndim == 2]
+        assert model.weight_bytes == 2 * sum(padded(*shape) for shape in matrices)
+        unread = 0 if tied else 2 * padded(101, 64)
+        assert model.decode_bytes == model.weight_bytes - unread
+        layers = key_and_value = half_bytes = kv_heads = 2
+        assert model.kv_bytes_per_token == layers * key_and_value * half_bytes * kv_heads * 32
+        assert model.n_blocks == 3
+        assert model.max_batch_tokens == 65
+        assert model.max_seq_len == 65

@@ -1,0 +1,233 @@
+"""Packed matrices against a slow statement of the layout that ``layout.py`` documents."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from support.kernels import (
+    FLOATS,
+    QUANTISED,
+    TYPES,
+    Guarded,
+    OneMatrix,
+    PackedMatrix,
+    call,
+    each_isa,
+    pack,
+    rounded,
+)
+
+from pyrllama import quants
+from pyrllama.core import TensorInfo, TensorType
+from pyrllama.cpu.team import Team
+from pyrllama.cpu.weights import PACKED, Matrices, packed_bytes, packed_type
+from pyrllama.errors import BackendError
+
+if TYPE_CHECKING:
+    from pyrllama.cpu.target import Isa
+
+ROWS = (1, 15, 16, 17, 40)
+COLS = {False: (1, 7, 32, 33, 96), True: (32, 96, 160)}
+"""Of a float type, and of a quantised one."""
+each_type = pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
+
+Bytes = NDArray[np.uint8]
+
+
+def random(rows: int, cols: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(0, 1, (rows, cols)).astype(np.float32)
+
+
+def shapes(*kinds: TensorType) -> list[tuple[int, int]]:
+    """Return the shapes that can be stored in all of these types."""
+    quantised = any(PACKED[kind].quantised for kind in kinds)
+    return list(product(ROWS, COLS[quantised]))
+
+
+def interleaved(stored: Bytes, kind: TensorType, cols: int) -> Bytes:
+    """State the layout: stored rows to ``(groups, bytes of a group)``, piece by piece."""
+    n_groups = -(-len(stored) // 16)
+    block_cols = 32 if PACKED[kind].quantised else 1
+    unit = stored.shape[1] * block_cols // cols  # bytes of a block or of a number
+    n_units = -(-cols // 32) * 32 // block_cols
+    padded = np.zeros((16 * n_groups, unit * n_units), np.uint8)
+    padded[: len(stored), : stored.shape[1]] = stored
+    groups = []
+    for g in range(n_groups):
+        pieces = []
+        for u in range(n_units):
+            block = padded[16 * g : 16 * g + 16, u * unit : u * unit + unit]  # (16 rows, unit)
+            if block_cols == 1:
+                pieces.append(block.reshape(-1))
+                continue
+            pieces.append(block[:, :2].reshape(-1))  # the scales of 16 rows
+            pieces += [block[:, word : word + 4].reshape(-1) for word in range(2, unit, 4)]
+        groups.append(np.concatenate(pieces))
+    return np.array(groups)
+
+
+def test_the_statement_of_the_layout_by_hand() -> None:
+    stored = np.arange(18, dtype=np.uint8)[None]  # one block of Q4_0
+    group = interleaved(stored, TensorType.Q4_0, 32)[0]
+    assert group.shape == (32 + 4 * 64,)
+    assert group[:3].tolist() == [0, 1, 0]  # the scale of row 0, then that of row 1
+    assert group[32:37].tolist() == [2, 3, 4, 5, 0]
+    assert group[96:101].tolist() == [6, 7, 8, 9, 0]
+    halves = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.uint8)  # two rows of two numbers
+    group = interleaved(halves, TensorType.F16, 2)[0]
+    assert group.shape == (32 * 32,)
+    assert group[:5].tolist() == [1, 2, 5, 6, 0]
+    assert group[32:37].tolist() == [3, 4, 7, 8, 0]
+    assert not group[64:].any()
+
+
+@each_isa
+@each_type
+def test_packing_interleaves_rows_and_keeps_their_bits(isa: Isa, kind: TensorType) -> None:
+    rng = np.random.default_rng(1)
+    for rows, cols in shapes(kind):
+        n_bytes = quants.row_bytes(kind, cols)
+        stored = rng.integers(0, 256, (rows, n_bytes), dtype=np.uint8)
+        matrix = PackedMatrix(stored, kind, cols, isa)
+        assert matrix.kind is kind
+        np.testing.assert_array_equal(matrix.data, interleaved(stored, kind, cols))
+
+
+@each_isa
+@each_type
+def test_interleaving_stays_inside_the_group(isa: Isa, kind: TensorType) -> None:
+    rng = np.random.default_rng(2)
+    for n_rows in (1, 5, 16):
+        n_bytes = quants.row_bytes(kind, 64)
+        source = Guarded((n_rows, n_bytes), np.uint8, misaligned=2)
+        source.array[...] = rng.integers(0, 256, source.array.shape, dtype=np.uint8)
+        target = Guarded(packed_bytes((16, 64), kind), np.uint8)
+        kernel = PACKED[kind].interleave
+        call(kernel, isa, source.address, n_bytes, n_rows, target.address, 64)
+        np.testing.assert_array_equal(target.array, interleaved(source.array, kind, 64)[0])
+        target.check()
+
+
+@each_isa
+@pytest.mark.parametrize("held_as", TYPES, ids=lambda kind: f"to_{kind.name}")
+@each_type
+def test_packing_into_another_type_rounds_as_numpy_does(
+    isa: Isa, kind: TensorType, held_as: TensorType
+) -> None:
+    for rows, cols in shapes(kind, held_as):
+        values = rounded(random(rows, cols), kind)
+        matrix = pack(values, kind, isa, held_as)
+        assert matrix.kind is held_as
+        stored = quants.quantize(held_as, values)
+        np.testing.assert_array_equal(matrix.data, interleaved(stored, held_as, cols))
+
+
+@each_isa
+def test_the_record_says_how_the_matrix_lies(isa: Isa) -> None:
+    for kind in TYPES:
+        matrix = pack(random(40, 96), kind, isa)
+        record = matrix.record
+        assert (record["n_groups"], record["n_rows"]) == (3, 40)
+        assert record["n_cols"] == 96
+        assert record["bytes_a_group"] == packed_bytes((16, 96), kind)
+        assert record["data"] % 64 == 0
+        assert record["quantised"] == (kind in QUANTISED)
+
+
+@each_isa
+@each_type
+def test_a_team_packs_what_one_thread_packs(isa: Isa, kind: TensorType) -> None:
+    stored = quants.quantize(TensorType.F16, random(200, 64))
+    one, three = (
+        PackedMatrix(stored, TensorType.F16, 64, isa, kind, threads=n).data for n in (1, 3)
+    )
+    np.testing.assert_array_equal(one, three)
+
+
+@each_isa
+@each_type
+def test_a_row_unpacks_to_its_stored_values(isa: Isa, kind: TensorType) -> None:
+    for rows, cols in shapes(kind):
+        values = random(rows, cols, seed=2)
+        matrix = pack(values, kind, isa)
+        expected = np.zeros((rows, matrix.record["n_cols"]), np.float32)
+        expected[:, :cols] = rounded(values, kind)
+        out = Guarded(expected.shape[1], np.float32, misaligned=4)
+        for row in range(rows):
+            call(f"layout.row_{PACKED[kind].suffix}", isa, matrix.address, row, out.address)
+            np.testing.assert_array_equal(out.array, expected[row])
+        out.check()
+
+
+@each_isa
+def test_the_record_names_the_kernels_of_its_type(isa: Isa) -> None:
+    addresses = [
+        (record["product"], record["row"])
+        for record in (pack(random(16, 32), kind, isa).record for kind in TYPES)
+    ]
+    assert all(product and row for product, row in addresses)
+    assert len(set(addresses)) == len(TYPES)
+
+
+# --- which type a matrix is held in -----------------------------------------------------------
+
+
+def info(kind: TensorType, cols: int) -> TensorInfo:
+    return TensorInfo("matrix.weight", (8, cols), kind)
+
+
+@each_type
+def test_a_matrix_is_held_as_it_is_stored_unless_another_type_is_wanted(kind: TensorType) -> None:
+    assert packed_type(info(kind, 64), None) is kind
+    for wanted in TYPES:
+        assert packed_type(info(kind, 64), wanted) is wanted
+
+
+@pytest.mark.parametrize("cols", [1, 31, 33, 172])
+@pytest.mark.parametrize("wanted", QUANTISED, ids=lambda kind: kind.name)
+def test_columns_that_are_no_whole_blocks_are_held_in_half_precision(
+    cols: int, wanted: TensorType
+) -> None:
+    assert packed_type(info(TensorType.F32, cols), wanted) is TensorType.F16
+    assert packed_type(info(TensorType.F16, cols), wanted) is TensorType.F16
+    assert packed_type(info(TensorType.BF16, cols), wanted) is TensorType.BF16
+    for kind in FLOATS:
+        assert packed_type(info(kind, cols), None) is kind
+        assert packed_type(info(TensorType.F32, cols), kind) is kind
+
+
+@each_isa
+def test_a_matrix_of_such_columns_is_packed_as_float16(isa: Isa) -> None:
+    values = random(20, 33, seed=3)
+    matrix = pack(values, TensorType.F32, isa, held_as=TensorType.Q4_0)
+    assert matrix.kind is TensorType.F16
+    stored = quants.quantize(TensorType.F16, values)
+    np.testing.assert_array_equal(matrix.data, interleaved(stored, TensorType.F16, 33))
+
+
+# --- loading ----------------------------------------------------------------------------------
+
+
+def test_loading_reports_bytes_and_gives_pages_back() -> None:
+    checkpoint = OneMatrix(quants.quantize(TensorType.F32, random(40, 96)), TensorType.F32, 96)
+    matrices = Matrices(checkpoint, [OneMatrix.NAME], TensorType.Q8_0)
+    reports: list[tuple[int, int]] = []
+    team = Team(1)
+    matrices.pack_all(team, lambda done, total: reports.append((done, total)))
+    team.close()
+    n_bytes = 3 * 3 * 544
+    assert matrices.sizes == [n_bytes]
+    assert reports == [(0, n_bytes), (n_bytes, n_bytes)]
+    assert checkpoint.released == [OneMatrix.NAME]
+
+
+def test_weights_beyond_the_memory_are_a_named_error() -> None:
+    huge = TensorInfo(OneMatrix.NAME, (1 << 40, 1 << 20), TensorType.F32)
+    checkpoint = OneMatrix(np.zeros((1, 4), np.uint8), TensorType.F32, 1)
+    checkpoint.tensors = {OneMatrix.NAME: huge}
+    with pytest.raises(BackendError, match=r"GB for the weights cannot be had.*--quantize"):
+        Matrices(checkpoint, [OneMatrix.NAME], None)

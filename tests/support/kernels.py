@@ -1,0 +1,232 @@
+"""Calling single kernels from tests: records over arrays, packed matrices, guarded memory."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from pyrllama.checkpoints.base import Checkpoint
+from pyrllama.core import ModelConfig, Tensor, TensorInfo, TensorType
+from pyrllama.cpu import compiler, target
+from pyrllama.cpu.records import ACTIVATIONS, MATRIX, Record, Records
+from pyrllama.cpu.team import Team
+from pyrllama.cpu.weights import PACKED, Matrices, round_up
+from pyrllama.quants import dequantize, quantize
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import DTypeLike, NDArray
+
+    from pyrllama.cpu.target import Isa
+
+each_isa = pytest.mark.parametrize("isa", target.supported(), ids=lambda isa: isa.name)
+"""Runs a test on every instruction set of this machine."""
+TYPES = tuple(PACKED)
+"""Every type that the kernels run: F32, F16, BF16, Q8_0, Q4_0."""
+QUANTISED = tuple(kind for kind in TYPES if PACKED[kind].quantised)
+FLOATS = tuple(kind for kind in TYPES if not PACKED[kind].quantised)
+
+GUARD_BYTES = 192
+GUARD = 0xA5
+
+
+def use_isa(monkeypatch: pytest.MonkeyPatch, isa: Isa) -> None:
+    """Make everything that chooses an instruction set choose this one."""
+    monkeypatch.setenv(target.ISA_VARIABLE, isa.name)
+
+
+def call(name: str, isa: Isa, *arguments: int) -> None:
+    """Run a kernel: ``call("layout.row_f32", isa, matrix, row, out)``."""
+    compiler.load(name, isa).call(*map(int, arguments))
+
+
+class Guarded:
+    """A zeroed array, on a cache line, with bytes around it that no kernel may write.
+
+    ``misaligned`` moves it that many bytes off the cache line.
+    """
+
+    def __init__(
+        self, shape: int | tuple[int, ...], dtype: DTypeLike, *, misaligned: int = 0
+    ) -> None:
+        n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        self._memory = np.full(n_bytes + 2 * GUARD_BYTES + 64, GUARD, np.uint8)
+        start = GUARD_BYTES + -(self._memory.ctypes.data + GUARD_BYTES) % 64 + misaligned
+        self._span = slice(start, start + n_bytes)
+        self.array: NDArray[Any] = self._memory[self._span].view(dtype).reshape(shape)
+        self.array[...] = 0
+
+    @property
+    def address(self) -> int:
+        """Where the array begins."""
+        return self._memory.ctypes.data + self._span.start
+
+    def check(self) -> None:
+        """Fail if a byte outside the array was written."""
+        assert np.all(self._memory[: self._span.start] == GUARD), "written before the array"
+        assert np.all(self._memory[self._span.stop :] == GUARD), "written behind the array"
+
+
+def memory_at(address: int, n_bytes: int) -> NDArray[np.uint8]:
+    """Return a copy of the bytes at an address."""
+    return np.frombuffer(ctypes.string_at(address, n_bytes), np.uint8)
+
+
+class OneMatrix(Checkpoint):
+    """A checkpoint of one matrix, of given stored rows: ``(rows, bytes per row)`` uint8."""
+
+    NAME = "matrix.weight"
+
+    def __init__(self, stored: NDArray[np.uint8], kind: TensorType, cols: int) -> None:
+        self.path, self.format, self.config = Path("memory"), "one matrix", CONFIG
+        self.metadata: Mapping[str, Any] = {}
+        self._tensor = Tensor(TensorInfo(self.NAME, (len(stored), cols), kind), stored)
+        self.tensors = {self.NAME: self._tensor.info}
+        self.released: list[str] = []
+
+    def read(self, name: str) -> Tensor:
+        return self._tensor
+
+    def release(self, name: str) -> None:
+        self.released.append(name)
+
+    def close(self) -> None:
+        pass
+
+
+CONFIG = ModelConfig("llama", 1, 1, 1, 1, 1, 2, 1, 1e-5, 1e4, 1)
+
+
+class PackedMatrix:
+    """A matrix that went through ``weights.Matrices``, and the MATRIX record of it."""
+
+    def __init__(self, stored: NDArray[np.uint8], kind: TensorType, cols: int, isa: Isa,
+                 held_as: TensorType | None = None, threads: int = 1) -> None:  # fmt: skip
+        with pytest.MonkeyPatch.context() as patch:
+            use_isa(patch, isa)
+            self._matrices = Matrices(OneMatrix(stored, kind, cols), [OneMatrix.NAME], held_as)
+            team = Team(threads)
+            try:
+                self._matrices.pack_all(team, None)
+            finally:
+                team.close()
+        (self.kind,) = self._matrices.kinds
+        self.address = self._matrices.address(OneMatrix.NAME)
+        self.record = read_record(MATRIX, self.address)
+        n_bytes = self.record["n_groups"] * self.record["bytes_a_group"]
+        self.data = memory_at(self.record["data"], n_bytes).reshape(self.record["n_groups"], -1)
+
+
+def pack(
+    values: NDArray[np.float32], kind: TensorType, isa: Isa, held_as: TensorType | None = None
+) -> PackedMatrix:
+    """Store values in one type and pack them, in another one where ``held_as`` says so."""
+    return PackedMatrix(quantize(kind, values), kind, values.shape[1], isa, held_as)
+
+
+def rounded(values: NDArray[np.float32], kind: TensorType) -> NDArray[np.float32]:
+    """Return the values as a type stores them."""
+    return dequantize(kind, quantize(kind, values), values.shape[1])
+
+
+def stored_blocks(weights: NDArray[np.int64], kind: TensorType) -> NDArray[np.uint8]:
+    """Return integer weights, ``(rows, cols)``, as stored blocks with a scale of 1."""
+    rows, cols = weights.shape
+    blocks = weights.reshape(rows, cols // 32, 32)
+    numbers: NDArray[np.uint8]
+    scale = np.broadcast_to(np.float16(1).reshape(1).view(np.uint8), (*blocks.shape[:2], 2))
+    if kind is TensorType.Q8_0:
+        numbers = blocks.astype(np.int8).view(np.uint8)
+    else:
+        nibbles = (blocks + 8).astype(np.uint8)
+        numbers = nibbles[..., :16] | (nibbles[..., 16:] << np.uint8(4))
+    return np.concatenate([scale, numbers], axis=-1).reshape(rows, -1)
+
+
+def read_record(record: Record, address: int) -> dict[str, int]:
+    """Return the integer fields of a record."""
+    words = memory_at(address, record.n_bytes).view(np.int64).tolist()
+    return dict(zip(record.integers, words, strict=False))
+
+
+class ActivationArrays:
+    """Rows of activations, padded with zeros to whole blocks of 32, with their record."""
+
+    def __init__(self, x: NDArray[np.float32]) -> None:
+        rows, cols = x.shape
+        self.n_cols = round_up(cols, 32)
+        n_blocks = self.n_cols // 32
+        self._x = Guarded((rows, self.n_cols), np.float32)
+        self._q = Guarded((rows, self.n_cols), np.int8)
+        self._scales = Guarded((rows, n_blocks), np.float32)
+        self._sums = Guarded((rows, n_blocks), np.int32)
+        self._x.array[:, :cols] = x
+        self.x, self.q = self._x.array, self._q.array
+        self.scales, self.sums = self._scales.array, self._sums.array
+        self._record = Records(ACTIVATIONS)
+        self._record.set(
+            x=self._x.address,
+            x_stride=4 * self.n_cols,
+            q=self._q.address,
+            q_stride=self.n_cols,
+            scales=self._scales.address,
+            sums=self._sums.address,
+            block_stride=4 * n_blocks,
+            n_cols=self.n_cols,
+        )
+        self.address = self._record.address
+
+    def quantise(self, isa: Isa) -> None:
+        """Quantise every row with the kernel, which must stay inside its arrays."""
+        for row in range(len(self.x)):
+            call("norm.quantise_kernel", isa, self.address, row, row, 0, self.n_cols // 32)
+        for guarded in (self._x, self._q, self._scales, self._sums):
+            guarded.check()
+
+
+class Product:
+    """A packed matrix times rows of activations, by the product kernel of its type."""
+
+    def __init__(
+        self,
+        matrix: PackedMatrix,
+        x: NDArray[np.float32],
+        isa: Isa,
+        kernel: compiler.Kernel | None = None,
+    ) -> None:
+        self.matrix = matrix
+        self.n_groups = matrix.record["n_groups"]
+        self.activations = ActivationArrays(x)
+        if matrix.record["quantised"]:
+            self.activations.quantise(isa)
+        self._kernel = kernel or compiler.load(f"matvec.{PACKED[matrix.kind].suffix}", isa)
+
+    def run(
+        self,
+        *,
+        row: int = 0,
+        n_rows: int | None = None,
+        pieces: tuple[int, ...] = (),
+        onto: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """Return ``(n_rows, rows of the matrix padded to 16)``.
+
+        ``pieces`` are the group numbers at which the work is cut; ``onto`` is added to.
+        """
+        n_rows = len(self.activations.x) if n_rows is None else n_rows
+        out = Guarded((n_rows, 16 * self.n_groups), np.float32)
+        out.array[...] = np.nan if onto is None else onto
+        edges = (0, *pieces, self.n_groups)
+        for first, last in itertools.pairwise(edges):
+            self._kernel.call(
+                self.matrix.address, self.activations.address, row, n_rows,
+                out.address, 64 * self.n_groups, first, last, int(onto is not None),
+            )  # fmt: skip
+        out.check()
+        return np.array(out.array)
