@@ -119,7 +119,7 @@ class Options:
         return parse_weight_type(self.quantize or default)
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Measure how fast a model runs here.")
 @click.option("--model-path", type=PATH, help=MODEL_HELP)
 @click.option(
     "--shape",

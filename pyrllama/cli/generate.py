@@ -66,7 +66,7 @@ class Options(ModelOptions):
         )
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Continue a prompt (the default).")
 @model_options()
 @click.option("--prompt", help="Text to continue; an empty one starts from the BOS token.")
 @click.option(

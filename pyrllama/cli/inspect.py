@@ -62,7 +62,7 @@ Examples:
 """
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, short_help="Describe a checkpoint without loading it.")
 @click.argument("path", type=PATH, required=False)
 @click.option("--tokenizer-path", "--tokenizer-model", type=PATH, help="Tokenizer to describe.")
 @click.option("--param-path", type=PATH, help="params.json; by default the one beside the weights.")

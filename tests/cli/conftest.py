@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -45,7 +43,5 @@ def stories(data: Path) -> Path:
 @pytest.fixture
 def packaged(monkeypatch: pytest.MonkeyPatch, stories: Path) -> Path:
     """Let a small trained model be the one that comes with the package."""
-    module = ModuleType("pyrllama.data")
-    monkeypatch.setattr(module, "default_model_path", lambda: stories, raising=False)
-    monkeypatch.setitem(sys.modules, "pyrllama.data", module)
+    monkeypatch.setattr("pyrllama.data.default_model_path", lambda: stories)
     return stories

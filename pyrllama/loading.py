@@ -1,0 +1,125 @@
+"""From the name of a model to its weights in a backend: what every command does first."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyrllama.core import TensorType
+from pyrllama.errors import SettingError
+
+if TYPE_CHECKING:
+    import os
+
+    from pyrllama.checkpoints.base import Checkpoint
+    from pyrllama.core import ModelConfig
+    from pyrllama.engine import Model
+    from pyrllama.memory import MemoryNeed
+
+Progress = Callable[[int, int], None]
+"""Called while weights load with the bytes done and the bytes in all."""
+
+DEFAULT_MAX_SEQ_LEN = 1024
+"""Tokens of context unless told otherwise, as in the original RLLaMA."""
+
+WEIGHT_TYPES = {
+    member.name.lower(): member
+    for member in (
+        TensorType.F32,
+        TensorType.F16,
+        TensorType.BF16,
+        TensorType.Q8_0,
+        TensorType.Q4_0,
+    )
+}
+"""The types that weights can be converted to at load, by name."""
+
+
+class Backend(enum.StrEnum):
+    """Where the model runs."""
+
+    CPU = "cpu"
+    """The compiled kernels."""
+    REFERENCE = "reference"
+    """The NumPy specification: slow, and computes in float32."""
+
+
+def local_path(path: str | os.PathLike[str] | None, *, progress: bool) -> Path:
+    """Return where a model lies on this machine; ``load`` says what the path may be.
+
+    ``progress`` shows bars while it is fetched from the hub.
+    """
+    if path is None:
+        from pyrllama.data import default_model_path  # noqa: PLC0415
+
+        return default_model_path()
+    path = Path(path)
+    name = path.as_posix()
+    if not name.startswith("hf:"):
+        return path
+    from pyrllama import hub  # noqa: PLC0415
+
+    return hub.pull(hub.parse_reference(name), progress=progress)
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    *,
+    backend: str,
+    weight_type: TensorType | None,
+    max_seq_len: int,
+    threads: int | None,
+    progress: Progress | None,
+    check_memory: bool = True,
+    on_memory: Callable[[MemoryNeed], None] | None = None,
+) -> Model:
+    """Load the weights of an open checkpoint into a backend; see ``load``."""
+    from pyrllama import memory  # noqa: PLC0415
+
+    if threads is not None and threads < 1:
+        raise SettingError("threads", threads, "a whole number from 1 upwards")
+    if backend not in set(Backend):
+        raise SettingError("backend", str(backend), "one of " + ", ".join(Backend))
+    weigh = memory.check_memory if check_memory else memory.estimate
+    need = weigh(
+        checkpoint.config,
+        checkpoint.tensors.values(),
+        weight_type,
+        max_seq_len,
+        compiled=backend == Backend.CPU,
+    )
+    if on_memory:
+        on_memory(need)
+    if backend == Backend.REFERENCE:
+        from pyrllama.reference.backend import ReferenceBackend  # noqa: PLC0415
+
+        return ReferenceBackend(checkpoint, max_seq_len, weight_type)
+    from pyrllama import cpu  # noqa: PLC0415
+
+    return cpu.load_model(
+        checkpoint, type=weight_type, max_seq_len=max_seq_len, threads=threads, progress=progress
+    )
+
+
+def parse_weight_type(name: str | TensorType | None) -> TensorType | None:
+    """Return the type that ``quantize`` names; raises ``SettingError`` for an unknown one."""
+    if name is None:
+        return None
+    if isinstance(name, TensorType):
+        name = name.name
+    if name.lower() not in WEIGHT_TYPES:
+        raise SettingError("quantize", name, "one of " + ", ".join(WEIGHT_TYPES))
+    return WEIGHT_TYPES[name.lower()]
+
+
+def context_length(config: ModelConfig, wanted: int | None) -> int:
+    """Return how many tokens a sequence may have; raises ``SettingError`` beyond the model's."""
+    if wanted is None:
+        return min(config.context_length, DEFAULT_MAX_SEQ_LEN)
+    if not 1 <= wanted <= config.context_length:
+        raise SettingError(
+            "max_seq_len", wanted, f"from 1 to the model's context of {config.context_length}"
+        )
+    return wanted
