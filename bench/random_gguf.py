@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyrllama.checkpoints.gguf_writer import write_gguf
+from pyrllama.checkpoints.gguf_writer import PendingTensor, write_gguf
 
 from pyrllama.checkpoints.random import SHAPES, RandomCheckpoint
 from pyrllama.loading import WEIGHT_TYPES
@@ -49,7 +49,10 @@ def main() -> None:
     arguments = parser.parse_args()
     config = SHAPES[arguments.shape]
     checkpoint = RandomCheckpoint(config, WEIGHT_TYPES[arguments.type])
-    tensors = (checkpoint.read(name) for name in checkpoint.tensors)
+    tensors = [
+        PendingTensor(info, lambda name=name: iter([checkpoint.read(name).data]))  # type: ignore[misc]
+        for name, info in checkpoint.tensors.items()
+    ]
     write_gguf(arguments.path, metadata_of(config), tensors)
 
 

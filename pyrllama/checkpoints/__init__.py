@@ -25,7 +25,6 @@ _FOREIGN = {
     b"lmgg": "a GGML file from before GGUF: convert the original model to GGUF",
     b"fmgg": "a GGML file from before GGUF: convert the original model to GGUF",
     b"tjgg": "a GGML file from before GGUF: convert the original model to GGUF",
-    b"\x80\x02": "a bare pickle, as PyTorch wrote before 1.6: save it again with a newer one",
 }
 """Beginnings of files that people mistake for a model, and what these are."""
 _HEAD_BYTES = 32

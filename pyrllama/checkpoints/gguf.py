@@ -156,8 +156,18 @@ def _read_config(file: GgufFile) -> ModelConfig:
         ffn_dim=keys.size("feed_forward_length"),
         norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
         rope_theta=keys.number("rope.freq_base", DEFAULT_ROPE_THETA),
-        context_length=keys.size("context_length"),
+        context_length=_context_length(keys),
     )
+
+
+def _context_length(keys: _Keys) -> int:
+    """Return the context, or the window of attention where it is shorter.
+
+    Within the first window, sliding attention is the full attention that is implemented.
+    """
+    context = keys.size("context_length")
+    window = keys.size("attention.sliding_window", 0)
+    return min(context, window) if window > 0 else context
 
 
 def _architecture(file: GgufFile) -> str:

@@ -101,7 +101,7 @@ def _cache_file(name: str, isa: Isa) -> Path:
 def _object_code(name: str, isa: Isa) -> tuple[bytes, int]:
     """Return a kernel's object code and the number of its arguments, from the cache or fresh."""
     file = _cache_file(name, isa)
-    kept = _read_checked(file)
+    kept = _read_checked(file) if _is_ours(file.parent) else None
     if kept is None:
         module, code_generator, n_arguments = _compile(name, isa)
         kept = bytes([n_arguments]) + code_generator.emit_object(module)
@@ -109,6 +109,17 @@ def _object_code(name: str, isa: Isa) -> tuple[bytes, int]:
         with contextlib.suppress(OSError):
             _write_whole(file, _digest(kept) + kept)
     return kept[1:], kept[0]
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether nobody else can have put code into a folder: it is run as it is found there."""
+    if not hasattr(os, "getuid"):
+        return True  # Windows keeps a user's cache folder to the user
+    try:
+        status = folder.stat()
+    except OSError:
+        return False
+    return status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
 def _digest(content: bytes) -> bytes:
@@ -127,7 +138,7 @@ def _read_checked(file: Path) -> bytes | None:
 
 def _write_whole(file: Path, content: bytes) -> None:
     """Write a file whole or not at all, whoever else writes it at the same time."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as out:

@@ -131,6 +131,13 @@ def test_senseless_keys(path: Path, metadata: dict[str, Any], problem: str) -> N
         GgufCheckpoint(path)
 
 
+def test_a_sliding_window_ends_the_context(path: Path) -> None:
+    metadata = {"llama.attention.sliding_window": 16}
+    write_model(path, CONFIG, random_weights(CONFIG), metadata=metadata)
+    with GgufCheckpoint(path) as checkpoint:
+        assert checkpoint.config.context_length == 16
+
+
 def test_missing_tensors_and_other_shapes(path: Path) -> None:
     weights = random_weights(CONFIG)
     del weights["blk.1.attn_q.weight"]

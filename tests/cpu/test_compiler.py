@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -231,19 +232,26 @@ print(json.dumps([[name for name in heavy if name in sys.modules], logits[-1].to
 """
 
 
-def test_a_second_start_compiles_nothing_and_does_not_import_numba() -> None:
+def test_a_second_start_compiles_nothing_and_does_not_import_numba(tmp_path: Path) -> None:
     config, isa = tiny_config(), target.chosen()
     with cpu_model(config, random_weights(config), isa, TensorType.Q8_0, threads=2) as model:
         expected = logits_of(model, range(40))[-1].tolist()
-    before = files(compiler.cache_folder())
+    # A copy, because other tests may be compiling into the folder at the same time.
+    shutil.copytree(compiler.cache_folder(), folder := tmp_path / "kernels")
+    before = files(folder)
     script = SECOND_START.format(tests=str(Path(__file__).resolve().parents[1]))
     result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env={**os.environ, compiler.CACHE_VARIABLE: str(folder)},
     )
     imported, logits = json.loads(result.stdout)
     assert imported == []
     assert logits == expected
-    assert files(compiler.cache_folder()) == before
+    assert files(folder) == before
 
 
 def test_two_first_starts_at_once_do_not_disturb_each_other(folder: Path) -> None:
@@ -258,3 +266,17 @@ print("loaded")
     ]
     assert [start.communicate(timeout=60)[0] for start in starts] == [b"loaded\n"] * 2
     assert [path.name for path in files(folder)] == [f"{KERNEL}.o"]
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="Windows has no such permissions")
+def test_code_in_a_folder_that_others_can_write_to_is_not_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler.load(KERNEL)
+    (kept,) = folder.glob(f"*/{KERNEL}.o")
+    kept.parent.chmod(0o777)
+    read: list[Path] = []
+    monkeypatch.setattr(compiler, "_loaded", {})
+    monkeypatch.setattr(compiler, "_read_checked", read.append)
+    assert copy_works(compiler.load(KERNEL))
+    assert read == []
