@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Self, TypedDict, Unpack
 from pyrllama.core import Completion, FinishReason, Request, Sampling, Token
 from pyrllama.engine import Engine
 from pyrllama.errors import PromptError
-from pyrllama.loading import Backend, context_length, load_model, local_path, parse_weight_type
+from pyrllama.loading import (
+    Backend,
+    context_length,
+    load_model,
+    local_path,
+    parse_kv_type,
+    parse_weight_type,
+)
 from pyrllama.perplexity import Perplexity, measure
 
 if TYPE_CHECKING:
@@ -214,6 +221,7 @@ def load(
     tokenizer_path: str | os.PathLike[str] | None = None,
     param_path: str | os.PathLike[str] | None = None,
     quantize: str | TensorType | None = None,
+    kv_type: str | TensorType = "f16",
     max_seq_len: int | None = None,
     threads: int | None = None,
     backend: str = Backend.CPU,
@@ -229,10 +237,11 @@ def load(
 
     The tokenizer and ``params.json`` are found beside the weights when they are not given.
     ``quantize`` names the type to convert the weights to (a key of ``WEIGHT_TYPES``); None
-    keeps the checkpoint's own.  ``max_seq_len`` counts prompt and continuation together, by
-    default 1024 or the model's whole context if that is less.  ``on_memory`` is told, before a
-    weight is read, how much memory the model needs; ``check_memory`` refuses one that cannot
-    fit into what is free.
+    keeps the checkpoint's own.  ``kv_type`` is that of the KV cache, ``"f16"`` or ``"f32"``,
+    which takes twice the memory and rounds nothing.  ``max_seq_len`` counts prompt and
+    continuation together, by default 1024 or the model's whole context if that is less.
+    ``on_memory`` is told, before a weight is read, how much memory the model needs;
+    ``check_memory`` refuses one that cannot fit into what is free.
 
     Raises ``SettingError``, ``CheckpointError`` and its kinds, ``TokenizerError``,
     ``NotEnoughMemoryError``, ``BackendError`` or a kind of ``HubError``.
@@ -244,7 +253,7 @@ def load(
         load_tokenizer,
     )
 
-    converted = parse_weight_type(quantize)
+    converted, cached = parse_weight_type(quantize), parse_kv_type(kv_type)
     path = local_path(path, progress=progress is not None)
     with open_checkpoint(path, _optional(param_path)) as checkpoint:
         config = checkpoint.config
@@ -256,6 +265,7 @@ def load(
             checkpoint,
             backend=backend,
             weight_type=converted,
+            kv_type=cached,
             max_seq_len=length,
             threads=threads,
             progress=progress,

@@ -36,6 +36,9 @@ WEIGHT_TYPES = {
 }
 """The types that weights can be converted to at load, by name."""
 
+KV_TYPES = {"f16": TensorType.F16, "f32": TensorType.F32}
+"""The types that the KV cache can have, by name."""
+
 
 class Backend(enum.StrEnum):
     """Where the model runs."""
@@ -69,6 +72,7 @@ def load_model(
     *,
     backend: str,
     weight_type: TensorType | None,
+    kv_type: TensorType = TensorType.F16,
     max_seq_len: int,
     threads: int | None,
     progress: Progress | None,
@@ -89,6 +93,7 @@ def load_model(
         weight_type,
         max_seq_len,
         compiled=backend == Backend.CPU,
+        kv_type=kv_type,
     )
     if on_memory:
         on_memory(need)
@@ -99,7 +104,12 @@ def load_model(
     from pyrllama import cpu  # noqa: PLC0415
 
     return cpu.load_model(
-        checkpoint, type=weight_type, max_seq_len=max_seq_len, threads=threads, progress=progress
+        checkpoint,
+        type=weight_type,
+        kv_type=kv_type,
+        max_seq_len=max_seq_len,
+        threads=threads,
+        progress=progress,
     )
 
 
@@ -112,6 +122,15 @@ def parse_weight_type(name: str | TensorType | None) -> TensorType | None:
     if name.lower() not in WEIGHT_TYPES:
         raise SettingError("quantize", name, "one of " + ", ".join(WEIGHT_TYPES))
     return WEIGHT_TYPES[name.lower()]
+
+
+def parse_kv_type(name: str | TensorType) -> TensorType:
+    """Return the type of the KV cache that a name means; raises ``SettingError`` for another."""
+    if isinstance(name, TensorType):
+        name = name.name
+    if name.lower() not in KV_TYPES:
+        raise SettingError("kv_type", name, "one of " + ", ".join(KV_TYPES))
+    return KV_TYPES[name.lower()]
 
 
 def context_length(config: ModelConfig, wanted: int | None) -> int:

@@ -17,7 +17,7 @@ from pyrllama.core import BLOCK_TOKENS, TensorType
 from pyrllama.errors import NotEnoughMemoryError
 from pyrllama.kvcache import blocks_for
 from pyrllama.models.llama import expected_tensors
-from pyrllama.quants import row_bytes
+from pyrllama.quants import row_bytes, type_size
 from pyrllama.reference import backend as reference
 from pyrllama.units import format_bytes
 
@@ -32,7 +32,6 @@ CGROUPS = Path("/sys/fs/cgroup")
 SMALLER_TYPES = (TensorType.Q8_0, TensorType.Q4_0)
 """What a refusal may offer instead, the most exact first."""
 _FLOAT32 = 4
-_FLOAT16 = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,25 +69,28 @@ def check_memory(
     max_seq_len: int,
     *,
     compiled: bool,
+    kv_type: TensorType = TensorType.F16,
 ) -> MemoryNeed:
     """Return what a model will take; see ``estimate``.
 
     Raises ``NotEnoughMemoryError`` if more than that is not free, with what would fit.
     """
     tensors = list(tensors)
-    need = estimate(config, tensors, weight_type, max_seq_len, compiled=compiled)
+    need = estimate(config, tensors, weight_type, max_seq_len, compiled=compiled, kv_type=kv_type)
     if need.fits:
         return need
     mend = "the kernels would take less than the reference: --backend cpu"
     if compiled:
-        mend = _what_fits(config, tensors, max_seq_len)
+        mend = _what_fits(config, tensors, max_seq_len, kv_type)
     raise NotEnoughMemoryError(f"the model {need}; {mend} (--no-memory-check tries all the same)")
 
 
-def _what_fits(config: ModelConfig, tensors: list[TensorInfo], max_seq_len: int) -> str:
+def _what_fits(
+    config: ModelConfig, tensors: list[TensorInfo], max_seq_len: int, kv_type: TensorType
+) -> str:
     """Return which smaller type would fit into what is free, or what else to try."""
     for kind in SMALLER_TYPES:
-        need = estimate(config, tensors, kind, max_seq_len, compiled=True)
+        need = estimate(config, tensors, kind, max_seq_len, compiled=True, kv_type=kv_type)
         offer = f"--quantize {kind.name.lower()} would take {format_bytes(need.total)}"
         if need.fits:
             return offer
@@ -102,6 +104,7 @@ def estimate(
     max_seq_len: int,
     *,
     compiled: bool,
+    kv_type: TensorType = TensorType.F16,
 ) -> MemoryNeed:
     """Return what a model will take with its weights converted to a type, or as stored.
 
@@ -128,7 +131,7 @@ def estimate(
     rotations = 2 * head_stride * max_seq_len * _FLOAT32
     return MemoryNeed(
         weights=sum(_packed_bytes(info, weight_type) for info in infos),
-        kv_cache=cached_numbers * head_stride * _FLOAT16,
+        kv_cache=cached_numbers * head_stride * type_size(kv_type),
         working=_working_bytes(config, min(MAX_BATCH_TOKENS, max_seq_len)) + rotations,
         free=free_memory(),
     )

@@ -302,3 +302,8 @@ class TestLoad:
             pyrllama.load(
                 data / "models" / "stories260K.bin", tokenizer_path=wrong, backend="reference"
             )
+
+
+def test_the_type_of_the_cache_is_a_setting() -> None:
+    with pytest.raises(SettingError, match="kv_type is 'q2_k', but it must be one of f16, f32"):
+        pyrllama.load(kv_type="q2_k")

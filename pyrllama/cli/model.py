@@ -17,7 +17,7 @@ from pyrllama.cli.options import (
 )
 from pyrllama.cli.terminal import loading_bar, note
 from pyrllama.llama import load
-from pyrllama.loading import local_path
+from pyrllama.loading import KV_TYPES, local_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +49,7 @@ class ModelOptions:
     f32: bool
     bf16: bool
     quantize: str | None
+    kv_type: str
     check_memory: bool
     backend: str
 
@@ -72,6 +73,7 @@ class ModelOptions:
                 tokenizer_path=self.tokenizer_path,
                 param_path=self.param_path,
                 quantize=weight_type,
+                kv_type=self.kv_type,
                 max_seq_len=max_seq_len,
                 threads=self.threads,
                 backend=self.backend,
@@ -112,6 +114,13 @@ def model_options() -> Decorator:
             "--quantize",
             type=click.Choice(["q8_0", "q4_0"], case_sensitive=False),
             help=QUANTIZE_HELP,
+        ),
+        click.option(
+            "--kv-type",
+            type=click.Choice(list(KV_TYPES), case_sensitive=False),
+            default="f16",
+            show_default=True,
+            help="Type of the KV cache; f32 takes twice the memory and rounds nothing.",
         ),
         memory_option(),
         backend_option(),
