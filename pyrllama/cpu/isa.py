@@ -44,6 +44,7 @@ SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "rllama_signed_dot": (I32X16, (I32X16, I8X64, I8X64)),
     "rllama_signed_sum": (I32X16, (I32X16, I32X16)),
     "rllama_prefetch": (ir.VoidType(), (I64,)),
+    "rllama_prefetch_stream": (ir.VoidType(), (I64,)),
     "rllama_pause": (ir.VoidType(), ()),
 }
 """Result and argument types of every machine-specific operation."""
@@ -85,7 +86,8 @@ def _bodies(isa: Isa) -> dict[str, _Body]:
         "rllama_nibble_sum": total,
         "rllama_signed_dot": signed,
         "rllama_signed_sum": signed_total,
-        "rllama_prefetch": _prefetch if isa.prefetches else _no_operation,
+        "rllama_prefetch": _prefetch,
+        "rllama_prefetch_stream": _prefetch if isa.prefetches else _no_operation,
         "rllama_pause": _pause_x86 if _targets_x86() else _no_operation,
     }
 

@@ -30,6 +30,7 @@ from pyrllama.cpu.simd import (
     nibble_dot,
     nibble_sum,
     prefetch,
+    prefetch_stream,
     signed_dot,
     signed_sum,
     splat_f32,
@@ -47,6 +48,8 @@ Activations = view(ACTIVATIONS)
 
 PREFETCH = 1024
 """Bytes ahead of the weights in use that are asked for, on CPUs that need to be asked."""
+TAIL_BLOCKS, TAIL_COLUMNS = 4, 16
+"""The end of a group, during which the beginning of the next ones is asked for."""
 
 
 @inline
@@ -69,11 +72,23 @@ def finish_four(
 
 
 @inline
-def prefetch_four(p: int, size: int, n_bytes: int) -> None:
+def prefetch_ahead(p: int, size: int, n_bytes: int) -> None:
     """Ask for what lies ``PREFETCH`` bytes ahead in each of four groups of ``size`` bytes."""
     for group in range(4):
         for line in range(0, n_bytes, 64):
-            prefetch(p + group * size + PREFETCH + line)
+            prefetch_stream(p + group * size + PREFETCH + line)
+
+
+@inline
+def prefetch_next_four(p: int, size: int, n_bytes: int) -> None:
+    """Ask for the beginnings of the next four groups, which no prefetcher foresees.
+
+    ``p`` is as far behind the end of the first of the present four as the place asked for is
+    behind the beginning of the first of the next.
+    """
+    for group in range(3, 7):
+        for line in range(0, n_bytes, 64):
+            prefetch(p + group * size + line)
 
 
 # --- types with int8 activations --------------------------------------------------------------
@@ -117,6 +132,19 @@ def quantised_product(block_bytes: int, dot: Callable[[int, int, int], Lanes]) -
         return fused_multiply_add(products, scale, total)
 
     @inline
+    def add_four(
+        p: int, size: int, q: int, scales: int, sums: int, b: int,
+        t0: Lanes, t1: Lanes, t2: Lanes, t3: Lanes,
+    ) -> tuple[Lanes, Lanes, Lanes, Lanes]:  # fmt: skip
+        """Add the products of a block of four groups that are ``size`` bytes apart."""
+        return (
+            add_block(p, q, scales, sums, b, t0),
+            add_block(p + size, q, scales, sums, b, t1),
+            add_block(p + 2 * size, q, scales, sums, b, t2),
+            add_block(p + 3 * size, q, scales, sums, b, t3),
+        )
+
+    @inline
     def one_row(m: View, a: View, row: int, out: int, first: int, last: int, add: int) -> None:
         """Multiply with one row of activations, four groups side by side."""
         q, size = a.q + row * a.q_stride, m.bytes_a_group
@@ -125,12 +153,13 @@ def quantised_product(block_bytes: int, dot: Callable[[int, int, int], Lanes]) -
         for g in range(first, last - 3, 4):
             p = m.data + g * size
             t0, t1, t2, t3 = splat_f32(0.0), splat_f32(0.0), splat_f32(0.0), splat_f32(0.0)
-            for b in range(n_blocks):
-                prefetch_four(p, size, block_bytes)
-                t0 = add_block(p, q, scales, sums, b, t0)
-                t1 = add_block(p + size, q, scales, sums, b, t1)
-                t2 = add_block(p + 2 * size, q, scales, sums, b, t2)
-                t3 = add_block(p + 3 * size, q, scales, sums, b, t3)
+            for b in range(n_blocks - TAIL_BLOCKS):
+                prefetch_ahead(p, size, block_bytes)
+                t0, t1, t2, t3 = add_four(p, size, q, scales, sums, b, t0, t1, t2, t3)
+                p += block_bytes
+            for b in range(max(n_blocks - TAIL_BLOCKS, 0), n_blocks):
+                prefetch_next_four(p + TAIL_BLOCKS * block_bytes, size, block_bytes)
+                t0, t1, t2, t3 = add_four(p, size, q, scales, sums, b, t0, t1, t2, t3)
                 p += block_bytes
             finish_four(out + 64 * g, 64, t0, t1, t2, t3, add)
         for g in range(last - (last - first) % 4, last):
@@ -222,20 +251,33 @@ def float_product(column_bytes: int, weights: Callable[[int], Lanes]) -> KernelF
         return fused_multiply_add(weights(p), splat_f32(load_f32(x)), total)
 
     @inline
+    def add_two_columns(
+        p: int, size: int, x: int, t0: Lanes, t1: Lanes, t2: Lanes, t3: Lanes
+    ) -> tuple[Lanes, Lanes, Lanes, Lanes]:
+        """Add two columns of four groups that are ``size`` bytes apart."""
+        for place in range(2):
+            t0 = add_column(p, x + 4 * place, t0)
+            t1 = add_column(p + size, x + 4 * place, t1)
+            t2 = add_column(p + 2 * size, x + 4 * place, t2)
+            t3 = add_column(p + 3 * size, x + 4 * place, t3)
+            p += column_bytes
+        return t0, t1, t2, t3
+
+    @inline
     def one_row(m: View, a: View, row: int, out: int, first: int, last: int, add: int) -> None:
         """Multiply with one row of activations, four groups side by side."""
         x, size = a.x + row * a.x_stride, m.bytes_a_group
         for g in range(first, last - 3, 4):
             p = m.data + g * size
             t0, t1, t2, t3 = splat_f32(0.0), splat_f32(0.0), splat_f32(0.0), splat_f32(0.0)
-            for c in range(0, 4 * m.n_cols, 8):
-                prefetch_four(p, size, 2 * column_bytes)
-                for place in range(2):
-                    t0 = add_column(p, x + c + 4 * place, t0)
-                    t1 = add_column(p + size, x + c + 4 * place, t1)
-                    t2 = add_column(p + 2 * size, x + c + 4 * place, t2)
-                    t3 = add_column(p + 3 * size, x + c + 4 * place, t3)
-                    p += column_bytes
+            for c in range(0, 4 * (m.n_cols - TAIL_COLUMNS), 8):
+                prefetch_ahead(p, size, 2 * column_bytes)
+                t0, t1, t2, t3 = add_two_columns(p, size, x + c, t0, t1, t2, t3)
+                p += 2 * column_bytes
+            for c in range(4 * (m.n_cols - TAIL_COLUMNS), 4 * m.n_cols, 8):
+                prefetch_next_four(p + TAIL_COLUMNS * column_bytes, size, 2 * column_bytes)
+                t0, t1, t2, t3 = add_two_columns(p, size, x + c, t0, t1, t2, t3)
+                p += 2 * column_bytes
             finish_four(out + 64 * g, 64, t0, t1, t2, t3, add)
         for g in range(last - (last - first) % 4, last):
             p = m.data + g * size

@@ -10,10 +10,9 @@ Reading = view(READING)
 
 
 @inline
-def read_256(p: int, ahead: int, found: Lanes) -> Lanes:
-    """Read four cache lines; prefetching 0 bytes ahead asks for what is read anyway."""
+def read_256(p: int, found: Lanes) -> Lanes:
+    """Read four cache lines and gather their bits, or LLVM would not read at all."""
     for line in range(0, 256, 64):
-        prefetch(p + ahead + line)
         found = found | load_i32x16(p + line)
     return found
 
@@ -23,14 +22,22 @@ def reader(n_streams: int) -> KernelFunction:
 
     @kernel
     def read(reading: int, worker: int) -> None:
-        """Read this worker's part; what was found is kept, or LLVM would not read at all."""
+        """Read this worker's part, prefetching if ``ahead`` is not 0, and keep what was found."""
         r = Reading(reading)
         start = r.data + worker * r.part_bytes
         stream = r.part_bytes // n_streams
         found = splat_i32(0)
-        for i in range(0, stream, 256):
-            for n in range(n_streams):
-                found = read_256(start + n * stream + i, r.ahead, found)
+        if r.ahead == 0:
+            for i in range(0, stream, 256):
+                for n in range(n_streams):
+                    found = read_256(start + n * stream + i, found)
+        else:
+            for i in range(0, stream, 256):
+                for n in range(n_streams):
+                    p = start + n * stream + i
+                    for line in range(0, 256, 64):
+                        prefetch(p + r.ahead + line)
+                    found = read_256(p, found)
         store(start, found)
 
     return read

@@ -34,10 +34,10 @@ class Isa:
 
     @property
     def prefetches(self) -> bool:
-        """Whether kernels ask for memory ahead of its use.
+        """Whether kernels ask for a stream's memory ahead of its use.
 
-        Intel's server cores gain a third from it.  AMD's Zen lost a few per cent: four streams
-        are what its own prefetchers want, and the requests cost the issue slots of loads.
+        Intel's server cores gain a third from it.  AMD's Zen lost a few per cent: its own
+        prefetchers follow four streams, and the requests cost the issue slots of loads.
         """
         return not llvm.get_host_cpu_name().startswith("znver")
 
