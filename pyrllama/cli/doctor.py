@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 CPUS = Path("/sys/devices/system/cpu")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 PACKAGES = (
-    "numpy", "numba", "llvmlite", "ml_dtypes", "tokenizers", "sentencepiece", "safetensors",
     "huggingface_hub", "click", "rich",
 )  # fmt: skip
 LARGEST_KERNEL = "step.forward"
