@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 CPUS = Path("/sys/devices/system/cpu")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 PACKAGES = (
-    "huggingface_hub", "click", "rich",
+    "numpy", "numba", "llvmlite", "tokenizers", "sentencepiece", "regex", "huggingface_hub",
+    "click", "rich",
 )  # fmt: skip
 LARGEST_KERNEL = "step.forward"
 Q4_0_BYTES_A_WEIGHT = 18 / 32
