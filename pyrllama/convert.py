@@ -1,0 +1,142 @@
+"""Any checkpoint that opens, with its tokenizer, as one GGUF file.
+
+Matrices are stored in the type that is asked for, vectors in F32.  A tensor goes through
+memory in slices, so that converting takes no more of it than a few of them.
+
+Source of the keys and of the codes for file types: the GGUF specification in ggml's
+``docs/gguf.md``, and ``llama_ftype`` in llama.cpp's ``llama.h``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyrllama.checkpoints.gguf_writer import PendingTensor, write_gguf
+from pyrllama.core import TensorInfo, TensorType
+from pyrllama.errors import SettingError
+from pyrllama.models.llama import ROPE_FACTORS, expected_tensors, rope_frequencies
+from pyrllama.quants import RUNNABLE, block_size, dequantize, quantize, runnable_names
+from pyrllama.tokenizer.to_gguf import vocabulary_metadata
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from pyrllama.checkpoints.base import Checkpoint
+    from pyrllama.core import ModelConfig
+
+FILE_TYPES = {
+    TensorType.F32: 0,
+    TensorType.F16: 1,
+    TensorType.Q4_0: 2,
+    TensorType.Q8_0: 7,
+    TensorType.BF16: 32,
+}
+"""``general.file_type``: in which type most of a file's matrices are."""
+QUANTIZATION_VERSION = 2
+"""``general.quantization_version``: of the formats of ggml's blocks since 2023."""
+ROW_OF_ODD_LENGTH = TensorType.F16
+"""What a matrix becomes whose rows are not whole blocks of the type that is asked for."""
+_SLICE_NUMBERS = 1 << 22
+
+
+def export_gguf(
+    checkpoint: Checkpoint,
+    tokenizer: Path,
+    path: Path,
+    type_: TensorType,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write a checkpoint and its tokenizer as a GGUF file that llama.cpp loads, too.
+
+    ``tokenizer`` is a SentencePiece model, or the GGUF file whose vocabulary is taken over.
+    ``metadata`` adds keys (``general.name``, ``tokenizer.chat_template``) or replaces them.
+    ``progress`` is called with the tensors written and their number.
+
+    Raises ``SettingError`` for a type that cannot be written, ``TokenizerError`` for a
+    tokenizer that cannot be, and what reading the checkpoint and writing the file raise.
+    """
+    if type_ not in RUNNABLE:
+        raise SettingError("the type", type_.name, f"one of {runnable_names()}")
+    described = _model_metadata(checkpoint.config, type_)
+    described |= vocabulary_metadata(tokenizer, checkpoint.config.vocab_size)
+    described |= dict(metadata or {})
+    write_gguf(path, described, list(_tensors(checkpoint, type_, progress)))
+
+
+def _model_metadata(config: ModelConfig, type_: TensorType) -> dict[str, Any]:
+    """Return the keys that make a GGUF file a LLaMA model of these sizes."""
+    sizes = {
+        "vocab_size": config.vocab_size,
+        "context_length": config.context_length,
+        "embedding_length": config.dim,
+        "block_count": config.n_layers,
+        "feed_forward_length": config.ffn_dim,
+        "attention.head_count": config.n_heads,
+        "attention.head_count_kv": config.n_kv_heads,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "attention.layer_norm_rms_epsilon": config.norm_eps,
+        "rope.dimension_count": config.head_dim,
+        "rope.freq_base": config.rope_theta,
+    }
+    return {
+        "general.architecture": config.architecture,
+        "general.file_type": FILE_TYPES[type_],
+        "general.quantization_version": QUANTIZATION_VERSION,
+        **{f"{config.architecture}.{key}": value for key, value in sizes.items()},
+    }
+
+
+def _tensors(
+    checkpoint: Checkpoint, type_: TensorType, progress: Callable[[int, int], None] | None
+) -> Iterator[PendingTensor]:
+    """Yield the tensors that the model uses, in the order in which it uses them."""
+    names = [name for name in expected_tensors(checkpoint.config) if name in checkpoint.tensors]
+    stretched = checkpoint.config.rope_scaling is not None and ROPE_FACTORS not in names
+    for number, name in enumerate(names, 1):
+        stored = checkpoint.tensors[name]
+        info = dataclasses.replace(stored, type=_stored_type(stored, type_))
+        done = partial(progress, number, len(names)) if progress else None
+        yield PendingTensor(info, partial(_converted, checkpoint, info, done))
+    if stretched:
+        factors = _rope_factors(checkpoint.config)
+        info = TensorInfo(ROPE_FACTORS, factors.shape, TensorType.F32)
+        yield PendingTensor(info, lambda: [factors.view(np.uint8)])
+
+
+def _stored_type(info: TensorInfo, type_: TensorType) -> TensorType:
+    if len(info.shape) == 1:
+        return TensorType.F32
+    return type_ if info.shape[-1] % block_size(type_) == 0 else ROW_OF_ODD_LENGTH
+
+
+def _converted(
+    checkpoint: Checkpoint, info: TensorInfo, done: Callable[[], None] | None
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield a tensor's rows in another type, a slice at a time; the same type passes as it is."""
+    tensor = checkpoint.read(info.name)
+    cols = info.shape[-1]
+    step = max(1, _SLICE_NUMBERS // cols)
+    for start in range(0, len(tensor.data), step):
+        rows = tensor.data[start : start + step]
+        if tensor.info.type != info.type:
+            rows = quantize(info.type, dequantize(tensor.info.type, rows, cols))
+        yield rows
+    checkpoint.release(info.name)
+    if done:
+        done()
+
+
+def _rope_factors(config: ModelConfig) -> NDArray[np.float32]:
+    """Return by what Llama 3.1's scaling divides each RoPE frequency: ``(head_dim / 2,)``."""
+    plain = rope_frequencies(dataclasses.replace(config, rope_scaling=None))
+    return (plain / rope_frequencies(config)).astype(np.float32)

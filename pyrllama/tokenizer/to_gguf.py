@@ -1,0 +1,127 @@
+"""A tokenizer as GGUF's metadata has it: the keys ``tokenizer.*``.
+
+Source: the GGUF specification in ggml's ``docs/gguf.md``; field numbers from SentencePiece's
+``sentencepiece_model.proto``.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyrllama.errors import TokenizerError
+from pyrllama.tokenizer.find import is_gguf
+from pyrllama.tokenizer.protobuf import fields
+from pyrllama.tokenizer.sentencepiece_model import (
+    ModelType,
+    Piece,
+    PieceType,
+    read_sentencepiece,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+PREFIX = "tokenizer."
+_SENTENCEPIECE_FIRST_BYTE = b"\x0a"
+"""How a SentencePiece model starts: with a piece, its field number 1."""
+_NO_SCORE = struct.pack("<f", 0.0)
+
+
+class _Field(enum.IntEnum):
+    """Field numbers of a SentencePiece model, of its pieces, and of its trainer's settings."""
+
+    PIECES = 1
+    TRAINER_SPEC = 2
+    TEXT = 1
+    SCORE = 2
+    TYPE = 3
+    MODEL_TYPE = 3
+
+
+def vocabulary_metadata(path: Path, vocab_size: int) -> dict[str, Any]:
+    """Return the keys ``tokenizer.*`` that a tokenizer file gives for a model.
+
+    A SentencePiece BPE model is spelled out, padded with unused pieces to the ``vocab_size``
+    rows of the embedding; a GGUF file's own keys pass as they are.  Raises ``TokenizerError``
+    for other formats, and for a tokenizer with more tokens than the model.
+    """
+    try:
+        if is_gguf(path):
+            return _copied(path)
+        data = path.read_bytes()
+    except OSError as error:
+        raise TokenizerError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if not data.startswith(_SENTENCEPIECE_FIRST_BYTE):
+        raise TokenizerError(
+            f"{path}: only SentencePiece models and the vocabularies of GGUF files can be written "
+            f"into a GGUF file yet; give the model's tokenizer.model"
+        )
+    try:
+        return sentencepiece_metadata(data, vocab_size)
+    except TokenizerError as error:
+        raise TokenizerError(f"{path}: {error}") from None
+
+
+def sentencepiece_metadata(model: bytes, vocab_size: int) -> dict[str, Any]:
+    """Return the keys for a serialised SentencePiece BPE model; see ``vocabulary_metadata``."""
+    tokenizer = read_sentencepiece(model)  # also checks that the model is whole
+    if _model_type(model) != ModelType.BPE:
+        raise TokenizerError(f"{tokenizer.kind} has no place in GGUF; only SentencePiece BPE has")
+    pieces = list(_pieces(model))
+    if len(pieces) > vocab_size:
+        raise TokenizerError(
+            f"the tokenizer has {len(pieces)} tokens, the model {vocab_size}, so they do not "
+            f"belong together"
+        )
+    pieces += [Piece(f"[PAD{i}]", 0.0, PieceType.UNUSED) for i in range(len(pieces), vocab_size)]
+    unknown = next((i for i, p in enumerate(pieces) if p.type == PieceType.UNKNOWN), None)
+    ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unknown": unknown}
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": [piece.text for piece in pieces],
+        "tokenizer.ggml.scores": np.array([piece.score for piece in pieces], np.float32),
+        "tokenizer.ggml.token_type": np.array([piece.type for piece in pieces], np.int32),
+        **{f"tokenizer.ggml.{k}_token_id": i for k, i in ids.items() if i is not None},
+        "tokenizer.ggml.add_bos_token": tokenizer.add_bos,
+        "tokenizer.ggml.add_eos_token": False,
+        "tokenizer.ggml.add_space_prefix": tokenizer.drops_first_space,
+    }
+
+
+def _copied(path: Path) -> dict[str, Any]:
+    """Return a GGUF file's own keys; arrays are copied out of the mapped file."""
+    from pyrllama.checkpoints.gguf_file import GgufFile  # noqa: PLC0415 - a room of its own
+
+    file = GgufFile(path)
+    try:
+        return {
+            key: value.copy() if isinstance(value, np.ndarray) else value
+            for key, value in file.metadata.items()
+            if key.startswith(PREFIX)
+        }
+    finally:
+        file.close()
+
+
+def _pieces(model: bytes) -> Iterator[Piece]:
+    """Yield the pieces of a model that the library has loaded, so that it is known to be whole."""
+    for number, message in fields(model):
+        if number == _Field.PIECES and isinstance(message, bytes):
+            piece = dict(fields(message))
+            text, score = piece.get(_Field.TEXT, b""), piece.get(_Field.SCORE, _NO_SCORE)
+            type_ = piece.get(_Field.TYPE, PieceType.NORMAL)
+            if isinstance(text, bytes) and isinstance(score, bytes) and isinstance(type_, int):
+                yield Piece(text.decode(), struct.unpack("<f", score)[0], type_)
+
+
+def _model_type(model: bytes) -> int:
+    for number, message in fields(model):
+        if number == _Field.TRAINER_SPEC and isinstance(message, bytes):
+            return int(dict(fields(message)).get(_Field.MODEL_TYPE, ModelType.UNIGRAM))
+    return ModelType.UNIGRAM
