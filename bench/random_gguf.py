@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyrllama.checkpoints.gguf_writer import PendingTensor, write_gguf
-
 from pyrllama.checkpoints.random import SHAPES, RandomCheckpoint
 from pyrllama.loading import WEIGHT_TYPES
 

@@ -29,11 +29,12 @@ def run_json(command: list[str]) -> Any:
 def measure_llama_cpp(program: Path, model: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Return llama.cpp's prefill and decode tokens per second for one turn."""
     command = [str(program), "-m", str(model), "-t", str(options.threads), "-o", "json"]
-    command += ["-p", str(options.prompt_tokens), "-n", str(options.generate_tokens), "-r", "1"]
+    command += ["-p", str(options.prompt_tokens), "-n", str(options.generate_tokens)]
+    command += ["-r", str(options.repetitions)]
     prefill, decode = run_json(command)
     return {
-        "prefill": prefill["avg_ts"],
-        "decode": decode["avg_ts"],
+        "prefill": statistics.median(prefill["samples_ts"]),
+        "decode": statistics.median(decode["samples_ts"]),
         "version": f"{prefill['build_commit']} ({prefill['build_number']})",
     }
 
@@ -41,7 +42,8 @@ def measure_llama_cpp(program: Path, model: Path, options: argparse.Namespace) -
 def measure_pyrllama(model: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Return our prefill and decode tokens per second for one turn, and the bandwidth."""
     command = [sys.executable, "-m", "pyrllama", "bench", "--model-path", str(model)]
-    command += ["--threads", str(options.threads), "--repetitions", "1", "--json"]
+    command += ["--threads", str(options.threads), "--json"]
+    command += ["--repetitions", str(options.repetitions)]
     command += ["--prompt-tokens", str(options.prompt_tokens)]
     command += ["--generate-tokens", str(options.generate_tokens)]
     report = run_json(command)
@@ -76,6 +78,7 @@ def compare(model: Path, options: argparse.Namespace) -> dict[str, Any]:
         "prompt_tokens": options.prompt_tokens,
         "generate_tokens": options.generate_tokens,
         "rounds": options.rounds,
+        "repetitions": options.repetitions,
         "llama_cpp": {
             "prefill": median_of(theirs, "prefill"),
             "decode": median_of(theirs, "decode"),
@@ -102,7 +105,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--generate-tokens", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each program")
+    parser.add_argument("--repetitions", type=int, default=3, help="measurements in a turn")
     parser.add_argument("--results", type=Path, default=Path("bench/results/rivals.jsonl"))
     options = parser.parse_args()
     options.results.parent.mkdir(parents=True, exist_ok=True)

@@ -48,6 +48,8 @@ MAX_LOG_FACTOR = 30.0
 """Bound of ``n * ln(r)``: beyond it a factor changes no probability that float32 can tell."""
 MASS_TOLERANCE = 1e-6
 """A mass this close under ``top_p`` has reached it: float32 logits do not tell them apart."""
+RUN = 64
+"""Logits of which only the largest is looked at first when the top ones are searched."""
 SEED_BITS = 32
 """Size of a fresh seed: one that can be typed."""
 FLOAT32 = np.finfo(np.float32)
@@ -77,13 +79,23 @@ def softmax(logits: Row, temperature: float = 1.0) -> Row:
 
 def top_k(logits: Row, k: int) -> Ids:
     """Return the ids of the ``k`` largest logits, the largest first; for 0 all, by id."""
-    n = logits.size
-    if k == 0 or k >= n:
-        return np.arange(n)
-    smallest = np.partition(logits, n - k)[n - k]
-    over = np.flatnonzero(logits > smallest)
-    equal = np.flatnonzero(logits == smallest)[: k - over.size]
-    return _largest_first(np.concatenate((over, equal)), logits)
+    if k == 0 or k >= logits.size:
+        return np.arange(logits.size)
+    ids = np.flatnonzero(logits >= _reached_by(logits, k))
+    return _largest_first(ids, logits)[:k]
+
+
+def _reached_by(logits: Row, k: int) -> np.float32:
+    """Return a number that at least ``k`` logits reach, and hardly more.
+
+    Of the maxima of short runs, ``k`` reach the one of rank ``k``; finding them costs one pass
+    over the vocabulary, a tenth of what it costs to part all of it at rank ``k``.
+    """
+    n_runs = logits.size // RUN
+    if n_runs < k:
+        return np.float32(np.partition(logits, logits.size - k)[logits.size - k])
+    maxima = logits[: n_runs * RUN].reshape(n_runs, RUN).max(axis=1)
+    return np.float32(np.partition(maxima, n_runs - k)[n_runs - k])
 
 
 def top_p(ids: Ids, probabilities: Row, p: float) -> Ids:
@@ -113,9 +125,13 @@ def _largest_first(ids: Ids, values: Row) -> Ids:
 
 def _candidates(penalised: Row, sampling: Sampling) -> tuple[Ids, NDArray[np.float64]]:
     """Apply steps 2 to 6: return the tokens that may be chosen and their probabilities."""
-    probabilities = softmax(penalised, sampling.temperature)
-    ids = top_p(top_k(penalised, sampling.top_k), probabilities, sampling.top_p)
-    kept = probabilities[ids].astype(np.float64)
+    ids = top_k(penalised, sampling.top_k)
+    if sampling.top_p == 1.0:  # what stays is scaled in the end: the others need no exponential
+        kept = softmax(penalised[ids], sampling.temperature).astype(np.float64)
+    else:
+        probabilities = softmax(penalised, sampling.temperature)
+        ids = top_p(ids, probabilities, sampling.top_p)
+        kept = probabilities[ids].astype(np.float64)
     kept /= kept.sum()
     return ids, kept
 
@@ -170,7 +186,9 @@ class Sampler:
         penalised = penalise(logits, sampling.repetition_penalty, occurrences)
         if sampling.temperature == 0.0:
             token = int(np.argmax(penalised))
-            return token, math.log(softmax(penalised)[token])
+            # ln softmax of the largest logit: -ln sum e^(x - largest)
+            shifted = np.exp(penalised - penalised[token])
+            return token, -math.log(shifted.sum(dtype=np.float64))
         ids, probabilities = _candidates(penalised, sampling)
         picked = _pick(probabilities, self._random.random())
         return int(ids[picked]), math.log(probabilities[picked])
