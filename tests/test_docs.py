@@ -168,22 +168,27 @@ def test_python_runs(page: Path, block: Block, tmp_path: Path) -> None:
     assert done.returncode == 0, f"{page.name}: {done.stderr}"
 
 
-def test_the_kernel_that_is_followed_is_the_one_that_runs() -> None:
+@pytest.mark.parametrize("name", ["step_q4_0", "end_q4_0"])
+def test_the_kernel_that_is_followed_is_the_one_that_runs(name: str) -> None:
     shown = next(
         block.code
         for block in fenced_blocks((ROOT / "docs" / "kernels.md").read_text("utf-8"))
-        if block.code.startswith("def dot_q4_0")
+        if f"def {name}" in block.code
     )
     source = (PACKAGE / "cpu" / "matvec.py").read_text("utf-8")
-    (real,) = [
+    real, page = function_named(name, source), function_named(name, shown)
+    statements = [ast.unparse(statement) for statement in real.body[1:]]  # the docstring apart
+    assert [ast.unparse(statement) for statement in page.body] == statements
+
+
+def function_named(name: str, source: str) -> ast.FunctionDef:
+    """Return the definition of a function in a source text."""
+    (found,) = [
         node
         for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.FunctionDef) and node.name == "dot_q4_0"
+        if isinstance(node, ast.FunctionDef) and node.name == name
     ]
-    statements = [ast.unparse(statement) for statement in real.body[1:]]  # the docstring apart
-    (function,) = ast.parse(shown).body
-    assert isinstance(function, ast.FunctionDef)
-    assert [ast.unparse(statement) for statement in function.body] == statements
+    return found
 
 
 # --- command lines ----------------------------------------------------------------------------

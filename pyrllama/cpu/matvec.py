@@ -101,91 +101,120 @@ def broadcast_4(x: int) -> Lanes:
 
 
 @inline
-def dot_q4_0(p: int, x: int, x_sum: int) -> Lanes:
-    """Sum 32 columns: nibbles less 8, the low ones are columns 0-15, the high ones 16-31."""
-    total = splat_i32(0)
-    for j in range(4):
-        w = load_i8x64(p + 32 + 64 * j)
-        high = as_i8(as_i32(w) >> 4)
-        total = nibble_dot(total, w & 15, broadcast_4(x + 4 * j))
-        total = nibble_dot(total, high & 15, broadcast_4(x + 16 + 4 * j))
+def step_q4_0(total: Lanes, p: int, x: int, j: int) -> Lanes:
+    """Add columns ``4j`` to ``4j + 3``, the low nibbles, and those 16 further, the high ones."""
+    w = load_i8x64(p + 32 + 64 * j)
+    high = as_i8(as_i32(w) >> 4)
+    total = nibble_dot(total, w & 15, broadcast_4(x + 4 * j))
+    return nibble_dot(total, high & 15, broadcast_4(x + 16 + 4 * j))
+
+
+@inline
+def end_q4_0(total: Lanes, x_sum: int) -> Lanes:
+    """Return the integer sums of a block: a nibble means itself less 8."""
     return nibble_sum(total) - splat_i32(x_sum) * 8
 
 
 @inline
-def dot_q8_0(p: int, x: int, x_sum: int) -> Lanes:
-    """Sum 32 columns of int8 weights."""
-    total = splat_i32(0)
-    for j in range(8):
-        total = signed_dot(total, load_i8x64(p + 32 + 64 * j), broadcast_4(x + 4 * j))
+def step_q8_0(total: Lanes, p: int, x: int, j: int) -> Lanes:
+    """Add columns ``4j`` to ``4j + 3`` and those 16 further."""
+    total = signed_dot(total, load_i8x64(p + 32 + 64 * j), broadcast_4(x + 4 * j))
+    return signed_dot(total, load_i8x64(p + 288 + 64 * j), broadcast_4(x + 16 + 4 * j))
+
+
+@inline
+def end_q8_0(total: Lanes, x_sum: int) -> Lanes:
+    """Return the integer sums of a block."""
     return signed_sum(total, splat_i32(x_sum))
 
 
-def quantised_product(block_bytes: int, dot: Callable[[int, int, int], Lanes]) -> KernelFunction:
-    """Return the product kernel of a type with blocks of 32 columns and one float16 scale."""
+def quantised_product(
+    block_bytes: int,
+    step: Callable[[Lanes, int, int, int], Lanes],
+    end: Callable[[Lanes, int], Lanes],
+) -> KernelFunction:
+    """Return the product kernel of a type with blocks of 32 columns and one float16 scale.
+
+    ``step`` adds an eighth of a block's columns, and another eighth, to integer sums of 16
+    rows; ``end`` makes the sums of four steps the block's.
+    """
 
     @inline
-    def add_block(p: int, q: int, scales: int, sums: int, b: int, total: Lanes) -> Lanes:
-        """Add a block's products: the integer sum, times the row's and the column's scale."""
-        products = to_f32(dot(p, q + 32 * b, load_i32(sums + 4 * b)))
-        scale = half_to_float(load_i16x16(p)) * load_f32(scales + 4 * b)
-        return fused_multiply_add(products, scale, total)
+    def scaled(products: Lanes, p: int, x_scale: float, total: Lanes) -> Lanes:
+        """Add a block's integer sums times the rows' scales and the activations' scale."""
+        scale = half_to_float(load_i16x16(p)) * x_scale
+        return fused_multiply_add(to_f32(products), scale, total)
 
     @inline
     def add_four(
-        p: int, size: int, q: int, scales: int, sums: int, b: int,
+        p: int, p_step: int, q: int, q_step: int, scales: int, sums: int, s_step: int,
         t0: Lanes, t1: Lanes, t2: Lanes, t3: Lanes,
     ) -> tuple[Lanes, Lanes, Lanes, Lanes]:  # fmt: skip
-        """Add the products of a block of four groups that are ``size`` bytes apart."""
+        """Add four products of a block: of four groups (``p_step``), or four rows (the others).
+
+        What the four have in common, broadcast activations or unpacked weights, is made once;
+        they go on together, so that no more of it is held at a time than registers take.
+        """
+        n0, n1, n2, n3 = splat_i32(0), splat_i32(0), splat_i32(0), splat_i32(0)
+        for j in range(4):
+            n0 = step(n0, p, q, j)
+            n1 = step(n1, p + p_step, q + q_step, j)
+            n2 = step(n2, p + 2 * p_step, q + 2 * q_step, j)
+            n3 = step(n3, p + 3 * p_step, q + 3 * q_step, j)
+        n0, n1 = end(n0, load_i32(sums)), end(n1, load_i32(sums + s_step))
+        n2, n3 = end(n2, load_i32(sums + 2 * s_step)), end(n3, load_i32(sums + 3 * s_step))
         return (
-            add_block(p, q, scales, sums, b, t0),
-            add_block(p + size, q, scales, sums, b, t1),
-            add_block(p + 2 * size, q, scales, sums, b, t2),
-            add_block(p + 3 * size, q, scales, sums, b, t3),
+            scaled(n0, p, load_f32(scales), t0),
+            scaled(n1, p + p_step, load_f32(scales + s_step), t1),
+            scaled(n2, p + 2 * p_step, load_f32(scales + 2 * s_step), t2),
+            scaled(n3, p + 3 * p_step, load_f32(scales + 3 * s_step), t3),
         )
+
+    @inline
+    def one_group(p: int, n_blocks: int, q: int, scales: int, sums: int) -> Lanes:
+        """Multiply one group with one row of activations."""
+        total = splat_f32(0.0)
+        for b in range(n_blocks):
+            products = splat_i32(0)
+            for j in range(4):
+                products = step(products, p, q + 32 * b, j)
+            products = end(products, load_i32(sums + 4 * b))
+            total = scaled(products, p, load_f32(scales + 4 * b), total)
+            p += block_bytes
+        return total
 
     @inline
     def one_row(m: View, a: View, row: int, out: int, first: int, last: int, add: int) -> None:
         """Multiply with one row of activations, four groups side by side."""
-        q, size = a.q + row * a.q_stride, m.bytes_a_group
+        q, size, n_blocks = a.q + row * a.q_stride, m.bytes_a_group, m.n_cols // 32
         scales, sums = a.scales + row * a.block_stride, a.sums + row * a.block_stride
-        n_blocks = m.n_cols // 32
         for g in range(first, last - 3, 4):
             p = m.data + g * size
             t0, t1, t2, t3 = splat_f32(0.0), splat_f32(0.0), splat_f32(0.0), splat_f32(0.0)
             for b in range(n_blocks - TAIL_BLOCKS):
                 prefetch_ahead(p, size, block_bytes)
-                t0, t1, t2, t3 = add_four(p, size, q, scales, sums, b, t0, t1, t2, t3)
+                c, s = scales + 4 * b, sums + 4 * b
+                t0, t1, t2, t3 = add_four(p, size, q + 32 * b, 0, c, s, 0, t0, t1, t2, t3)
                 p += block_bytes
             for b in range(max(n_blocks - TAIL_BLOCKS, 0), n_blocks):
                 prefetch_next_four(p + TAIL_BLOCKS * block_bytes, size, block_bytes)
-                t0, t1, t2, t3 = add_four(p, size, q, scales, sums, b, t0, t1, t2, t3)
+                c, s = scales + 4 * b, sums + 4 * b
+                t0, t1, t2, t3 = add_four(p, size, q + 32 * b, 0, c, s, 0, t0, t1, t2, t3)
                 p += block_bytes
             finish_four(out + 64 * g, 64, t0, t1, t2, t3, add)
         for g in range(last - (last - first) % 4, last):
-            p = m.data + g * size
-            t0 = splat_f32(0.0)
-            for b in range(n_blocks):
-                t0 = add_block(p, q, scales, sums, b, t0)
-                p += block_bytes
-            finish(out + 64 * g, t0, add)
+            finish(out + 64 * g, one_group(m.data + g * size, n_blocks, q, scales, sums), add)
 
     @inline
     def four_rows(m: View, a: View, row: int, out: int, stride: int, g: int, add: int) -> None:
         """Multiply one group with four rows of activations, which share the unpacked weights."""
-        p, q = m.data + g * m.bytes_a_group, a.q + row * a.q_stride
+        p, q, q_step = m.data + g * m.bytes_a_group, a.q + row * a.q_stride, a.q_stride
         scales, sums = a.scales + row * a.block_stride, a.sums + row * a.block_stride
-        q1, q2, q3 = q + a.q_stride, q + 2 * a.q_stride, q + 3 * a.q_stride
-        c1, c2, c3 = (
-            scales + a.block_stride, scales + 2 * a.block_stride, scales + 3 * a.block_stride
-        )  # fmt: skip
-        m1, m2, m3 = sums + a.block_stride, sums + 2 * a.block_stride, sums + 3 * a.block_stride
+        s_step = a.block_stride
         t0, t1, t2, t3 = splat_f32(0.0), splat_f32(0.0), splat_f32(0.0), splat_f32(0.0)
         for b in range(m.n_cols // 32):
-            t0 = add_block(p, q, scales, sums, b, t0)
-            t1 = add_block(p, q1, c1, m1, b, t1)
-            t2 = add_block(p, q2, c2, m2, b, t2)
-            t3 = add_block(p, q3, c3, m3, b, t3)
+            c, s = scales + 4 * b, sums + 4 * b
+            t0, t1, t2, t3 = add_four(p, 0, q + 32 * b, q_step, c, s, s_step, t0, t1, t2, t3)
             p += block_bytes
         finish_four(out + 64 * g, stride, t0, t1, t2, t3, add)
 
@@ -218,8 +247,8 @@ def product_kernel(
     return product
 
 
-q4_0 = quantised_product(288, dot_q4_0)
-q8_0 = quantised_product(544, dot_q8_0)
+q4_0 = quantised_product(288, step_q4_0, end_q4_0)
+q8_0 = quantised_product(544, step_q8_0, end_q8_0)
 
 
 # --- types with float32 activations -----------------------------------------------------------
