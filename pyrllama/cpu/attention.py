@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyrllama.core import BLOCK_TOKENS
 from pyrllama.cpu.kernel import KernelFunction, inline, kernel, view
 from pyrllama.cpu.norm import exponential
 from pyrllama.cpu.records import ACTIVATIONS, STEP
@@ -47,8 +48,6 @@ Step = view(STEP)
 Activations = view(ACTIVATIONS)
 
 f32, i16 = np.float32, np.int16
-BLOCK = 32
-"""Positions of a block; ``core.BLOCK_TOKENS``."""
 ONE: Any = f32(1.0)
 LOWEST = f32(-1e30)
 """Stands for minus infinity where differences are taken."""
@@ -84,9 +83,9 @@ def cache_kernels(
         """Rotate a token's key of one KV head and put key and value into the cache."""
         s = Step(step)
         position = load_i64(s.positions + 8 * token)
-        block = load_i64(load_i64(s.tables + 8 * token) + 8 * (position // BLOCK))
-        slot = position % BLOCK
-        head_bytes = size * BLOCK * s.head_stride
+        block = load_i64(load_i64(s.tables + 8 * token) + 8 * (position // BLOCK_TOKENS))
+        slot = position % BLOCK_TOKENS
+        head_bytes = size * BLOCK_TOKENS * s.head_stride
         keys = s.cache + block * s.block_bytes + layer * s.layer_bytes + head * head_bytes
         values = keys + s.n_kv_heads * head_bytes + size * slot * s.head_stride
         source = token * s.kv_stride + 4 * head * s.head_dim
@@ -152,7 +151,7 @@ def cache_kernels(
         s = Step(step)
         position = load_i64(s.positions + 8 * token)
         table = load_i64(s.tables + 8 * token)
-        head_bytes = size * BLOCK * s.head_stride
+        head_bytes = size * BLOCK_TOKENS * s.head_stride
         offset = layer * s.layer_bytes + head // (s.n_heads // s.n_kv_heads) * head_bytes
         q, total, weights = work, work + 4 * s.head_stride, work + 8 * s.head_stride
         source = s.q + token * s.q_stride + 4 * head * s.head_dim
@@ -161,9 +160,9 @@ def cache_kernels(
         for i in range(0, 4 * s.head_stride, 64):
             store(total + i, splat_f32(0.0))
         greatest, denominator = LOWEST, f32(0.0)
-        for b in range(position // BLOCK + 1):
+        for b in range(position // BLOCK_TOKENS + 1):
             keys = s.cache + load_i64(table + 8 * b) * s.block_bytes + offset
-            count = min(position + 1 - b * BLOCK, BLOCK)
+            count = min(position + 1 - b * BLOCK_TOKENS, BLOCK_TOKENS)
             low, high = scores_of_tiles(q, keys, s.head_dim, 16 * size * s.head_stride)
             low, high = keep_first(low, count, LOWEST), keep_first(high, count - 16, LOWEST)
             peak = max(greatest, max_f32(maximum(low, high)))

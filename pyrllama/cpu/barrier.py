@@ -17,6 +17,8 @@ from pyrllama.cpu.kernel import call, inline, kernel, part
 from pyrllama.cpu.records import (
     ARGUMENT,
     ARRIVED,
+    ASLEEP,
+    AWAKE,
     GENERATION,
     JOB,
     N_THREADS,
@@ -28,7 +30,6 @@ from pyrllama.cpu.records import (
 )
 from pyrllama.cpu.simd import I64, call_llvm, instruction, load_i64, pause, pointer, store
 
-ASLEEP, AWAKE = 1, 0
 BARRIER_SPINS = 2000
 """Short waits before a thread at a barrier offers its core to others."""
 IDLE_SPINS, IDLE_YIELDS = 2000, 2000

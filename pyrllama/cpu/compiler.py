@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import llvmlite.binding as llvm
 import platformdirs
 
+from pyrllama.core import BLOCK_TOKENS
 from pyrllama.cpu import isa as machine
 from pyrllama.cpu import target
 from pyrllama.errors import BackendError
@@ -87,7 +88,8 @@ def _sources_digest() -> str:
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     for package in ("numba", "llvmlite"):
         digest.update(f"{package}={importlib.metadata.version(package)}".encode())
-    digest.update(repr(llvm.llvm_version_info).encode())
+    # The one noun of core.py that is compiled into kernels.
+    digest.update(repr((llvm.llvm_version_info, BLOCK_TOKENS)).encode())
     return digest.hexdigest()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from pyrllama.core import BLOCK_TOKENS, TensorType
 from pyrllama.cpu import compiler
-from pyrllama.cpu.records import ACTIVATIONS, LAYER, STEP, Records
+from pyrllama.cpu.records import ACTIVATIONS, COUNTERS_A_LAYER, LAYER, LINE, STEP, Records
 from pyrllama.cpu.team import Team, fitting_threads
 from pyrllama.cpu.weights import Arena, Matrices, read_vector, round_up
 from pyrllama.errors import BackendError, SettingError
@@ -29,7 +29,6 @@ KV_BYTES = {TensorType.F16: 2, TensorType.F32: 4}
 _LAYER_MATRICES = (
     "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"
 )  # fmt: skip
-_COUNTERS_A_LAYER, _COUNTER_WORDS = 6, 8
 
 
 def load_model(
@@ -161,8 +160,8 @@ class CpuModel:
         self._normed, self._attended, self._hidden = (
             ActivationRows(rows, n) for n in (config.dim, config.q_dim, config.ffn_dim)
         )
-        n_counters = _COUNTERS_A_LAYER * config.n_layers + 1
-        self._counters = np.zeros((n_counters, _COUNTER_WORDS), np.int64)
+        n_counters = COUNTERS_A_LAYER * config.n_layers + 1
+        self._counters = np.zeros((n_counters, LINE // 8), np.int64)
         self._tokens, self._positions, self._tables, self._outputs = np.zeros((4, rows), np.int64)
         suffix = kv_type.name.lower()
         self._kv_kernels = [compiler.load(f"attention.{k}_{suffix}") for k in ("store", "attend")]

@@ -187,12 +187,19 @@ PACKING = Record(
 READING = Record("Reading", ("data", "part_bytes", "ahead"))
 """What a bandwidth measurement reads: a part for each thread, prefetching ``ahead`` bytes."""
 
+LINE = 64
+"""Bytes of a cache line, which a counter has to itself."""
+COUNTERS_A_LAYER = 6
+"""Pieces of shared work in a layer: q, k, v, the attention's output, the FFN's two halves."""
+
 # The words of a team, in bytes from its start: each stands on a cache line of its own, so that
 # threads which wait on one are not disturbed by writes to another.
 GENERATION, JOB, ARGUMENT, N_THREADS, ARRIVED, PHASE = range(0, 6 * 128, 128)
 WORKERS = 1024
 """Bytes of a thread's own words; thread 0's place holds the team's."""
 STATE, WAKE, SEEN = 0, 128, 256
+AWAKE, ASLEEP = 0, 1
+"""What a worker's state can be."""
 
 
 def team_words(n_threads: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

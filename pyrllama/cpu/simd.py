@@ -1,6 +1,6 @@
 """Explicit SIMD vectors for kernels that Numba compiles.
 
-A kernel works on logical 512-bit vectors (``f32x16``, ``i32x16``, ``i16x32``, ``i8x64``) and
+A kernel works on logical 512-bit vectors (``f32x16``, ``i32x16``, ``i8x64``) and
 their 16-lane half and quarter forms with ordinary operators; LLVM splits a vector where the
 CPU has no register of that width.  An operator takes two vectors of one type, or a vector and
 a scalar that is spread over all lanes.  ``>>`` shifts in zeros.  Memory is addressed by plain
@@ -59,7 +59,6 @@ class _VectorModel(models.PrimitiveModel):
 
 f32x16 = Vector("f32", 16)
 i32x16 = Vector("i32", 16)
-i16x32 = Vector("i16", 32)
 i16x16 = Vector("i16", 16)
 i8x64 = Vector("i8", 64)
 i8x16 = Vector("i8", 16)
@@ -233,7 +232,6 @@ def _splatter(vector: Vector) -> Callable[[Any], Any]:
 
 splat_f32 = _splatter(f32x16)
 splat_i32 = _splatter(i32x16)
-splat_i16x32 = _splatter(i16x32)
 
 
 def _bitcaster(target: Vector) -> Callable[[Any], Any]:
@@ -249,7 +247,6 @@ def _bitcaster(target: Vector) -> Callable[[Any], Any]:
 
 as_f32 = _bitcaster(f32x16)
 as_i32 = _bitcaster(i32x16)
-as_i16 = _bitcaster(i16x32)
 as_i8 = _bitcaster(i8x64)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pyrllama.cpu.barrier import barrier, take
 from pyrllama.cpu.kernel import View, call, inline, kernel, part, view
 from pyrllama.cpu.norm import quantise_blocks, rms_norm, swiglu
-from pyrllama.cpu.records import ACTIVATIONS, LAYER, MATRIX, STEP
+from pyrllama.cpu.records import ACTIVATIONS, COUNTERS_A_LAYER, LAYER, LINE, MATRIX, STEP
 from pyrllama.cpu.simd import load_i64
 
 Matrix = view(MATRIX)
@@ -18,9 +18,6 @@ Activations = view(ACTIVATIONS)
 Layer = view(LAYER)
 Step = view(STEP)
 
-COUNTERS_A_LAYER = 6
-"""Pieces of shared work in a layer: q, k, v, the attention's output, the FFN's two halves."""
-LINE = 64
 LAYER_BYTES = LAYER.n_bytes
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyrllama.cpu import compiler
-from pyrllama.cpu.records import JOB, N_THREADS, STATE, WAKE, WORKERS, team_words
+from pyrllama.cpu.records import ASLEEP, JOB, N_THREADS, STATE, WAKE, WORKERS, team_words
 from pyrllama.errors import BackendError, SettingError
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 MAX_THREADS = 256
 BYTES_A_THREAD = 2 << 20
 """Weights for which a thread is worth its barriers; below it, meeting costs what it saves."""
-_ASLEEP = 1
 
 
 def default_threads() -> int:
@@ -98,7 +97,7 @@ class Team:
         self._workers = []
         for number in range(1, self.n_threads):
             self._gates[number].acquire()
-            self._set(number, STATE, _ASLEEP)
+            self._set(number, STATE, ASLEEP)
             worker = threading.Thread(
                 target=self._work, args=(number,), name=f"rllama-{number}", daemon=True
             )
