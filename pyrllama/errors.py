@@ -88,6 +88,10 @@ class BackendError(RllamaError):
     """The kernels cannot run on this machine as asked."""
 
 
+class DeviceError(BackendError):
+    """An OpenCL device is not there, cannot do what is asked of it, or has failed."""
+
+
 class NotEnoughMemoryError(RllamaError):
     """The model would need more memory than is free; nothing of it was loaded."""
 

@@ -1,0 +1,256 @@
+"""A run of layers on one device: its weights, its part of the KV cache, and its launches.
+
+All kernels are made and their arguments set when the stage is; a step writes the batch into one
+buffer, enqueues the launches, and waits only for what it returns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyrllama.core import BLOCK_TOKENS, TensorType
+from pyrllama.models.llama import OUTPUT, ROPE_FACTORS, TOKEN_EMBEDDING, rope_table
+from pyrllama.opencl.batch import BatchWords
+from pyrllama.opencl.device import device_errors, pyopencl
+from pyrllama.opencl.layout import BLOCK, held_type, round_up
+from pyrllama.opencl.program import Program, model_source
+from pyrllama.opencl.steps import Steps
+from pyrllama.opencl.tuning import default_tuning, defines, local_memory
+from pyrllama.opencl.weights import DeviceMemory, Matrix, read_vector, stacks, upload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from pyrllama.checkpoints.base import Checkpoint
+    from pyrllama.core import Batch, ModelConfig
+    from pyrllama.opencl.device import Device
+    from pyrllama.opencl.tuning import Tuning
+    from pyrllama.opencl.weights import Stack
+
+KV_BYTES = {TensorType.F16: 2, TensorType.F32: 4}
+"""Types of the KV cache, and the bytes of a number in it."""
+GROUPS_OF_MATRICES: dict[str, tuple[str, ...]] = {
+    "qkv": ("attn_q", "attn_k", "attn_v"),
+    "attn_output": ("attn_output",),
+    "gate_up": ("ffn_gate", "ffn_up"),
+    "ffn_down": ("ffn_down",),
+}
+"""Matrices of a layer that read the same activations are multiplied as one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a stage computes: some of the layers, and what stands at the model's two ends."""
+
+    layers: range
+    embeds: bool
+    """Whether it begins with the tokens' embeddings; else it is given hidden states."""
+    ends: bool
+    """Whether it ends with logits; else it gives hidden states."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What a stage must have room for."""
+
+    max_seq_len: int
+    n_blocks: int
+    max_tokens: int
+    kv_type: TensorType
+
+
+def head_stride(config: ModelConfig) -> int:
+    """Return the numbers that a head has in the cache."""
+    return round_up(config.head_dim, 8)
+
+
+def block_bytes(config: ModelConfig, n_layers: int, kv_type: TensorType) -> int:
+    """Return the bytes of a block of the cache."""
+    numbers = 2 * n_layers * config.n_kv_heads * BLOCK_TOKENS * head_stride(config)
+    return numbers * KV_BYTES[kv_type]
+
+
+def stage_stacks(
+    checkpoint: Checkpoint, part: Part, wanted: TensorType | None
+) -> dict[str, list[Stack]]:
+    """Return all matrices of a part, by group (``"0.qkv"``, ``"output"``), as they are held."""
+    found = {
+        f"{layer}.{group}": stacks(checkpoint, [f"blk.{layer}.{n}.weight" for n in names], wanted)
+        for layer in part.layers
+        for group, names in GROUPS_OF_MATRICES.items()
+    }
+    tied = OUTPUT not in checkpoint.tensors
+    if part.embeds or (part.ends and tied):
+        found["embedding"] = stacks(checkpoint, [TOKEN_EMBEDDING], wanted)
+    if part.ends:
+        found["output"] = found["embedding"] if tied else stacks(checkpoint, [OUTPUT], wanted)
+    return found
+
+
+class Stage:
+    """Layers on a device; ``forward`` takes and gives hidden states or tokens and logits."""
+
+    def __init__(
+        self,
+        device: Device,
+        checkpoint: Checkpoint,
+        part: Part,
+        sizes: Sizes,
+        *,
+        wanted: TensorType | None,
+        progress: Callable[[int], None],
+        tuning: Tuning | None = None,
+    ) -> None:
+        cl = pyopencl()
+        self.device, self.part = device, part
+        self.config = config = checkpoint.config
+        self._sizes = sizes
+        self.tuning = tuning or default_tuning(device, config)
+        with device_errors(device, "loading the model"):
+            self._context = cl.Context([device.handle])
+            self._queue = cl.CommandQueue(self._context)
+            groups = stage_stacks(checkpoint, part, wanted)
+            self._matrices = self._load(checkpoint, groups, progress)
+            kinds = {m.extent.kind for parts in self._matrices.values() for m in parts}
+            program = Program(device, self._context, self._source(kinds))
+            self._buffers = self._allocate(checkpoint)
+            self.batch = BatchWords(config, sizes.n_blocks, sizes.max_tokens, sizes.max_seq_len)
+            self._buffers["batch"] = self._buffer(self.batch.n_bytes)
+            self._steps = Steps(self, program)
+            self._queue.finish()
+
+    # --- loading ------------------------------------------------------------------------------
+
+    def _source(self, kinds: set[TensorType]) -> str:
+        memory = local_memory(self.device, self.config, self.tuning.group)
+        sizes = self._sizes
+        words = defines(
+            self.tuning, self.config, memory, kv_type=sizes.kv_type, max_tokens=sizes.max_tokens
+        )
+        return model_source(words, kinds)
+
+    def _load(
+        self,
+        checkpoint: Checkpoint,
+        groups: Mapping[str, list[Stack]],
+        progress: Callable[[int], None],
+    ) -> dict[str, list[Matrix]]:
+        """Place every matrix in the order of a step, then fill them."""
+        ordered: dict[tuple[str, ...], Stack] = {}
+        for group in groups.values():
+            ordered.update((stack.names, stack) for stack in group)
+        extents = [stack.extent for stack in ordered.values()]
+        self._memory = DeviceMemory(self.device, self._context, extents)
+        placed: dict[tuple[str, ...], Matrix] = {}
+        for i, (names, stack) in enumerate(ordered.items()):
+            placed[names] = self._memory.place(i, stack.extent)
+            upload(self._queue, placed[names], stack, checkpoint, progress)
+        self.weight_bytes = sum(extent.n_bytes for extent in extents)
+        return {name: [placed[s.names] for s in group] for name, group in groups.items()}
+
+    def _allocate(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Make the buffers of a step; see ``Steps`` for who reads and writes which."""
+        config, sizes, part = self.config, self._sizes, self.part
+        rows = sizes.max_tokens
+        width = {
+            "x": config.dim,
+            "qkv": config.q_dim + 2 * config.kv_dim,
+            "parts": round_up(config.q_dim, BLOCK) * self.tuning.splits,
+            "shares": 2 * config.n_heads * self.tuning.splits,
+            "gate_up": 2 * config.ffn_dim,
+            "rows": max(config.dim, config.q_dim, config.ffn_dim),
+        }
+        buffers = {name: self._buffer(4 * rows * round_up(n, BLOCK)) for name, n in width.items()}
+        buffers["hidden"] = self._buffer(4 * round_up(config.ffn_dim, BLOCK))
+        if part.ends:
+            buffers["logits"] = self._buffer(4 * rows * config.vocab_size)
+            buffers["output_norm"] = self._vector(checkpoint, "output_norm.weight")
+        cache_bytes = sizes.n_blocks * block_bytes(config, len(part.layers), sizes.kv_type)
+        buffers["cache"] = self._buffer(cache_bytes)
+        for layer in part.layers:
+            for norm in ("attn_norm", "ffn_norm"):
+                name = f"blk.{layer}.{norm}.weight"
+                buffers[f"{layer}.{norm}"] = self._vector(checkpoint, name)
+        buffers["rope"] = self._filled(self._rope(checkpoint))
+        return buffers
+
+    def _rope(self, checkpoint: Checkpoint) -> NDArray[np.float32]:
+        factors = None
+        if ROPE_FACTORS in checkpoint.tensors:
+            factors = read_vector(checkpoint, ROPE_FACTORS, self.config.head_dim // 2)
+        return rope_table(self.config, self._sizes.max_seq_len, factors)
+
+    def _vector(self, checkpoint: Checkpoint, name: str) -> Any:
+        return self._filled(read_vector(checkpoint, name, round_up(self.config.dim, BLOCK)))
+
+    def _filled(self, values: NDArray[np.float32]) -> Any:
+        flags = pyopencl().mem_flags
+        return pyopencl().Buffer(
+            self._context, flags.READ_ONLY | flags.COPY_HOST_PTR, hostbuf=values
+        )
+
+    def _buffer(self, n_bytes: int) -> Any:
+        """Return zeroed memory: what kernels never write are the zeros of a padded row."""
+        cl = pyopencl()
+        n_bytes = round_up(n_bytes, 16)
+        buffer = cl.Buffer(self._context, cl.mem_flags.READ_WRITE, n_bytes)
+        cl.enqueue_fill_buffer(self._queue, buffer, np.zeros(4, np.uint32), 0, n_bytes)
+        return buffer
+
+    # --- running ------------------------------------------------------------------------------
+
+    def matrices(self, group: str) -> list[Matrix]:
+        """Return the matrices of a group, those of one type joined."""
+        return self._matrices[group]
+
+    def buffer(self, name: str) -> Any:
+        """Return a buffer by name."""
+        return self._buffers[name]
+
+    def forward(
+        self, batch: Batch, hidden: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Run a batch: return ``(n_outputs, vocab)`` logits or ``(n_tokens, dim)`` hidden states.
+
+        ``hidden`` are what the stage before gave.  Raises ``BackendError`` for a batch that does
+        not fit, ``DeviceError`` when the device fails.
+        """
+        words = self.batch.fill(batch)
+        cl, config, n = pyopencl(), self.config, batch.n_tokens
+        with device_errors(self.device, "running the model"):
+            cl.enqueue_copy(self._queue, self._buffers["batch"], words, is_blocking=False)
+            if hidden is not None:
+                padded = np.zeros((n, round_up(config.dim, BLOCK)), np.float32)
+                padded[:, : config.dim] = hidden
+                cl.enqueue_copy(self._queue, self._buffers["x"], padded, is_blocking=False)
+            self._steps.enqueue(self._queue, n, batch.n_outputs)
+            if self.part.ends:
+                logits = np.empty((batch.n_outputs, config.vocab_size), np.float32)
+                if logits.size:
+                    cl.enqueue_copy(self._queue, logits, self._buffers["logits"])
+                else:
+                    self._queue.finish()
+                return logits
+            x = np.empty((n, round_up(config.dim, BLOCK)), np.float32)
+            cl.enqueue_copy(self._queue, x, self._buffers["x"])
+            return x[:, : config.dim]
+
+    def close(self) -> None:
+        """Free the device's memory now, not when Python notices."""
+        buffers = [*self._buffers.values(), *self._memory.buffers]
+        self._matrices.clear()
+        self._buffers.clear()
+        self._memory.buffers.clear()
+        del self._steps
+        for buffer in buffers:
+            buffer.release()
+
+
+def stage_kinds(groups: Mapping[str, list[Stack]]) -> set[TensorType]:
+    """Return the types of all matrices of a part."""
+    return {stack.extent.kind for group in groups.values() for stack in group}

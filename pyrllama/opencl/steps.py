@@ -1,0 +1,231 @@
+"""The launches of a step, made once: one token's as matrix-vector products, a batch's as tiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyrllama.core import TensorType
+from pyrllama.opencl.batch import N_OUTPUTS, N_TOKENS
+from pyrllama.opencl.layout import BLOCK, round_up
+from pyrllama.opencl.tuning import LANES, heads_at_once, local_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyrllama.opencl.program import Launch, Program
+    from pyrllama.opencl.stage import Stage
+    from pyrllama.opencl.weights import Matrix
+
+TILE_GROUP, TILE_ROWS, TILE_TOKENS = 64, 32, 32
+"""Of the portable tile product; see ``kernels/tile.cl``."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLaunch:
+    """A launch whose groups grow with the tokens, or with the outputs, of a batch."""
+
+    launch: Launch
+    rows_at_once: int = 1
+    of_outputs: bool = False
+
+    def enqueue(self, queue: Any, n_tokens: int, n_outputs: int) -> None:
+        """Enqueue the groups that so many rows need."""
+        n_rows = n_outputs if self.of_outputs else n_tokens
+        if n_rows:
+            self.launch.enqueue(queue, -(-n_rows // self.rows_at_once))
+
+
+class Steps:
+    """All launches of a stage."""
+
+    def __init__(self, stage: Stage, program: Program) -> None:
+        self._stage, self._program = stage, program
+        self._config, self._tuning = stage.config, stage.tuning
+        self._batch = list(self._batch_launches())
+        self._single = list(self._single_launches()) if self._takes_single() else None
+
+    def enqueue(self, queue: Any, n_tokens: int, n_outputs: int) -> None:
+        """Enqueue a step; logits, if there are any, stand in their buffer when it ends."""
+        if n_tokens == 1 and self._single is not None:
+            for launch in self._single if n_outputs else self._single[: self._n_layer_launches]:
+                launch.enqueue(queue)
+            return
+        for batch_launch in self._batch:
+            batch_launch.enqueue(queue, n_tokens, n_outputs)
+
+    # --- one token ----------------------------------------------------------------------------
+
+    def _takes_single(self) -> bool:
+        """Whether gate and up are one matrix, whose results come out as pairs at once."""
+        config = self._config
+        memory = local_memory(self._stage.device, config, self._tuning.group)
+        whole = round_up(config.dim, BLOCK) <= min(
+            memory.segment_floats, memory.segment_blocks * BLOCK
+        )
+        layers = self._stage.part.layers
+        return whole and all(len(self._matrices(f"{i}.gate_up")) == 1 for i in layers)
+
+    def _single_launches(self) -> Iterator[Launch]:
+        tuning, buffer = self._tuning, self._stage.buffer
+        x, qkv, parts, shares = (buffer(name) for name in ("x", "qkv", "parts", "shares"))
+        if self._stage.part.embeds:
+            yield self._embed()
+        n_launches = int(self._stage.part.embeds)
+        items = self._config.n_heads // heads_at_once(self._config) * tuning.splits
+        for index, layer in enumerate(self._stage.part.layers):
+            row = 0
+            for matrix in self._matrices(f"{layer}.qkv"):
+                yield self._product(
+                    "norm_product", matrix, *self._norm(f"{layer}.attn_norm"), qkv, np.int32(row)
+                )
+                row += matrix.extent.rows
+                n_launches += 1
+            yield self._launch("attend_fresh", items, *self._attention(index))
+            (matrix,) = self._matrices(f"{layer}.attn_output")
+            yield self._product("attended_product", matrix, parts, shares, x)
+            (matrix,) = self._matrices(f"{layer}.gate_up")
+            norm = self._norm(f"{layer}.ffn_norm")
+            yield self._product("swiglu_product", matrix, *norm, buffer("hidden"), halves=2)
+            (matrix,) = self._matrices(f"{layer}.ffn_down")
+            yield self._product("add_product", matrix, buffer("hidden"), x)
+            n_launches += 4
+        self._n_layer_launches = n_launches
+        if self._stage.part.ends:
+            (matrix,) = self._matrices("output")
+            norm = self._norm("output_norm")
+            yield self._product("norm_product", matrix, *norm, buffer("logits"), np.int32(0))
+
+    def _product(self, name: str, matrix: Matrix, *arguments: Any, halves: int = 1) -> Launch:
+        """Launch as many groups as there is work for, at most those that keep a device busy."""
+        teams = self._tuning.group // LANES
+        groups = min(self._tuning.groups, -(-matrix.extent.rows // halves // teams))
+        return self._launch(f"{name}_{_suffix(matrix)}", groups, *matrix.arguments, *arguments)
+
+    def _norm(self, name: str) -> tuple[Any, ...]:
+        config, buffer = self._config, self._stage.buffer
+        return buffer("x"), buffer(name), np.int32(config.dim), np.float32(config.norm_eps)
+
+    # --- a batch ------------------------------------------------------------------------------
+
+    def _batch_launches(self) -> Iterator[BatchLaunch]:
+        config, tuning, part = self._config, self._tuning, self._stage.part
+        if part.embeds:
+            yield BatchLaunch(self._embed())
+        items = config.n_heads // heads_at_once(config) * tuning.splits
+        for index, layer in enumerate(part.layers):
+            attention = self._attention(index)
+            yield from self._normalised(f"{layer}.attn_norm", f"{layer}.qkv", "qkv")
+            yield BatchLaunch(self._launch("store_rows", config.n_kv_heads, *attention))
+            yield BatchLaunch(self._launch("attend_rows", items, *attention))
+            (matrix,) = self._matrices(f"{layer}.attn_output")
+            yield self._joined(matrix)
+            yield self._tiles(matrix, "x", add=True)
+            yield from self._normalised(f"{layer}.ffn_norm", f"{layer}.gate_up", "gate_up")
+            (matrix,) = self._matrices(f"{layer}.ffn_down")
+            yield self._activated(matrix)
+            yield self._tiles(matrix, "x", add=True)
+        if part.ends:
+            yield from self._normalised("output_norm", "output", "logits")
+
+    def _normalised(self, norm: str, group: str, out: str) -> Iterator[BatchLaunch]:
+        """Normalise the rows as each matrix of a group reads them, and multiply."""
+        config, buffer = self._config, self._stage.buffer
+        outputs = group == "output"
+        as_half, row = None, 0
+        for matrix in self._matrices(group):
+            if as_half is not self._reads_halves(matrix):
+                as_half = self._reads_halves(matrix)
+                yield BatchLaunch(
+                    self._launch(
+                        "normalise_rows",
+                        1,
+                        buffer("x"),
+                        buffer(norm),
+                        buffer("batch"),
+                        buffer("rows"),
+                        np.int32(config.dim),
+                        np.int32(round_up(config.dim, BLOCK)),
+                        np.float32(config.norm_eps),
+                        np.int32(as_half),
+                        np.int32(outputs),
+                    ),
+                    of_outputs=outputs,
+                )
+            yield self._tiles(matrix, out, row=row)
+            row += matrix.extent.rows
+
+    def _joined(self, matrix: Matrix) -> BatchLaunch:
+        buffer, as_half = self._stage.buffer, np.int32(self._reads_halves(matrix))
+        arguments = buffer("parts"), buffer("shares"), buffer("rows"), as_half
+        return BatchLaunch(self._launch("join_rows", 1, *arguments))
+
+    def _activated(self, matrix: Matrix) -> BatchLaunch:
+        config, buffer = self._config, self._stage.buffer
+        sizes = config.ffn_dim, round_up(2 * config.ffn_dim, BLOCK), round_up(config.ffn_dim, BLOCK)
+        words = (np.int32(n) for n in (*sizes, self._reads_halves(matrix)))
+        rows = buffer("gate_up"), buffer("rows")
+        return BatchLaunch(self._launch("swiglu_rows", 1, *rows, *words))
+
+    def _tiles(self, matrix: Matrix, out: str, *, row: int = 0, add: bool = False) -> BatchLaunch:
+        tuning, outputs = self._tuning, out == "logits"
+        if self._reads_halves(matrix):
+            tile = tuning.tensor_group, tuning.tensor_rows, tuning.tensor_tokens
+        else:
+            tile = TILE_GROUP, TILE_ROWS, TILE_TOKENS
+        group, tile_rows, tile_tokens = tile
+        buffer = self._stage.buffer
+        launch = self._program.launch(
+            f"tile_product_{_suffix(matrix)}",
+            -(-matrix.extent.rows // tile_rows),
+            group,
+            *matrix.arguments,
+            buffer("rows"),
+            buffer("batch"),
+            np.int32(N_OUTPUTS if outputs else N_TOKENS),
+            buffer(out),
+            np.int32(row),
+            np.int32(self._stride(out)),
+            np.int32(add),
+        )
+        return BatchLaunch(launch, tile_tokens, of_outputs=outputs)
+
+    def _stride(self, rows: str) -> int:
+        """Return the floats from a row of a buffer to the next."""
+        config = self._config
+        widths = {
+            "x": config.dim,
+            "qkv": config.q_dim + 2 * config.kv_dim,
+            "gate_up": 2 * config.ffn_dim,
+        }
+        return round_up(widths[rows], BLOCK) if rows in widths else config.vocab_size
+
+    # --- both ---------------------------------------------------------------------------------
+
+    def _embed(self) -> Launch:
+        (matrix,) = self._matrices("embedding")
+        units, scales, _, n_units = matrix.arguments
+        buffer, stride = self._stage.buffer, np.int32(round_up(self._config.dim, BLOCK))
+        arguments = units, scales, n_units, buffer("batch"), buffer("x"), stride
+        return self._launch(f"embed_{_suffix(matrix)}", 1, *arguments)
+
+    def _attention(self, index: int) -> tuple[Any, ...]:
+        names = "qkv", "rope", "cache", "batch", "parts", "shares"
+        sizes = np.int32(index), np.int32(len(self._stage.part.layers))
+        return *(self._stage.buffer(name) for name in names), *sizes
+
+    def _launch(self, name: str, groups: int, *arguments: Any) -> Launch:
+        return self._program.launch(name, groups, self._tuning.group, *arguments)
+
+    def _matrices(self, group: str) -> list[Matrix]:
+        return self._stage.matrices(group)
+
+    def _reads_halves(self, matrix: Matrix) -> bool:
+        """Whether a matrix's tiles are multiplied on Tensor Cores, which read float16."""
+        return self._tuning.tensor_cores and matrix.extent.kind is not TensorType.F32
+
+
+def _suffix(matrix: Matrix) -> str:
+    return matrix.extent.kind.name.lower()

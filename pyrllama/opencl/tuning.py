@@ -1,0 +1,145 @@
+"""Sizes of the kernels that depend on the device and the model, not on what is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pyrllama.core import BLOCK_TOKENS, TensorType
+from pyrllama.errors import DeviceError
+from pyrllama.opencl.layout import BLOCK, round_up
+
+if TYPE_CHECKING:
+    from pyrllama.core import ModelConfig
+    from pyrllama.opencl.device import Device
+
+LANES = BLOCK_TOKENS
+"""Work-items of a team; a lane attends to one token of a block of the cache."""
+FLOAT, HALF = 4, 2
+BLOCK_BYTES = BLOCK + 2 * FLOAT
+"""Of a block of quantised activations in local memory: its int8, its scale and its sum."""
+MAX_LOCAL = 48 * 1024
+"""What every recent GPU lets a work-group have."""
+RESERVED_LOCAL = 512
+MAX_SPLITS = 8
+MAX_HEADS_AT_ONCE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How work is cut up; every choice gives the same text."""
+
+    group: int = 64
+    """Work-items of a work-group, a multiple of 32."""
+    groups: int = 64
+    """Work-groups that a product of one token takes at most."""
+    loads: int = 4
+    """16-byte loads of a work-item on their way at a time."""
+    splits: int = 2
+    """Parts into which attention cuts the positions of a sequence."""
+    tensor_cores: bool = False
+    tensor_rows: int = 128
+    tensor_tokens: int = 128
+    warp_rows: int = 64
+    warp_tokens: int = 64
+    nvidia: bool = False
+    """Whether kernels are lowered to PTX."""
+    integer_dot: bool = False
+
+    @property
+    def tensor_group(self) -> int:
+        """Work-items of a group that multiplies tiles on Tensor Cores."""
+        warps = (self.tensor_rows // self.warp_rows) * (self.tensor_tokens // self.warp_tokens)
+        return warps * LANES
+
+
+def default_tuning(device: Device, config: ModelConfig) -> Tuning:
+    """Return the sizes for a device and a model, as measured on a few of both."""
+    if device.is_nvidia:
+        splits = device.compute_units * MAX_HEADS_AT_ONCE // max(config.n_heads, 1)
+        return Tuning(
+            group=512,
+            groups=device.compute_units,
+            splits=min(MAX_SPLITS, max(1, splits // heads_at_once(config))),
+            tensor_cores=True,
+            nvidia=True,
+        )
+    # On a CPU a work-item is a turn of a loop: large groups only take longer to compile.
+    group = min(LANES if device.is_pocl else 128, device.max_group // LANES * LANES)
+    if group < LANES:
+        raise DeviceError(
+            f"OpenCL device {device} runs work-groups of {device.max_group} work-items, but the "
+            f"kernels need {LANES}; choose another device, or run without one: --backend cpu"
+        )
+    loads = 1 if device.is_pocl else 4
+    return Tuning(group=group, groups=8 * device.compute_units, loads=loads)
+
+
+def heads_at_once(config: ModelConfig) -> int:
+    """Return how many heads that share keys a team attends from at a time."""
+    shared = config.n_heads // config.n_kv_heads
+    return next(n for n in range(MAX_HEADS_AT_ONCE, 0, -1) if shared % n == 0)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalMemory:
+    """How a product's activations share local memory: columns that it holds at a time."""
+
+    segment_floats: int
+    segment_blocks: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes for either use."""
+        return max(self.segment_floats * FLOAT, self.segment_blocks * BLOCK_BYTES)
+
+
+def local_memory(device: Device, config: ModelConfig, group: int) -> LocalMemory:
+    """Cut rows of activations into segments that fit into a work-group's local memory."""
+    longest = longest_row(config)
+    room = min(device.local_memory, MAX_LOCAL) - group * FLOAT - RESERVED_LOCAL
+    floats = min(longest, room // FLOAT // BLOCK * BLOCK)
+    blocks = min(longest // BLOCK, room // BLOCK_BYTES // 2 * 2)
+    return LocalMemory(floats, blocks)
+
+
+def longest_row(config: ModelConfig) -> int:
+    """Return the columns of the widest matrix, padded."""
+    return round_up(max(config.dim, config.q_dim, config.ffn_dim), BLOCK)
+
+
+def defines(
+    tuning: Tuning,
+    config: ModelConfig,
+    memory: LocalMemory,
+    *,
+    kv_type: TensorType,
+    max_tokens: int,
+) -> dict[str, int]:
+    """Return what the kernels are built with."""
+    flags = {
+        "NVIDIA": tuning.nvidia,
+        "TENSOR": tuning.tensor_cores,
+        "INTEGER_DOT": tuning.integer_dot,
+        "KV_F32": kv_type is TensorType.F32,
+    }
+    return {
+        **{name: 1 for name, on in flags.items() if on},
+        "GROUP": tuning.group,
+        "LOADS": tuning.loads,
+        "SPLITS": tuning.splits,
+        "HEAD_DIM": config.head_dim,
+        "N_HEADS": config.n_heads,
+        "N_KV_HEADS": config.n_kv_heads,
+        "HEADS_AT_ONCE": heads_at_once(config),
+        "MAX_TOKENS": max_tokens,
+        "SEGMENT_FLOATS": memory.segment_floats,
+        "SEGMENT_BLOCKS": memory.segment_blocks,
+        "LONGEST_ROW": longest_row(config),
+        "MEMORY_BYTES": memory.n_bytes,
+        "TENSOR_GROUP": tuning.tensor_group,
+        "TENSOR_ROWS": tuning.tensor_rows,
+        "TENSOR_TOKENS": tuning.tensor_tokens,
+        "WARP_ROWS": tuning.warp_rows,
+        "WARP_TOKENS": tuning.warp_tokens,
+    }
