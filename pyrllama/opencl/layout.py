@@ -21,6 +21,8 @@ UNIT_BYTES = 16
 BLOCK = 32
 """Columns of a block; every row is padded to whole ones."""
 SCALE_BYTES = 2
+ALIGNMENT = 1024
+"""Bytes to which a matrix is aligned: every device lets a part of a buffer begin there."""
 
 
 @dataclass(frozen=True, slots=True)

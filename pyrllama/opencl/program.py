@@ -47,9 +47,12 @@ def source_text(name: str) -> str:
 
 
 def model_source(
-    defines: Mapping[str, int], kinds: Iterable[TensorType], after: Iterable[str] = ()
+    defines: Mapping[str, int], kinds: Iterable[TensorType], after: str = ""
 ) -> str:
-    """Return the program of a model: its sizes, then all kernels for its types of weights."""
+    """Return the program of a model: its sizes, then all kernels for its types of weights.
+
+    ``after`` is a source that uses them.
+    """
     parts = [f"#define {name} {value}\n" for name, value in defines.items()]
     parts += [_marked(name) for name in BEFORE_TYPES]
     for kind in sorted(kinds):
@@ -58,8 +61,7 @@ def model_source(
         )
         parts += [_marked(name) for name in A_TYPE]
         parts.append(f"#undef KIND\n#undef KIND_{kind.name}\n")
-    parts += [_marked(name) for name in after]
-    return "".join(parts)
+    return "".join(parts) + after
 
 
 def _marked(name: str) -> str:

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyrllama.core import BLOCK_TOKENS, TensorType
+from pyrllama.errors import DeviceError
 from pyrllama.models.llama import OUTPUT, ROPE_FACTORS, TOKEN_EMBEDDING, rope_table
 from pyrllama.opencl.batch import BatchWords
 from pyrllama.opencl.device import device_errors, pyopencl
 from pyrllama.opencl.layout import BLOCK, held_type, round_up
+from pyrllama.opencl.persistent import can_persist, persistent_source, places
 from pyrllama.opencl.program import Program, model_source
 from pyrllama.opencl.steps import Steps
-from pyrllama.opencl.tuning import default_tuning, defines, local_memory
+from pyrllama.opencl.tuning import default_tuning, defines, local_memory, norm_stride
 from pyrllama.opencl.weights import DeviceMemory, Matrix, read_vector, stacks, upload
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 KV_BYTES = {TensorType.F16: 2, TensorType.F32: 4}
 """Types of the KV cache, and the bytes of a number in it."""
+GRID_WORDS = 4
+"""Of a barrier across the grid; see ``kernels/primitives.cl``."""
 GROUPS_OF_MATRICES: dict[str, tuple[str, ...]] = {
     "qkv": ("attn_q", "attn_k", "attn_v"),
     "attn_output": ("attn_output",),
@@ -132,7 +136,28 @@ class Stage:
         words = defines(
             self.tuning, self.config, memory, kv_type=sizes.kv_type, max_tokens=sizes.max_tokens
         )
-        return model_source(words, kinds)
+        if not self.persists:
+            return model_source(words, kinds)
+        after = persistent_source(
+            self._matrices,
+            self.config,
+            self.part,
+            n_buffers=len(self.weight_buffers),
+            prefetch=self.tuning.prefetch,
+            activation_bytes=memory.n_bytes(kinds),
+        )
+        return model_source(words, kinds, after)
+
+    @property
+    def persists(self) -> bool:
+        """Whether a step of one token is one kernel."""
+        n_buffers = len(self.weight_buffers)
+        return self.tuning.persistent and can_persist(self._matrices, self.part, n_buffers)
+
+    @property
+    def weight_buffers(self) -> list[Any]:
+        """The large buffers that hold the matrices."""
+        return self._memory.buffers
 
     def _load(
         self,
@@ -167,15 +192,14 @@ class Stage:
         }
         buffers = {name: self._buffer(4 * rows * round_up(n, BLOCK)) for name, n in width.items()}
         buffers["hidden"] = self._buffer(4 * round_up(config.ffn_dim, BLOCK))
-        if part.ends:
-            buffers["logits"] = self._buffer(4 * rows * config.vocab_size)
-            buffers["output_norm"] = self._vector(checkpoint, "output_norm.weight")
+        # One number behind the logits tells whether a group gave up waiting.
+        buffers["logits"] = self._buffer(4 * (rows * config.vocab_size * part.ends + 1))
+        buffers["words"] = self._buffer(4 * GRID_WORDS)
+        if self.persists:
+            buffers["places"] = self._filled(places(self._matrices, part))
         cache_bytes = sizes.n_blocks * block_bytes(config, len(part.layers), sizes.kv_type)
         buffers["cache"] = self._buffer(cache_bytes)
-        for layer in part.layers:
-            for norm in ("attn_norm", "ffn_norm"):
-                name = f"blk.{layer}.{norm}.weight"
-                buffers[f"{layer}.{norm}"] = self._vector(checkpoint, name)
+        buffers["norms"] = self._filled(self._norms(checkpoint))
         buffers["rope"] = self._filled(self._rope(checkpoint))
         return buffers
 
@@ -185,10 +209,19 @@ class Stage:
             factors = read_vector(checkpoint, ROPE_FACTORS, self.config.head_dim // 2)
         return rope_table(self.config, self._sizes.max_seq_len, factors)
 
-    def _vector(self, checkpoint: Checkpoint, name: str) -> Any:
-        return self._filled(read_vector(checkpoint, name, round_up(self.config.dim, BLOCK)))
+    def _norms(self, checkpoint: Checkpoint) -> NDArray[np.float32]:
+        """Return the weights of all norms: two a layer, and the last one."""
+        names = [f"blk.{i}.{n}.weight" for i in self.part.layers for n in ("attn_norm", "ffn_norm")]
+        names += ["output_norm.weight"] if self.part.ends else []
+        stride = norm_stride(self.config)
+        return np.stack([read_vector(checkpoint, name, stride) for name in names])
 
-    def _filled(self, values: NDArray[np.float32]) -> Any:
+    def norm(self, index: int) -> Any:
+        """Return the weights of a norm: ``2 * layer`` or the one after, or the last."""
+        n_bytes = 4 * norm_stride(self.config)
+        return self._buffers["norms"].get_sub_region(index * n_bytes, n_bytes)
+
+    def _filled(self, values: NDArray[Any]) -> Any:
         flags = pyopencl().mem_flags
         return pyopencl().Buffer(
             self._context, flags.READ_ONLY | flags.COPY_HOST_PTR, hostbuf=values
@@ -229,16 +262,33 @@ class Stage:
                 padded[:, : config.dim] = hidden
                 cl.enqueue_copy(self._queue, self._buffers["x"], padded, is_blocking=False)
             self._steps.enqueue(self._queue, n, batch.n_outputs)
+            single = n == 1 and self.persists
             if self.part.ends:
-                logits = np.empty((batch.n_outputs, config.vocab_size), np.float32)
-                if logits.size:
-                    cl.enqueue_copy(self._queue, logits, self._buffers["logits"])
-                else:
-                    self._queue.finish()
-                return logits
+                return self._logits(batch.n_outputs, single=single)
             x = np.empty((n, round_up(config.dim, BLOCK)), np.float32)
             cl.enqueue_copy(self._queue, x, self._buffers["x"])
+            if single:
+                self._logits(0, single=True)
             return x[:, : config.dim]
+
+    def _logits(self, n_outputs: int, *, single: bool) -> NDArray[np.float32]:
+        """Wait for the step and return its logits; raises ``DeviceError`` if it gave up."""
+        vocab_size = self.config.vocab_size if self.part.ends else 0
+        values = np.empty(n_outputs * vocab_size + single, np.float32)
+        if not values.size:
+            self._queue.finish()
+        else:
+            offset = 0 if n_outputs else 4 * vocab_size
+            pyopencl().enqueue_copy(
+                self._queue, values, self._buffers["logits"], src_offset=offset
+            )
+        if single and values[-1]:
+            raise DeviceError(
+                f"OpenCL device {self.device} does not run {self.tuning.groups} groups of "
+                f"{self.tuning.group} work-items at once, as it seemed to do; end other programs "
+                f"that use it, or run without it: --backend cpu"
+            )
+        return values[: n_outputs * vocab_size].reshape(n_outputs, -1)
 
     def close(self) -> None:
         """Free the device's memory now, not when Python notices."""
@@ -250,7 +300,3 @@ class Stage:
         for buffer in buffers:
             buffer.release()
 
-
-def stage_kinds(groups: Mapping[str, list[Stack]]) -> set[TensorType]:
-    """Return the types of all matrices of a part."""
-    return {stack.extent.kind for group in groups.values() for stack in group}

@@ -10,6 +10,7 @@ import numpy as np
 from pyrllama.core import TensorType
 from pyrllama.opencl.batch import N_OUTPUTS, N_TOKENS
 from pyrllama.opencl.layout import BLOCK, round_up
+from pyrllama.opencl.persistent import persistent_launch
 from pyrllama.opencl.tuning import LANES, heads_at_once, local_memory
 
 if TYPE_CHECKING:
@@ -45,7 +46,12 @@ class Steps:
         self._stage, self._program = stage, program
         self._config, self._tuning = stage.config, stage.tuning
         self._batch = list(self._batch_launches())
-        self._single = list(self._single_launches()) if self._takes_single() else None
+        self._single: list[Launch] | None = None
+        if stage.persists:
+            self._single = [persistent_launch(stage, program, self._attention(0))]
+            self._n_layer_launches = 1
+        elif self._takes_single():
+            self._single = list(self._single_launches())
 
     def enqueue(self, queue: Any, n_tokens: int, n_outputs: int) -> None:
         """Enqueue a step; logits, if there are any, stand in their buffer when it ends."""
@@ -79,7 +85,7 @@ class Steps:
             row = 0
             for matrix in self._matrices(f"{layer}.qkv"):
                 yield self._product(
-                    "norm_product", matrix, *self._norm(f"{layer}.attn_norm"), qkv, np.int32(row)
+                    "norm_product", matrix, *self._norm(2 * index), qkv, np.int32(row)
                 )
                 row += matrix.extent.rows
                 n_launches += 1
@@ -87,7 +93,7 @@ class Steps:
             (matrix,) = self._matrices(f"{layer}.attn_output")
             yield self._product("attended_product", matrix, parts, shares, x)
             (matrix,) = self._matrices(f"{layer}.gate_up")
-            norm = self._norm(f"{layer}.ffn_norm")
+            norm = self._norm(2 * index + 1)
             yield self._product("swiglu_product", matrix, *norm, buffer("hidden"), halves=2)
             (matrix,) = self._matrices(f"{layer}.ffn_down")
             yield self._product("add_product", matrix, buffer("hidden"), x)
@@ -95,7 +101,7 @@ class Steps:
         self._n_layer_launches = n_launches
         if self._stage.part.ends:
             (matrix,) = self._matrices("output")
-            norm = self._norm("output_norm")
+            norm = self._norm(2 * len(self._stage.part.layers))
             yield self._product("norm_product", matrix, *norm, buffer("logits"), np.int32(0))
 
     def _product(self, name: str, matrix: Matrix, *arguments: Any, halves: int = 1) -> Launch:
@@ -104,9 +110,9 @@ class Steps:
         groups = min(self._tuning.groups, -(-matrix.extent.rows // halves // teams))
         return self._launch(f"{name}_{_suffix(matrix)}", groups, *matrix.arguments, *arguments)
 
-    def _norm(self, name: str) -> tuple[Any, ...]:
-        config, buffer = self._config, self._stage.buffer
-        return buffer("x"), buffer(name), np.int32(config.dim), np.float32(config.norm_eps)
+    def _norm(self, index: int) -> tuple[Any, ...]:
+        config, x, norm = self._config, self._stage.buffer("x"), self._stage.norm(index)
+        return x, norm, np.int32(config.dim), np.float32(config.norm_eps)
 
     # --- a batch ------------------------------------------------------------------------------
 
@@ -117,20 +123,20 @@ class Steps:
         items = config.n_heads // heads_at_once(config) * tuning.splits
         for index, layer in enumerate(part.layers):
             attention = self._attention(index)
-            yield from self._normalised(f"{layer}.attn_norm", f"{layer}.qkv", "qkv")
+            yield from self._normalised(2 * index, f"{layer}.qkv", "qkv")
             yield BatchLaunch(self._launch("store_rows", config.n_kv_heads, *attention))
             yield BatchLaunch(self._launch("attend_rows", items, *attention))
             (matrix,) = self._matrices(f"{layer}.attn_output")
             yield self._joined(matrix)
             yield self._tiles(matrix, "x", add=True)
-            yield from self._normalised(f"{layer}.ffn_norm", f"{layer}.gate_up", "gate_up")
+            yield from self._normalised(2 * index + 1, f"{layer}.gate_up", "gate_up")
             (matrix,) = self._matrices(f"{layer}.ffn_down")
             yield self._activated(matrix)
             yield self._tiles(matrix, "x", add=True)
         if part.ends:
-            yield from self._normalised("output_norm", "output", "logits")
+            yield from self._normalised(2 * len(part.layers), "output", "logits")
 
-    def _normalised(self, norm: str, group: str, out: str) -> Iterator[BatchLaunch]:
+    def _normalised(self, norm: int, group: str, out: str) -> Iterator[BatchLaunch]:
         """Normalise the rows as each matrix of a group reads them, and multiply."""
         config, buffer = self._config, self._stage.buffer
         outputs = group == "output"
@@ -143,7 +149,7 @@ class Steps:
                         "normalise_rows",
                         1,
                         buffer("x"),
-                        buffer(norm),
+                        self._stage.norm(norm),
                         buffer("batch"),
                         buffer("rows"),
                         np.int32(config.dim),

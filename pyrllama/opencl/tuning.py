@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from pyrllama.core import BLOCK_TOKENS, TensorType
 from pyrllama.errors import DeviceError
-from pyrllama.opencl.layout import BLOCK, round_up
+from pyrllama.opencl.layout import ALIGNMENT, BLOCK, LAYOUTS, UNIT_BYTES, round_up
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pyrllama.core import ModelConfig
     from pyrllama.opencl.device import Device
 
@@ -42,6 +44,10 @@ class Tuning:
     tensor_tokens: int = 128
     warp_rows: int = 64
     warp_tokens: int = 64
+    persistent: bool = False
+    """Whether a step of one token is one kernel that waits across the grid."""
+    prefetch: int = 1
+    """Lines of 128 bytes that each work-item of it asks for before it waits."""
     nvidia: bool = False
     """Whether kernels are lowered to PTX."""
     integer_dot: bool = False
@@ -56,12 +62,13 @@ class Tuning:
 def default_tuning(device: Device, config: ModelConfig) -> Tuning:
     """Return the sizes for a device and a model, as measured on a few of both."""
     if device.is_nvidia:
-        splits = device.compute_units * MAX_HEADS_AT_ONCE // max(config.n_heads, 1)
+        splits = device.compute_units // (config.n_heads // heads_at_once(config))
         return Tuning(
             group=512,
             groups=device.compute_units,
-            splits=min(MAX_SPLITS, max(1, splits // heads_at_once(config))),
+            splits=min(MAX_SPLITS, max(1, splits)),
             tensor_cores=True,
+            persistent=True,
             nvidia=True,
         )
     # On a CPU a work-item is a turn of a loop: large groups only take longer to compile.
@@ -88,10 +95,12 @@ class LocalMemory:
     segment_floats: int
     segment_blocks: int
 
-    @property
-    def n_bytes(self) -> int:
-        """Bytes for either use."""
-        return max(self.segment_floats * FLOAT, self.segment_blocks * BLOCK_BYTES)
+    def n_bytes(self, kinds: Iterable[TensorType]) -> int:
+        """Bytes for matrices of any of these types."""
+        blocks = round_up(self.segment_blocks * BLOCK_BYTES, UNIT_BYTES)
+        return max(
+            blocks if LAYOUTS[kind].quantised else self.segment_floats * FLOAT for kind in kinds
+        )
 
 
 def local_memory(device: Device, config: ModelConfig, group: int) -> LocalMemory:
@@ -106,6 +115,11 @@ def local_memory(device: Device, config: ModelConfig, group: int) -> LocalMemory
 def longest_row(config: ModelConfig) -> int:
     """Return the columns of the widest matrix, padded."""
     return round_up(max(config.dim, config.q_dim, config.ffn_dim), BLOCK)
+
+
+def norm_stride(config: ModelConfig) -> int:
+    """Return the floats from a norm's weights to the next; a part of a buffer can begin there."""
+    return round_up(config.dim, ALIGNMENT // FLOAT)
 
 
 def defines(
@@ -136,7 +150,6 @@ def defines(
         "SEGMENT_FLOATS": memory.segment_floats,
         "SEGMENT_BLOCKS": memory.segment_blocks,
         "LONGEST_ROW": longest_row(config),
-        "MEMORY_BYTES": memory.n_bytes,
         "TENSOR_GROUP": tuning.tensor_group,
         "TENSOR_ROWS": tuning.tensor_rows,
         "TENSOR_TOKENS": tuning.tensor_tokens,

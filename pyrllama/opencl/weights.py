@@ -11,7 +11,15 @@ import numpy as np
 from pyrllama import quants
 from pyrllama.errors import DeviceError, UnsupportedTypeError
 from pyrllama.opencl.device import device_errors, pyopencl
-from pyrllama.opencl.layout import LAYOUTS, convert, extent_of, held_type, pack, round_up
+from pyrllama.opencl.layout import (
+    ALIGNMENT,
+    LAYOUTS,
+    convert,
+    extent_of,
+    held_type,
+    pack,
+    round_up,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -25,8 +33,6 @@ if TYPE_CHECKING:
 
 SLICE_BYTES = 1 << 25
 """Stored bytes that are converted and copied before the file's pages are given back."""
-ALIGNMENT = 1024
-"""Bytes to which a matrix is aligned: every device lets a part of a buffer begin there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,15 +14,17 @@
 
 #ifdef KV_F32
 typedef float Cached;
-inline float8 cached8(__global const Cached *p) { return vload8(0, p); }
-inline void cache_put(__global Cached *p, long i, float value) { p[i] = value; }
+FUNCTION float8 cached8(__global const Cached *p) { return vload8(0, p); }
+FUNCTION void cache_put(__global Cached *p, int i, float2 pair) { vstore2(pair, 0, p + i); }
 #else
-typedef half Cached;
-inline float8 cached8(__global const Cached *p) {
+typedef ushort Cached;
+FUNCTION float8 cached8(__global const Cached *p) {
   uint4 bits = *(__global const uint4 *)p;
   return (float8)(halves(bits.x), halves(bits.y), halves(bits.z), halves(bits.w));
 }
-inline void cache_put(__global Cached *p, long i, float value) { vstore_half_rte(value, i, p); }
+FUNCTION void cache_put(__global Cached *p, int i, float2 pair) {
+  *(__global uint *)(p + i) = pack_halves(pair.x, pair.y);
+}
 #endif
 
 typedef struct {
@@ -36,20 +38,20 @@ typedef struct {
   int n_layers;
 } Attention;
 
-inline __global Cached *head_in_block(Attention a, int block, int kv_head) {
+FUNCTION __global Cached *head_in_block(Attention a, int block, int kv_head) {
   long head = ((long)block * a.n_layers + a.layer) * N_KV_HEADS + kv_head;
   return a.cache + head * 2 * PLANE;
 }
 
 // Turn pair i of a head by its position's angle.
-inline float2 rotated(Attention a, int position, __global const float *head, int i) {
+FUNCTION float2 rotated(Attention a, int position, __global const float *head, int i) {
   float2 turn = a.rope[position * (HEAD_DIM / 2) + i];
   float even = load_shared(head + 2 * i), odd = load_shared(head + 2 * i + 1);
   return (float2)(even * turn.x - odd * turn.y, even * turn.y + odd * turn.x);
 }
 
 // Put the key and the value of a row into the cache.
-inline void store_key_value(Attention a, int row, int kv_head) {
+FUNCTION void store_key_value(Attention a, int row, int kv_head) {
   int position = a.batch[BATCH_POSITIONS + row];
   __global const int *table = a.batch + BATCH_TABLES + a.batch[BATCH_TABLE_STARTS + row];
   __global Cached *keys = head_in_block(a, table[position / LANES], kv_head);
@@ -60,11 +62,10 @@ inline void store_key_value(Attention a, int row, int kv_head) {
   for (int i = get_local_id(0); i < HEAD_STRIDE / 2; i += GROUP) {
     int there = 2 * i < HEAD_DIM;
     float2 key = there ? rotated(a, position, k, i) : (float2)(0.0f);
-    int place = (i / 4 * LANES + slot) * 8 + 2 * i % 8;
-    cache_put(keys, place, key.x);
-    cache_put(keys, place + 1, key.y);
-    cache_put(values, slot * HEAD_STRIDE + 2 * i, there ? load_shared(v + 2 * i) : 0.0f);
-    cache_put(values, slot * HEAD_STRIDE + 2 * i + 1, there ? load_shared(v + 2 * i + 1) : 0.0f);
+    float2 value = (float2)(0.0f);
+    if (there) value = (float2)(load_shared(v + 2 * i), load_shared(v + 2 * i + 1));
+    cache_put(keys, (i / 4 * LANES + slot) * 8 + 2 * i % 8, key);
+    cache_put(values, slot * HEAD_STRIDE + 2 * i, value);
   }
 }
 
@@ -76,7 +77,7 @@ inline void store_key_value(Attention a, int row, int kv_head) {
 #define WORK_FLOATS (WEIGHTS_FLOATS > GATHER_FLOATS ? WEIGHTS_FLOATS : GATHER_FLOATS)
 #define ATTEND_FLOATS (HEADS_AT_ONCE * HEAD_STRIDE + 2 * TEAMS * HEADS_AT_ONCE + WORK_FLOATS)
 
-inline void attend(
+FUNCTION void attend(
     Attention a, int row, int heads, int split, const int fresh,
     __local float *memory, __local float *scratch) {
   __local float *queries = memory;                             // (heads, HEAD_STRIDE)
@@ -200,7 +201,7 @@ __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void store_rows(ATTE
 }
 
 // A group for every (row, heads, split).
-inline void attend_item(
+FUNCTION void attend_item(
     Attention a, int item, const int fresh, __local float *memory, __local float *scratch) {
   int row = item / (HEAD_GROUPS * SPLITS), rest = item % (HEAD_GROUPS * SPLITS);
   attend(a, row, rest / SPLITS, rest % SPLITS, fresh, memory, scratch);

@@ -1,5 +1,6 @@
 // What kernels hand to each other. Sizes of the model and of the batch come as defines:
-// GROUP, HEAD_DIM, N_HEADS, N_KV_HEADS, SPLITS, MAX_TOKENS, LOADS, SEGMENT_BLOCKS, SEGMENT_FLOATS.
+// GROUP, HEAD_DIM, N_HEADS, N_KV_HEADS, SPLITS, MAX_TOKENS, LOADS, SEGMENT_BLOCKS,
+// SEGMENT_FLOATS, LONGEST_ROW (of activations, in columns).
 
 // A batch: words of int, written by the host before a step.
 #define BATCH_N_TOKENS 0
@@ -42,16 +43,16 @@ typedef struct {
 } Source;
 
 // Consecutive numbers for the teams of the whole grid, neighbours on different processors.
-inline int team_in_grid(void) {
+FUNCTION int team_in_grid(void) {
   return team_in_group() * (int)get_num_groups(0) + (int)get_group_id(0);
 }
 
-inline float8 load_shared8(__global const float *p) {
+FUNCTION float8 load_shared8(__global const float *p) {
   return (float8)(load_shared4(p), load_shared4(p + 4));
 }
 
 // Join what the splits of one row gathered for the head of a column, in powers of two.
-inline float joined(Source source, int column) {
+FUNCTION float joined(Source source, int column) {
   int head = min(column / HEAD_DIM, N_HEADS - 1);
   float top = -INFINITY, sum = 0.0f, value = 0.0f;
   for (int s = 0; s < SPLITS; s++) {
@@ -66,7 +67,7 @@ inline float joined(Source source, int column) {
   return value / sum;
 }
 
-inline float8 joined8(Source source, int column) {
+FUNCTION float8 joined8(Source source, int column) {
 #if HEAD_DIM % 8 == 0
   int head = min(column / HEAD_DIM, N_HEADS - 1);
   float top = -INFINITY, sum = 0.0f;
@@ -101,7 +102,7 @@ inline float8 joined8(Source source, int column) {
 }
 
 // Columns [column, column + 8) of a source; adds their squares if they are to be normalised.
-inline float8 activations(Source source, int column, float *squares) {
+FUNCTION float8 activations(Source source, int column, float *squares) {
   if (source.shares) return joined8(source, column);
   float8 v = load_shared8(source.x + column);
   if (source.norm) {

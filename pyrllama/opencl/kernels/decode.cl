@@ -4,7 +4,7 @@
   __global const uint4 *units, __global const ushort *scales, int rows, int n_units
 
 #define PRODUCT(source, out, pairs, add)                                                          \
-  __local uint4 memory[MEMORY_BYTES / 16];                                                        \
+  __local uint4 memory[ACTIVATION_BYTES / 16];                                                        \
   __local float scratch[GROUP];                                                                   \
   Matrix m = {units, scales, rows, n_units};                                                      \
   Task task;                                                                                      \

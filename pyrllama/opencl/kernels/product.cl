@@ -5,17 +5,20 @@
 
 #undef SEGMENT_UNITS
 #undef SEGMENTED
+#undef ACTIVATION_BYTES
 #ifdef QUANTISED
+#define ACTIVATION_BYTES ROUND_UP(SEGMENT_BLOCKS * 40, 16)
 #define SEGMENT_UNITS (SEGMENT_BLOCKS * UNITS_A_BLOCK)
 #define SEGMENTED (LONGEST_ROW > 32 * SEGMENT_BLOCKS)
 #else
+#define ACTIVATION_BYTES (SEGMENT_FLOATS * 4)
 #define SEGMENT_UNITS (SEGMENT_FLOATS / UNIT_COLS)
 #define SEGMENTED (LONGEST_ROW > SEGMENT_FLOATS)
 #endif
 
 // Ask for a task's weights: units [first, first + n_units) of a row are the segment that it is in.
 // What lies behind the segment's or the matrix's end is zeros.
-inline void KIND(fetch)(Task *task, Matrix m, int row, int first, int n_units, int chunk) {
+FUNCTION void KIND(fetch)(Task *task, Matrix m, int row, int first, int n_units, int chunk) {
   #pragma unroll
   for (int j = 0; j < LOADS; j++) {
     int unit = (chunk * LOADS + j) * LANES + lane_id();
@@ -29,7 +32,7 @@ inline void KIND(fetch)(Task *task, Matrix m, int row, int first, int n_units, i
 }
 
 // Ask for a team's first task of a product.
-inline void KIND(begin)(Task *task, Matrix m) {
+FUNCTION void KIND(begin)(Task *task, Matrix m) {
   KIND(fetch)(task, m, team_in_grid(), 0, min(m.n_units, SEGMENT_UNITS), 0);
 }
 
@@ -41,7 +44,7 @@ inline void KIND(begin)(Task *task, Matrix m) {
 #ifdef QUANTISED
 
 // Quantise 8 columns together with the 3 work-items that have the rest of the block of 32.
-inline void KIND(put)(
+FUNCTION void KIND(put)(
     int quad, int active, float8 v, __local uint4 *memory, __local float *scratch) {
   __local int *words = (__local int *)memory;
   __local float2 *scales = (__local float2 *)(memory + 2 * SEGMENT_BLOCKS);
@@ -67,7 +70,7 @@ inline void KIND(put)(
   if (part == 0) scales[block] = (float2)(scale, scale * sum);
 }
 
-inline float KIND(dot)(const Task *task, int chunk, int n_units, __local const uint4 *memory) {
+FUNCTION float KIND(dot)(const Task *task, int chunk, int n_units, __local const uint4 *memory) {
   __local const int4 *x = (__local const int4 *)memory;
   __local const float2 *scales = (__local const float2 *)(memory + 2 * SEGMENT_BLOCKS);
   float total = 0.0f;
@@ -95,7 +98,7 @@ inline float KIND(dot)(const Task *task, int chunk, int n_units, __local const u
 
 #else
 
-inline void KIND(put)(
+FUNCTION void KIND(put)(
     int quad, int active, float8 v, __local uint4 *memory, __local float *scratch) {
   __local float4 *x = (__local float4 *)memory;
   if (!active) return;
@@ -108,7 +111,7 @@ inline void KIND(put)(
 #endif
 }
 
-inline float KIND(dot)(const Task *task, int chunk, int n_units, __local const uint4 *memory) {
+FUNCTION float KIND(dot)(const Task *task, int chunk, int n_units, __local const uint4 *memory) {
   __local const float4 *x = (__local const float4 *)memory;
   float total = 0.0f;
   #pragma unroll
@@ -139,7 +142,7 @@ inline float KIND(dot)(const Task *task, int chunk, int n_units, __local const u
 
 // Bring columns [first, first + n) of the source into local memory; n is a multiple of 32.
 // Returns the sum of the squares of what the norm's weights have not yet scaled.
-inline float KIND(load)(
+FUNCTION float KIND(load)(
     Source source, int first, int n, __local uint4 *memory, __local float *scratch) {
   float squares = 0.0f;
   LOCAL_FENCE;  // the products before are done with the memory
@@ -158,7 +161,7 @@ inline float KIND(load)(
 
 #if SEGMENTED
 // The factor of RMSNorm where the row may be too long to be in local memory at once.
-inline float KIND(norm_of_long_row)(Source source, int n, __local float *scratch) {
+FUNCTION float KIND(norm_of_long_row)(Source source, int n, __local float *scratch) {
   float squares = 0.0f;
   for (int i = get_local_id(0); i < n / 8; i += GROUP) activations(source, 8 * i, &squares);
   return rsqrt(group_sum(squares, scratch) / source.n + source.eps);
@@ -170,7 +173,7 @@ inline float KIND(norm_of_long_row)(Source source, int n, __local float *scratch
 //
 // With `pairs` the rows are a half of gates and a half of ups, and out gets silu(gate) * up.
 // With `add` the product is added to out, the residual stream.
-inline void KIND(product)(
+FUNCTION void KIND(product)(
     Task *task, Matrix m, Source source, __global float *out, const int pairs, const int add,
     __local uint4 *memory, __local float *scratch) {
   const int results = pairs ? m.rows / 2 : m.rows;

@@ -1,7 +1,7 @@
 // What stands between the products of a batch: every kernel turns float rows into the rows of
 // activations that the next product reads, float16 or, where `as_half` is 0, float32.
 
-inline void put_pair(__global uint *out, long index, float2 v, int as_half) {
+FUNCTION void put_pair(__global uint *out, long index, float2 v, int as_half) {
   if (as_half) {
     out[index / 2] = pack_halves(v.x, v.y);
   } else {

@@ -3,7 +3,7 @@
 #ifdef TENSOR
 
 // Four 8 by 8 matrices of float16; lane l names row l % 8 of matrix l / 8.
-inline uint4 load_fragments(__local const uint4 *row) {
+FUNCTION uint4 load_fragments(__local const uint4 *row) {
   uint4 v;
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"((uint)(size_t)row) : "memory");
@@ -11,7 +11,7 @@ inline uint4 load_fragments(__local const uint4 *row) {
 }
 
 // sum (16, 8) += a (16, 16) * b (16, 8)
-inline void tensor_product(float *sum, uint4 a, uint b0, uint b1) {
+FUNCTION void tensor_product(float *sum, uint4 a, uint b0, uint b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -20,7 +20,7 @@ inline void tensor_product(float *sum, uint4 a, uint b0, uint b1) {
 }
 
 // Four bytes b as float16 of scale * (1024 + b - offset): bytes become the low bits of 1024.0.
-inline uint2 scaled_bytes(uint bytes, ushort scale, int offset) {
+FUNCTION uint2 scaled_bytes(uint bytes, ushort scale, int offset) {
   uint2 v;
   uint factors = (uint)scale * 0x10001u;
   uint offsets = offset == 1032 ? 0x64086408u : 0x64806480u;

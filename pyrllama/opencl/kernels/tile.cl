@@ -42,9 +42,9 @@
 #ifdef TENSOR_TILE
 
 // Chunk c of a tile's row, so that 8 rows of the same chunk lie in different banks.
-inline int KIND(chunk_place)(int row, int c) { return row * CHUNKS + (c ^ ((row >> 1) & 3)); }
+FUNCTION int KIND(chunk_place)(int row, int c) { return row * CHUNKS + (c ^ ((row >> 1) & 3)); }
 
-inline void KIND(put_weights)(__local uint4 *tile, int row, int unit, uint4 bits, ushort scale) {
+FUNCTION void KIND(put_weights)(__local uint4 *tile, int row, int unit, uint4 bits, ushort scale) {
 #if defined(KIND_F16)
   tile[KIND(chunk_place)(row, unit)] = bits;
 #elif defined(KIND_BF16)
@@ -60,21 +60,21 @@ inline void KIND(put_weights)(__local uint4 *tile, int row, int unit, uint4 bits
   uint4 high = (uint4)(scaled_bytes(u.z, scale, 1152), scaled_bytes(u.w, scale, 1152));
   tile[KIND(chunk_place)(row, 2 * unit + 1)] = high;
 #else
-  for (int half = 0; half < 2; half++) {
-    uint4 u = (bits >> (4 * half)) & 0x0f0f0f0fu;
+  for (int nibble = 0; nibble < 2; nibble++) {
+    uint4 u = (bits >> (4 * nibble)) & 0x0f0f0f0fu;
     uint4 low = (uint4)(scaled_bytes(u.x, scale, 1032), scaled_bytes(u.y, scale, 1032));
     uint4 high = (uint4)(scaled_bytes(u.z, scale, 1032), scaled_bytes(u.w, scale, 1032));
-    tile[KIND(chunk_place)(row, 4 * unit + 2 * half)] = low;
-    tile[KIND(chunk_place)(row, 4 * unit + 2 * half + 1)] = high;
+    tile[KIND(chunk_place)(row, 4 * unit + 2 * nibble)] = low;
+    tile[KIND(chunk_place)(row, 4 * unit + 2 * nibble + 1)] = high;
   }
 #endif
 }
 
-inline void KIND(put_row)(__local uint4 *tile, int token, int chunk, uint4 bits) {
+FUNCTION void KIND(put_row)(__local uint4 *tile, int token, int chunk, uint4 bits) {
   tile[KIND(chunk_place)(token, chunk)] = bits;
 }
 
-inline void KIND(multiply)(
+FUNCTION void KIND(multiply)(
     float *sums, __local const uint4 *weights, __local const uint4 *rows) {
   const int lane = lane_id(), warp = team_in_group();
   const int row0 = warp % WARPS_DOWN * WARP_ROWS, token0 = warp / WARPS_DOWN * WARP_TOKENS;
@@ -103,31 +103,31 @@ inline void KIND(multiply)(
   }
 }
 
-inline int KIND(sum_row)(int i) {
+FUNCTION int KIND(sum_row)(int i) {
   int row0 = team_in_group() % WARPS_DOWN * WARP_ROWS;
   return row0 + i / (WARP_TOKENS / 8 * 4) * 16 + (i >> 1 & 1) * 8 + (lane_id() >> 2);
 }
 
-inline int KIND(sum_token)(int i) {
+FUNCTION int KIND(sum_token)(int i) {
   int token0 = team_in_group() / WARPS_DOWN * WARP_TOKENS;
   return token0 + i / 4 % (WARP_TOKENS / 8) * 8 + (lane_id() & 3) * 2 + (i & 1);
 }
 
 #else
 
-inline void KIND(put_weights)(__local uint4 *tile, int row, int unit, uint4 bits, ushort scale) {
+FUNCTION void KIND(put_weights)(__local uint4 *tile, int row, int unit, uint4 bits, ushort scale) {
   __local float *place = (__local float *)tile + row * TILE_STRIDE + unit * UNIT_COLS;
   float values[UNIT_COLS];
   KIND(unpack)(bits, scale, values);
   for (int c = 0; c < UNIT_COLS; c++) place[c] = values[c];
 }
 
-inline void KIND(put_row)(__local uint4 *tile, int token, int chunk, uint4 bits) {
+FUNCTION void KIND(put_row)(__local uint4 *tile, int token, int chunk, uint4 bits) {
   __local float *place = (__local float *)tile + token * TILE_STRIDE + chunk * 4;
   vstore4(as_float4(bits), 0, place);
 }
 
-inline void KIND(multiply)(
+FUNCTION void KIND(multiply)(
     float *sums, __local const uint4 *weights, __local const uint4 *rows) {
   __local const float *a = (__local const float *)weights + (get_local_id(0) & 7) * TILE_STRIDE;
   __local const float *b = (__local const float *)rows + (get_local_id(0) >> 3) * TILE_STRIDE;
@@ -142,8 +142,8 @@ inline void KIND(multiply)(
   }
 }
 
-inline int KIND(sum_row)(int i) { return (i >> 2) * 8 + ((int)get_local_id(0) & 7); }
-inline int KIND(sum_token)(int i) { return (i & 3) * 8 + ((int)get_local_id(0) >> 3); }
+FUNCTION int KIND(sum_row)(int i) { return (i >> 2) * 8 + ((int)get_local_id(0) & 7); }
+FUNCTION int KIND(sum_token)(int i) { return (i & 3) * 8 + ((int)get_local_id(0) >> 3); }
 
 #endif
 
@@ -154,7 +154,7 @@ typedef struct {
 } KIND(Stage);
 
 // Ask for the tiles' columns from `column` on.
-inline void KIND(ask)(
+FUNCTION void KIND(ask)(
     KIND(Stage) *s, Matrix m, __global const uint4 *x, int row0, int token0, int n_tokens,
     int column) {
   #pragma unroll
@@ -181,7 +181,7 @@ inline void KIND(ask)(
   }
 }
 
-inline void KIND(take)(const KIND(Stage) *s, __local uint4 *weights, __local uint4 *rows) {
+FUNCTION void KIND(take)(const KIND(Stage) *s, __local uint4 *weights, __local uint4 *rows) {
   #pragma unroll
   for (int j = 0; j < WEIGHT_LOADS; j++) {
     int i = j * TILE_GROUP + (int)get_local_id(0);

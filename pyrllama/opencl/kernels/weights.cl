@@ -22,7 +22,7 @@
 #endif
 
 // The columns of a unit as floats, scaled: `out` has UNIT_COLS.
-inline void KIND(unpack)(uint4 unit, ushort scale_bits, float *out) {
+FUNCTION void KIND(unpack)(uint4 unit, ushort scale_bits, float *out) {
   uint words[4] = {unit.x, unit.y, unit.z, unit.w};
 #ifdef QUANTISED
   float scale = half_bits(scale_bits);
@@ -43,20 +43,26 @@ inline void KIND(unpack)(uint4 unit, ushort scale_bits, float *out) {
   }
 }
 
-// Embeddings: a row of the matrix for every token.
+// Unpack a token's row of the embedding: this work-item's units are every `stride`-th from `first`.
+FUNCTION void KIND(embed_row)(Matrix m, int token, __global float *x, int first, int stride) {
+  for (int u = first; u < m.n_units; u += stride) {
+    float values[UNIT_COLS];
+    long place = (long)token * m.n_units + u;
+#ifdef QUANTISED
+    KIND(unpack)(m.units[place], m.scales[place / UNITS_A_BLOCK], values);
+#else
+    KIND(unpack)(m.units[place], 0, values);
+#endif
+    for (int c = 0; c < UNIT_COLS; c++) x[u * UNIT_COLS + c] = values[c];
+  }
+}
+
+// A group for every token of a batch.
 __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void KIND(embed)(
     __global const uint4 *units, __global const ushort *scales, int n_units,
     __global const int *batch, __global float *x, int stride) {
-  int row = get_group_id(0);
-  int token = batch[BATCH_TOKENS + row];
-  for (int u = get_local_id(0); u < n_units; u += GROUP) {
-    float values[UNIT_COLS];
-    long place = (long)token * n_units + u;
-#ifdef QUANTISED
-    KIND(unpack)(units[place], scales[place / UNITS_A_BLOCK], values);
-#else
-    KIND(unpack)(units[place], 0, values);
-#endif
-    for (int c = 0; c < UNIT_COLS; c++) x[(long)row * stride + u * UNIT_COLS + c] = values[c];
-  }
+  const int row = get_group_id(0);
+  Matrix m = {units, scales, 0, n_units};
+  KIND(embed_row)(
+      m, batch[BATCH_TOKENS + row], x + (long)row * stride, get_local_id(0), GROUP);
 }
