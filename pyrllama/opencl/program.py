@@ -18,13 +18,14 @@ from pyrllama.errors import DeviceError
 from pyrllama.opencl.device import Device, device_errors, pyopencl
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from pyrllama.core import TensorType
 
 CACHE_VARIABLE = "RLLAMA_CACHE_DIR"
 """Environment variable that names another folder for machine code."""
 OPTIONS = ("-cl-std=CL1.2", "-cl-mad-enable")
+UNOPTIMISED = "-cl-opt-disable"
 
 _DIGEST_BYTES = 32
 _LOG_CHARACTERS = 600
@@ -86,10 +87,12 @@ class Launch:
 class Program:
     """A built program on a device, and the context that its buffers belong to."""
 
-    def __init__(self, device: Device, context: Any, source: str) -> None:
+    def __init__(
+        self, device: Device, context: Any, source: str, options: Sequence[str] = OPTIONS
+    ) -> None:
         self.device = device
         self.context = context
-        self._program = _build(device, context, source)
+        self._program = _build(device, context, source, options)
 
     def launch(self, name: str, groups: int, group: int, *arguments: Any) -> Launch:
         """Make a kernel of its own and set its arguments once."""
@@ -98,11 +101,11 @@ class Program:
         return Launch(kernel, groups, group)
 
 
-def _build(device: Device, context: Any, source: str) -> Any:
+def _build(device: Device, context: Any, source: str, options: Sequence[str]) -> Any:
     """Build from the cached binary, or from source and cache it."""
     cl = pyopencl()
     # PoCL keeps a cache of its own, and asking for a binary makes it compile everything again.
-    file = None if device.is_pocl else cache_folder() / f"{_key(device, source)}.bin"
+    file = None if device.is_pocl else cache_folder() / f"{_key(device, source, options)}.bin"
     binary = _read(file) if file else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyOpenCL warns of every message of a compiler
@@ -110,7 +113,7 @@ def _build(device: Device, context: Any, source: str) -> Any:
             with contextlib.suppress(cl.Error):  # a driver may refuse what it once made
                 return cl.Program(context, [device.handle], [binary]).build()
         try:
-            program = cl.Program(context, source).build(list(OPTIONS), cache_dir=False)
+            program = cl.Program(context, source).build(list(options), cache_dir=False)
         except cl.RuntimeError as error:
             raise DeviceError(
                 f"OpenCL device {device} cannot build the kernels: "
@@ -123,9 +126,9 @@ def _build(device: Device, context: Any, source: str) -> Any:
     return program
 
 
-def _key(device: Device, source: str) -> str:
+def _key(device: Device, source: str, options: Sequence[str]) -> str:
     """Name a program by all that shapes it: its source, the device, the driver, the options."""
-    parts = (source, device.platform, device.name, device.version, device.driver, *OPTIONS)
+    parts = (source, device.platform, device.name, device.version, device.driver, *options)
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
 
 

@@ -18,7 +18,7 @@ from pyrllama.opencl.batch import BatchWords
 from pyrllama.opencl.device import device_errors, pyopencl
 from pyrllama.opencl.layout import BLOCK, held_type, round_up
 from pyrllama.opencl.persistent import can_persist, persistent_source, places
-from pyrllama.opencl.program import Program, model_source
+from pyrllama.opencl.program import OPTIONS, UNOPTIMISED, Program, model_source
 from pyrllama.opencl.steps import Steps
 from pyrllama.opencl.tuning import default_tuning, defines, local_memory, norm_stride
 from pyrllama.opencl.weights import DeviceMemory, Matrix, read_vector, stacks, upload
@@ -121,7 +121,8 @@ class Stage:
             groups = stage_stacks(checkpoint, part, wanted)
             self._matrices = self._load(checkpoint, groups, progress)
             kinds = {m.extent.kind for parts in self._matrices.values() for m in parts}
-            program = Program(device, self._context, self._source(kinds))
+            options = OPTIONS if self.tuning.optimise else (*OPTIONS, UNOPTIMISED)
+            program = Program(device, self._context, self._source(kinds), options)
             self._buffers = self._allocate(checkpoint)
             self.batch = BatchWords(config, sizes.n_blocks, sizes.max_tokens, sizes.max_seq_len)
             self._buffers["batch"] = self._buffer(self.batch.n_bytes)

@@ -51,6 +51,8 @@ class Tuning:
     nvidia: bool = False
     """Whether kernels are lowered to PTX."""
     integer_dot: bool = False
+    optimise: bool = True
+    """Whether the driver's compiler optimises."""
 
     @property
     def tensor_group(self) -> int:
@@ -78,8 +80,10 @@ def default_tuning(device: Device, config: ModelConfig) -> Tuning:
             f"OpenCL device {device} runs work-groups of {device.max_group} work-items, but the "
             f"kernels need {LANES}; choose another device, or run without one: --backend cpu"
         )
-    loads = 1 if device.is_pocl else 4
-    return Tuning(group=group, groups=8 * device.compute_units, loads=loads)
+    if device.is_pocl:
+        # Its optimiser (3.0 with LLVM 14) garbles private arrays in loops with barriers.
+        return Tuning(group=group, groups=8 * device.compute_units, loads=1, optimise=False)
+    return Tuning(group=group, groups=8 * device.compute_units)
 
 
 def heads_at_once(config: ModelConfig) -> int:
