@@ -114,24 +114,33 @@ class Stage:
         self.device, self.part = device, part
         self.config = config = checkpoint.config
         self._sizes = sizes
-        self.tuning = tuning or default_tuning(device, config)
         with device_errors(device, "loading the model"):
             self._context = cl.Context([device.handle])
             self._queue = cl.CommandQueue(self._context)
             groups = stage_stacks(checkpoint, part, wanted)
             self._matrices = self._load(checkpoint, groups, progress)
-            kinds = {m.extent.kind for parts in self._matrices.values() for m in parts}
-            options = OPTIONS if self.tuning.optimise else (*OPTIONS, UNOPTIMISED)
-            program = Program(device, self._context, self._source(kinds), options)
-            self._buffers = self._allocate(checkpoint)
-            self.batch = BatchWords(config, sizes.n_blocks, sizes.max_tokens, sizes.max_seq_len)
-            self._buffers["batch"] = self._buffer(self.batch.n_bytes)
+            self._constants = {
+                "norms": self._filled(self._norms(checkpoint)),
+                "rope": self._filled(self._rope(checkpoint)),
+            }
+        self.batch = BatchWords(config, sizes.n_blocks, sizes.max_tokens, sizes.max_seq_len)
+        self.tune(tuning or default_tuning(device, config))
+
+    def tune(self, tuning: Tuning) -> None:
+        """Build the kernels, anew if need be, in other sizes; the cache becomes empty."""
+        self.tuning = tuning
+        self._buffers: dict[str, Any] = {}
+        with device_errors(self.device, "building the kernels"):
+            self._buffers = self._allocate()
+            options = OPTIONS if tuning.optimise else (*OPTIONS, UNOPTIMISED)
+            program = Program(self.device, self._context, self._source(), options)
             self._steps = Steps(self, program)
             self._queue.finish()
 
     # --- loading ------------------------------------------------------------------------------
 
-    def _source(self, kinds: set[TensorType]) -> str:
+    def _source(self) -> str:
+        kinds = {m.extent.kind for parts in self._matrices.values() for m in parts}
         memory = local_memory(self.device, self.config, self.tuning.group)
         sizes = self._sizes
         words = defines(
@@ -179,7 +188,7 @@ class Stage:
         self.weight_bytes = sum(extent.n_bytes for extent in extents)
         return {name: [placed[s.names] for s in group] for name, group in groups.items()}
 
-    def _allocate(self, checkpoint: Checkpoint) -> dict[str, Any]:
+    def _allocate(self) -> dict[str, Any]:
         """Make the buffers of a step; see ``Steps`` for who reads and writes which."""
         config, sizes, part = self.config, self._sizes, self.part
         rows = sizes.max_tokens
@@ -200,9 +209,8 @@ class Stage:
             buffers["places"] = self._filled(places(self._matrices, part))
         cache_bytes = sizes.n_blocks * block_bytes(config, len(part.layers), sizes.kv_type)
         buffers["cache"] = self._buffer(cache_bytes)
-        buffers["norms"] = self._filled(self._norms(checkpoint))
-        buffers["rope"] = self._filled(self._rope(checkpoint))
-        return buffers
+        buffers["batch"] = self._buffer(self.batch.n_bytes)
+        return buffers | self._constants
 
     def _rope(self, checkpoint: Checkpoint) -> NDArray[np.float32]:
         factors = None
@@ -220,7 +228,7 @@ class Stage:
     def norm(self, index: int) -> Any:
         """Return the weights of a norm: ``2 * layer`` or the one after, or the last."""
         n_bytes = 4 * norm_stride(self.config)
-        return self._buffers["norms"].get_sub_region(index * n_bytes, n_bytes)
+        return self._constants["norms"].get_sub_region(index * n_bytes, n_bytes)
 
     def _filled(self, values: NDArray[Any]) -> Any:
         flags = pyopencl().mem_flags
@@ -272,6 +280,15 @@ class Stage:
                 self._logits(0, single=True)
             return x[:, : config.dim]
 
+    def repeat(self, batch: Batch, times: int) -> None:
+        """Run the same batch many times without waiting between, to be timed."""
+        words = self.batch.fill(batch)
+        with device_errors(self.device, "running the model"):
+            pyopencl().enqueue_copy(self._queue, self._buffers["batch"], words)
+            for _ in range(times):
+                self._steps.enqueue(self._queue, batch.n_tokens, batch.n_outputs)
+            self._queue.finish()
+
     def _logits(self, n_outputs: int, *, single: bool) -> NDArray[np.float32]:
         """Wait for the step and return its logits; raises ``DeviceError`` if it gave up."""
         vocab_size = self.config.vocab_size if self.part.ends else 0
@@ -289,13 +306,14 @@ class Stage:
                 f"{self.tuning.group} work-items at once, as it seemed to do; end other programs "
                 f"that use it, or run without it: --backend cpu"
             )
-        return values[: n_outputs * vocab_size].reshape(n_outputs, -1)
+        return values[: n_outputs * vocab_size].reshape(n_outputs, vocab_size)
 
     def close(self) -> None:
         """Free the device's memory now, not when Python notices."""
-        buffers = [*self._buffers.values(), *self._memory.buffers]
+        buffers = {*self._buffers.values(), *self._constants.values(), *self._memory.buffers}
         self._matrices.clear()
         self._buffers.clear()
+        self._constants.clear()
         self._memory.buffers.clear()
         del self._steps
         for buffer in buffers:

@@ -52,7 +52,8 @@ class Tuning:
     """Whether kernels are lowered to PTX."""
     integer_dot: bool = False
     optimise: bool = True
-    """Whether the driver's compiler optimises."""
+    """Whether the driver's compiler optimises; PoCL's (3.0, LLVM 14) garbles private arrays in
+    loops with barriers, such as those of the persistent kernel."""
 
     @property
     def tensor_group(self) -> int:
@@ -81,8 +82,7 @@ def default_tuning(device: Device, config: ModelConfig) -> Tuning:
             f"kernels need {LANES}; choose another device, or run without one: --backend cpu"
         )
     if device.is_pocl:
-        # Its optimiser (3.0 with LLVM 14) garbles private arrays in loops with barriers.
-        return Tuning(group=group, groups=8 * device.compute_units, loads=1, optimise=False)
+        return Tuning(group=group, groups=8 * device.compute_units, loads=1)
     return Tuning(group=group, groups=8 * device.compute_units)
 
 
