@@ -1,6 +1,6 @@
-"""Time sizes of the OpenCL kernels against each other on one device: one row for each variant.
+r"""Time sizes of the OpenCL kernels against each other on one device: one row for each variant.
 
-    python bench/opencl_variants.py --shape 7b --type q4_0 \\
+    python bench/opencl_variants.py --shape 7b --type q4_0 \
         --decode "loads=2,4 group=512,1024 prefetch=0,1,2" --prefill "warp_tokens=32,64"
 
 Every variant is all combinations of the named fields of ``Tuning``.  The weights are loaded once.
@@ -27,7 +27,7 @@ from pyrllama.opencl.bandwidth import copy_bandwidth
 from pyrllama.opencl.stage import Part, Sizes, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pyrllama.opencl.tuning import Tuning
 
@@ -35,6 +35,7 @@ STEPS, REPETITIONS = 20, 7
 
 
 def main() -> None:
+    """Load a shape and time the variants that the arguments name."""
     arguments = parse()
     device = choose_devices(None if arguments.device is None else [arguments.device])[0]
     config = SHAPES[arguments.shape]
@@ -61,6 +62,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
+    """Return the command line's arguments."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", type=int)
     parser.add_argument("--shape", choices=list(SHAPES), default="7b")
@@ -91,7 +93,7 @@ def variants(base: Tuning, text: str | None) -> Iterator[tuple[Tuning, str]]:
         return
     choices = named(text)
     for values in itertools.product(*choices.values()):
-        changed = dict(zip(choices, values, strict=True))
+        changed: dict[str, Any] = dict(zip(choices, values, strict=True))
         name = " ".join(f"{name}={value}" for name, value in changed.items())
         yield dataclasses.replace(base, **changed), name or "default"
 
@@ -116,8 +118,8 @@ def decode(stage: Stage, contexts: list[int], copy: float) -> Iterator[str]:
         logits = stage.forward(step)[-1]
         error = float(np.max(np.abs(logits - expected)) / np.std(expected))
         again = stage.forward(step)[-1]
-        on_device = median(lambda: stage.repeat(step, STEPS)) / STEPS
-        whole = median(lambda: stage.forward(step))
+        on_device = median(stage.repeat, step, STEPS) / STEPS
+        whole = median(stage.forward, step)
         (embedding,), (output,) = stage.matrices("embedding"), stage.matrices("output")
         unread = 0 if embedding is output else embedding.extent.n_bytes
         read = stage.weight_bytes - unread
@@ -133,7 +135,7 @@ def prefill(stage: Stage, counts: list[int]) -> Iterator[str]:
     """Yield a line for each number of tokens."""
     for count in counts:
         prompt = batch_at(0, count)
-        seconds = median(lambda: stage.forward(prompt))
+        seconds = median(stage.forward, prompt)
         yield f"prefill {count}: {seconds * 1e3:.2f} ms, {count / seconds:.0f} tokens/s"
 
 
@@ -144,12 +146,12 @@ def batch_at(start: int, count: int, outputs: int = 1) -> Batch:
     return Batch((Chunk(tuple(tokens), start, blocks, outputs),))
 
 
-def median(call: Any) -> float:
+def median(call: Callable[..., object], *arguments: object) -> float:
     """Return the median seconds of a call, the first one apart."""
     seconds = []
     for _ in range(REPETITIONS + 1):
         start = time.perf_counter()
-        call()
+        call(*arguments)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[1:])
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pyrllama.engine import Model
     from pyrllama.loading import Progress
     from pyrllama.memory import MemoryNeed
+    from pyrllama.opencl.plan import Plan
     from pyrllama.tokenizer import Tokenizer
 
 
@@ -227,7 +228,9 @@ def load(
     backend: str = Backend.CPU,
     progress: Progress | None = None,
     check_memory: bool = True,
-    on_memory: Callable[[MemoryNeed], None] | None = None,
+    on_memory: Callable[[MemoryNeed | Plan], None] | None = None,
+    opencl_devices: Sequence[int] | None = None,
+    gpu_share: float | None = None,
 ) -> Llama:
     """Load a checkpoint, a file or a folder in any format that is read, and its tokenizer.
 
@@ -242,6 +245,10 @@ def load(
     continuation together, by default 1024 or the model's whole context if that is less.
     ``on_memory`` is told, before a weight is read, how much memory the model needs;
     ``check_memory`` refuses one that cannot fit into what is free.
+
+    With the backend ``"opencl"``, ``opencl_devices`` are the numbers of the devices to use, by
+    default one (see ``pyrllama.opencl.choose_devices``), and ``gpu_share`` is the share of the
+    layers that they compute, from 0 to 1, by default as many as fit; the CPU does the others.
 
     Raises ``SettingError``, ``CheckpointError`` and its kinds, ``TokenizerError``,
     ``NotEnoughMemoryError``, ``BackendError`` or a kind of ``HubError``.
@@ -271,6 +278,8 @@ def load(
             progress=progress,
             check_memory=check_memory,
             on_memory=on_memory,
+            opencl_devices=opencl_devices,
+            gpu_share=gpu_share,
         )
     return Llama(model, tokenizer, length)
 

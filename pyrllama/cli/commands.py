@@ -9,6 +9,7 @@ import click
 from pyrllama import __version__
 from pyrllama.cli.bench import bench
 from pyrllama.cli.completion import completion
+from pyrllama.cli.devices import devices
 from pyrllama.cli.doctor import doctor
 from pyrllama.cli.generate import generate
 from pyrllama.cli.inspect import inspect
@@ -84,5 +85,5 @@ def rllama(ctx: click.Context) -> None:
         )
 
 
-for command in (generate, inspect, bench, perplexity, pull, doctor, completion):
+for command in (generate, inspect, bench, perplexity, pull, doctor, devices, completion):
     rllama.add_command(command)

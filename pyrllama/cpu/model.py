@@ -39,18 +39,19 @@ def load_model(
     max_seq_len: int,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    first_layers: int | None = None,
 ) -> CpuModel:
     """Load a checkpoint's weights into memory in the layout of the kernels.
 
     ``type`` converts the matrices; None keeps them as they are stored.  ``kv_type`` is that of
     the KV cache, F16 or F32.  ``progress`` is called with the bytes packed and their total.
     ``threads`` None takes what the process may use, but no more than a small model can keep
-    busy.
+    busy.  ``first_layers`` loads only so many, for another backend to go on from ``hidden``.
     """
     if kv_type not in KV_BYTES:
         names = " or ".join(known.name for known in KV_BYTES)
         raise SettingError("kv_type", kv_type.name, names)
-    return CpuModel(checkpoint, type, kv_type, max_seq_len, threads, progress)
+    return CpuModel(checkpoint, type, kv_type, max_seq_len, threads, progress, first_layers)
 
 
 class CpuModel:
@@ -64,21 +65,26 @@ class CpuModel:
         max_seq_len: int,
         threads: int | None,
         progress: Callable[[int, int], None] | None,
+        first_layers: int | None = None,
     ) -> None:
         self.config = config = checkpoint.config
+        self._n_layers = config.n_layers if first_layers is None else first_layers
+        whole = first_layers is None
         self.max_seq_len = max_seq_len
         self.n_blocks = round_up(max_seq_len, BLOCK_TOKENS) // BLOCK_TOKENS
         self.max_batch_tokens = min(MAX_BATCH_TOKENS, max_seq_len)
         self._lock = threading.Lock()
         tied = OUTPUT not in checkpoint.tensors
-        self._matrices = Matrices(checkpoint, matrix_names(config, tied=tied), kind)
+        names = matrix_names(self._n_layers, output=whole and not tied)
+        self._matrices = Matrices(checkpoint, names, kind)
         self.weight_bytes = sum(self._matrices.sizes)
         # One row of the embedding is read for a token; tied, all of it gives the logits.
-        self.decode_bytes = self.weight_bytes - (0 if tied else self._matrices.sizes[0])
+        read_whole = whole and tied
+        self.decode_bytes = self.weight_bytes - (0 if read_whole else self._matrices.sizes[0])
         self._team = Team(fitting_threads(self.weight_bytes) if threads is None else threads)
         try:
             self._matrices.pack_all(self._team, progress)
-            self._take_weights(checkpoint, TOKEN_EMBEDDING if tied else OUTPUT)
+            self._take_weights(checkpoint, OUTPUT if whole and not tied else TOKEN_EMBEDDING)
             self._forward = compiler.load("step.forward")
             self._allocate(config, kv_type)
         except MemoryError as error:
@@ -97,8 +103,8 @@ class CpuModel:
         """Fill in the records of the model: its matrices, and its vectors in float32."""
         config, matrices = self.config, self._matrices
         self._vectors: list[NDArray[np.float32]] = []
-        self._layers = Records(LAYER, config.n_layers)
-        for i in range(config.n_layers):
+        self._layers = Records(LAYER, self._n_layers)
+        for i in range(self._n_layers):
             layer = f"blk.{i}."
             self._layers.set(
                 i,
@@ -108,7 +114,7 @@ class CpuModel:
             )
         self._step = Records(STEP)
         self._step.set(
-            n_layers=config.n_layers,
+            n_layers=self._n_layers,
             layers=self._layers.address,
             embedding=matrices.address(TOKEN_EMBEDDING),
             output=matrices.address(output),
@@ -147,7 +153,7 @@ class CpuModel:
         rows = max(self.max_batch_tokens, self._team.n_threads)
         stride = round_up(config.head_dim, 16)
         layer_bytes = 2 * KV_BYTES[kv_type] * BLOCK_TOKENS * config.n_kv_heads * stride
-        block_bytes = layer_bytes * config.n_layers
+        block_bytes = layer_bytes * self._n_layers
         self.kv_bytes_per_token = block_bytes // BLOCK_TOKENS
         self._cache = Arena(self.n_blocks * block_bytes).take(self.n_blocks * block_bytes)
         self._x = Rows(rows, config.dim)
@@ -160,7 +166,7 @@ class CpuModel:
         self._normed, self._attended, self._hidden = (
             ActivationRows(rows, n) for n in (config.dim, config.q_dim, config.ffn_dim)
         )
-        n_counters = COUNTERS_A_LAYER * config.n_layers + 1
+        n_counters = COUNTERS_A_LAYER * self._n_layers + 1
         self._counters = np.zeros((n_counters, LINE // 8), np.int64)
         self._tokens, self._positions, self._tables, self._outputs = np.zeros((4, rows), np.int64)
         suffix = kv_type.name.lower()
@@ -205,14 +211,21 @@ class CpuModel:
         Keys and values of its tokens are in the cache afterwards.
         """
         with self._lock:
-            tables = self._place(batch)
-            self._counters[:] = 0
-            self._step.set(
-                n_tokens=batch.n_tokens, n_outputs=batch.n_outputs, team=self._team.address
-            )
-            self._team.run(self._forward, self._step.address)
-            del tables
+            self._run(batch, batch.n_outputs)
             return self._logits.values[: batch.n_outputs, : self.config.vocab_size].copy()
+
+    def hidden(self, batch: Batch) -> NDArray[np.float32]:
+        """Run a batch and return the states after the last layer here, ``(n_tokens, dim)``."""
+        with self._lock:
+            self._run(batch, 0)
+            return self._x.values[: batch.n_tokens, : self.config.dim].copy()
+
+    def _run(self, batch: Batch, n_outputs: int) -> None:
+        tables = self._place(batch)
+        self._counters[:] = 0
+        self._step.set(n_tokens=batch.n_tokens, n_outputs=n_outputs, team=self._team.address)
+        self._team.run(self._forward, self._step.address)
+        del tables
 
     def _place(self, batch: Batch) -> list[NDArray[np.int64]]:
         """Write a batch's tokens where the kernel reads them, all sizes checked."""
@@ -254,10 +267,10 @@ class CpuModel:
         self._team.close()
 
 
-def matrix_names(config: ModelConfig, *, tied: bool) -> list[str]:
+def matrix_names(n_layers: int, *, output: bool) -> list[str]:
     """Return the matrices in the order in which a pass reads them, which is that in memory."""
-    layers = [f"blk.{i}.{m}.weight" for i in range(config.n_layers) for m in _LAYER_MATRICES]
-    return [TOKEN_EMBEDDING, *layers, *([] if tied else [OUTPUT])]
+    layers = [f"blk.{i}.{m}.weight" for i in range(n_layers) for m in _LAYER_MATRICES]
+    return [TOKEN_EMBEDDING, *layers, *([OUTPUT] if output else [])]
 
 
 class Rows:

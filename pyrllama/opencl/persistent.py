@@ -27,7 +27,7 @@ PLACE = 3
 
 
 def can_persist(matrices: Mapping[str, Sequence[Matrix]], part: Part, n_buffers: int) -> bool:
-    """Whether one kernel can be built for a part: each role one matrix, of one type in all layers."""
+    """Whether one kernel serves a part: each role is one matrix, of one type in all layers."""
     if not part.layers or n_buffers > MAX_BUFFERS:
         return False
     for role in ROLES:
@@ -100,4 +100,3 @@ def places(matrices: Mapping[str, Sequence[Matrix]], part: Part) -> np.ndarray[A
             matrix = matrices[name][0]
             table[i] = matrix.buffer, matrix.offset, matrix.scale_offset
     return table
-

@@ -47,9 +47,7 @@ def source_text(name: str) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def model_source(
-    defines: Mapping[str, int], kinds: Iterable[TensorType], after: str = ""
-) -> str:
+def model_source(defines: Mapping[str, int], kinds: Iterable[TensorType], after: str = "") -> str:
     """Return the program of a model: its sizes, then all kernels for its types of weights.
 
     ``after`` is a source that uses them.
@@ -57,9 +55,7 @@ def model_source(
     parts = [f"#define {name} {value}\n" for name, value in defines.items()]
     parts += [_marked(name) for name in BEFORE_TYPES]
     for kind in sorted(kinds):
-        parts.append(
-            f"#define KIND(name) name##_{kind.name.lower()}\n#define KIND_{kind.name}\n"
-        )
+        parts.append(f"#define KIND(name) name##_{kind.name.lower()}\n#define KIND_{kind.name}\n")
         parts += [_marked(name) for name in A_TYPE]
         parts.append(f"#undef KIND\n#undef KIND_{kind.name}\n")
     return "".join(parts) + after

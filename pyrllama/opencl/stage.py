@@ -16,7 +16,7 @@ from pyrllama.errors import DeviceError
 from pyrllama.models.llama import OUTPUT, ROPE_FACTORS, TOKEN_EMBEDDING, rope_table
 from pyrllama.opencl.batch import BatchWords
 from pyrllama.opencl.device import device_errors, pyopencl
-from pyrllama.opencl.layout import BLOCK, held_type, round_up
+from pyrllama.opencl.layout import BLOCK, round_up
 from pyrllama.opencl.persistent import can_persist, persistent_source, places
 from pyrllama.opencl.program import OPTIONS, UNOPTIMISED, Program, model_source
 from pyrllama.opencl.steps import Steps
@@ -297,9 +297,7 @@ class Stage:
             self._queue.finish()
         else:
             offset = 0 if n_outputs else 4 * vocab_size
-            pyopencl().enqueue_copy(
-                self._queue, values, self._buffers["logits"], src_offset=offset
-            )
+            pyopencl().enqueue_copy(self._queue, values, self._buffers["logits"], src_offset=offset)
         if single and values[-1]:
             raise DeviceError(
                 f"OpenCL device {self.device} does not run {self.tuning.groups} groups of "
@@ -318,4 +316,3 @@ class Stage:
         del self._steps
         for buffer in buffers:
             buffer.release()
-

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from pyrllama.core import BLOCK_TOKENS, TensorType
 from pyrllama.errors import DeviceError
+from pyrllama.opencl.device import Feature
+from pyrllama.opencl.features import features
 from pyrllama.opencl.layout import ALIGNMENT, BLOCK, LAYOUTS, UNIT_BYTES, round_up
 
 if TYPE_CHECKING:
@@ -64,14 +66,15 @@ class Tuning:
 
 def default_tuning(device: Device, config: ModelConfig) -> Tuning:
     """Return the sizes for a device and a model, as measured on a few of both."""
-    if device.is_nvidia:
+    found = features(device)
+    if Feature.INLINE_PTX in found:
         splits = device.compute_units // (config.n_heads // heads_at_once(config))
         return Tuning(
             group=512,
             groups=device.compute_units,
             splits=min(MAX_SPLITS, max(1, splits)),
-            tensor_cores=True,
-            persistent=True,
+            tensor_cores=Feature.TENSOR_CORES in found,
+            persistent=Feature.GRID_BARRIER in found,
             nvidia=True,
         )
     # On a CPU a work-item is a turn of a loop: large groups only take longer to compile.

@@ -73,9 +73,7 @@ class Stack:
     extent: Extent
 
 
-def stacks(
-    checkpoint: Checkpoint, names: Sequence[str], wanted: TensorType | None
-) -> list[Stack]:
+def stacks(checkpoint: Checkpoint, names: Sequence[str], wanted: TensorType | None) -> list[Stack]:
     """Join neighbouring tensors of the same type and columns into stacks.
 
     Raises ``UnsupportedTypeError`` for a type that no kernel runs.
