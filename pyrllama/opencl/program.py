@@ -73,6 +73,8 @@ class Launch:
     kernel: Any
     groups: int
     group: int
+    arguments: tuple[Any, ...]
+    """Kept, because a kernel does not keep the buffers that it is given."""
 
     def enqueue(self, queue: Any, times: int = 1) -> None:
         """Put the launch into a queue, with ``times`` as many groups; does not wait."""
@@ -94,7 +96,7 @@ class Program:
         """Make a kernel of its own and set its arguments once."""
         kernel = pyopencl().Kernel(self._program, name)
         kernel.set_args(*arguments)
-        return Launch(kernel, groups, group)
+        return Launch(kernel, groups, group, arguments)
 
 
 def _build(device: Device, context: Any, source: str, options: Sequence[str]) -> Any:

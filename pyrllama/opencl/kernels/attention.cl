@@ -103,6 +103,7 @@ FUNCTION void attend(
 
   float top[HEADS_AT_ONCE], sum[HEADS_AT_ONCE];
   float8 gathered[HEADS_AT_ONCE];
+  UNROLL_ON_GPU
   for (int h = 0; h < HEADS_AT_ONCE; h++) {
     top[h] = -INFINITY;
     sum[h] = 0.0f;
@@ -115,11 +116,13 @@ FUNCTION void attend(
     __global const Cached *keys = head_in_block(a, there ? table[index] : 0, kv_head);
     __global const Cached *values = keys + PLANE;
     float score[HEADS_AT_ONCE];
+    UNROLL_ON_GPU
     for (int h = 0; h < HEADS_AT_ONCE; h++) score[h] = 0.0f;
     if (there) {
       #pragma unroll
       for (int unit = 0; unit < HEAD_UNITS; unit++) {
         float8 key = cached8(keys + (unit * LANES + lane) * 8);
+        UNROLL_ON_GPU
         for (int h = 0; h < HEADS_AT_ONCE; h++) {
           float8 product = key * vload8(unit, queries + h * HEAD_STRIDE);
           float4 four = product.lo + product.hi;
@@ -127,6 +130,7 @@ FUNCTION void attend(
         }
       }
     }
+    UNROLL_ON_GPU
     for (int h = 0; h < HEADS_AT_ONCE; h++) {
       if (lane >= n_visible) score[h] = -INFINITY;
       float new_top = fmax(top[h], team_max(score[h], scratch));
@@ -142,6 +146,7 @@ FUNCTION void attend(
       #pragma unroll 4
       for (int t = lane / HEAD_UNITS; t < n_visible; t += PASS_TOKENS) {
         float8 value = cached8(values + (t * HEAD_UNITS + lane % HEAD_UNITS) * 8);
+        UNROLL_ON_GPU
         for (int h = 0; h < HEADS_AT_ONCE; h++) {
           gathered[h] += work[(team * HEADS_AT_ONCE + h) * LANES + t] * value;
         }
@@ -150,6 +155,7 @@ FUNCTION void attend(
     team_fence();
   }
 
+  UNROLL_ON_GPU
   for (int h = 0; h < HEADS_AT_ONCE; h++) {
     float team_total = team_sum(sum[h], scratch);
     if (lane == 0) {
@@ -157,6 +163,7 @@ FUNCTION void attend(
       sums[team * HEADS_AT_ONCE + h] = team_total;
     }
   }
+  UNROLL_ON_GPU
   for (int h = 0; h < HEADS_AT_ONCE; h++) {
     LOCAL_FENCE;
     vstore8(gathered[h], team * LANES + lane, work);

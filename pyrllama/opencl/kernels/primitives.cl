@@ -17,6 +17,10 @@ FUNCTION int team_in_group(void) { return (int)get_local_id(0) / LANES; }
 
 #ifdef NVIDIA
 
+// Loops over private arrays must be unrolled to keep them in registers; elsewhere, unrolling
+// loops with barriers makes compilers (PoCL's) take minutes.
+#define UNROLL_ON_GPU _Pragma("unroll")
+
 FUNCTION float exchange(float value, int mask) {
   float other;
   asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, 0xffffffff;" : "=f"(other) : "f"(value), "r"(mask));
@@ -123,6 +127,8 @@ FUNCTION int load_acquire(volatile __global int *p) {
 }
 
 #else
+
+#define UNROLL_ON_GPU
 
 // Two barriers and a walk: barriers cost more than reading `width` floats that neighbours share.
 FUNCTION float fold(float value, __local float *scratch, const int width, const int take_max) {
