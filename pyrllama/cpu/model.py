@@ -9,7 +9,7 @@ import numpy as np
 
 from pyrllama.core import BLOCK_TOKENS, TensorType
 from pyrllama.cpu import compiler
-from pyrllama.cpu.kv_memory import KV_PADDING, KvMemory, kernel_names
+from pyrllama.cpu.kv_memory import KV_PADDING, KvMemory
 from pyrllama.cpu.records import COUNTERS_A_LAYER, LAYER, LINE, STEP, Records
 from pyrllama.cpu.scratch import ActivationRows, Rows, panel_bytes, round_up
 from pyrllama.cpu.spans import Spans, attends_to_itself
@@ -78,7 +78,6 @@ class CpuModel:
         self.weight_bytes = sum(self._matrices.sizes)
         # One row of the embedding is read for a token; tied, all of it gives the logits.
         self.decode_bytes = self.weight_bytes - (0 if tied else self._matrices.sizes[0])
-        compiler.prepare(["step.forward", *kernel_names(kv_type)])
         self._team = Team(
             fitting_threads(self.weight_bytes) if threads is None else threads,
             fitting_patience(self.weight_bytes, BARRIERS_A_LAYER * config.n_layers),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sentencepiece import SentencePieceProcessor
 from support.cpu_models import cpu_model, reference_of
-from support.kernels import QUANTISED, TYPES, each_isa, use_isa
+from support.kernels import QUANTISED, TYPES, each_exact_isa, each_isa, use_isa
 from support.tiny_models import (
     FIXTURE_FOLDERS,
     GOLDEN,
@@ -87,7 +87,7 @@ def case_of(shape: str, kind: TensorType) -> Case:
     return Case(config, weights, long, batch, logits_of(reference, long), reference.forward(batch))
 
 
-@each_isa
+@each_exact_isa
 @each_type
 @pytest.mark.parametrize("shape", SHAPES)
 def test_logits_equal_the_reference(isa: Isa, kind: TensorType, shape: str) -> None:
@@ -99,7 +99,7 @@ def test_logits_equal_the_reference(isa: Isa, kind: TensorType, shape: str) -> N
     assert np.median(short_errors) < FLOAT_ROUNDING
 
 
-@each_isa
+@each_exact_isa
 @pytest.mark.parametrize(
     ("kv_type", "tolerance"),
     [
@@ -119,7 +119,7 @@ def test_logits_equal_those_of_transformers(
     np.testing.assert_allclose(logits, fixture.logits, atol=tolerance, rtol=0)
 
 
-@each_isa
+@each_exact_isa
 @pytest.mark.parametrize("folder", FIXTURE_FOLDERS, ids=lambda folder: folder.name)
 def test_a_float16_cache_rounds_as_the_references_does(isa: Isa, folder: Path) -> None:
     fixture = load_fixture(folder)
@@ -146,7 +146,7 @@ def test_greedy_text_equals_what_llama2_c_expects(
     assert tokenizer.decode(generated) == expected
 
 
-@each_isa
+@each_exact_isa
 def test_stored_rope_factors_equal_the_scaling_that_they_state(isa: Isa) -> None:
     scaled = tiny_config(head_dim=20, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 64))
     plain = tiny_config(head_dim=20)
