@@ -28,7 +28,6 @@ from pyrllama.errors import BackendError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-"""The real one: other tests of this folder start no processes."""
 KERNEL = "layout.quantise_f32"
 """A kernel that compiles in a fraction of a second."""
 X86_ONLY = pytest.mark.skipif(
