@@ -62,7 +62,8 @@ def codebook(points: str, values: tuple[int, ...]) -> NDArray[np.float32]:
     (codes,) = np.nonzero(np.unpackbits(bitmap, bitorder="little"))
     base, width = len(values), 8 if len(values) == len(_IQ2_VALUES) else 4
     digits = codes[:, None] // base ** np.arange(width) % base
-    return np.array(values, np.float32)[digits]
+    points_of_codes: NDArray[np.float32] = np.array(values, np.float32)[digits]
+    return points_of_codes
 
 
 def unpack_iq1_s(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:

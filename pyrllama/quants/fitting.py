@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 _TABLE_HALF = 256
 """Half steps to either side of zero that a table of levels covers."""
-_REFITS = 3
+_FLAT = np.float32(1e-5)
+"""Spread of levels, as a share of their squares, under which they are all the same."""
+AFFINE_REFITS = 2
+_REFITS = 2
 """How often rounding and fitting are repeated after the search."""
 
 
@@ -100,11 +103,14 @@ class TableLevels:
 
     def nearest(self, x: Floats, inverse: Floats, out: Floats) -> Floats:
         """Look each number up."""
-        return np.take(self._value, self._cell(x, inverse, out), out=out, mode="clip")
+        cells = self._cell(x, inverse, out)
+        np.take(self._value, cells, out=out, mode="clip")
+        return out
 
     def index(self, x: Floats, inverse: Floats) -> NDArray[np.uint8]:
         """Return which of the values is nearest to each ``x * inverse``."""
-        return self._index[self._cell(x, inverse, np.empty_like(x))]
+        index: NDArray[np.uint8] = self._index[self._cell(x, inverse, np.empty_like(x))]
+        return index
 
     @staticmethod
     def _cell(x: Floats, inverse: Floats, work: Floats) -> NDArray[np.intp]:
@@ -115,7 +121,7 @@ class TableLevels:
 
 def inverse(x: Floats) -> Floats:
     """Return ``1 / x``, and 0 where ``x`` is too small to have a finite inverse."""
-    inverted = np.reciprocal(x)
+    inverted: Floats = np.reciprocal(x)
     inverted[~np.isfinite(inverted)] = 0.0
     return inverted
 
@@ -128,7 +134,8 @@ def as_half(x: Floats) -> Floats:
 def farthest(x: Floats) -> Floats:
     """Return, with its sign, the number of each column that is farthest from zero."""
     high, low = x.max(axis=0), x.min(axis=0)
-    return np.where(high > -low, high, low)
+    far: Floats = np.where(high > -low, high, low)
+    return far
 
 
 def fit_scale(samples: Samples, levels: Levels, ends: Sequence[float]) -> Floats:
@@ -165,18 +172,17 @@ def fit_affine(
     if below_zero:
         low = np.minimum(low, np.float32(0))
     per_end = inverse(high - low)
-    best = np.full(low.shape, np.inf)
+    best = np.full(low.shape, -np.inf, np.float32)
     scale, offset = np.zeros_like(low), low.copy()
-    for step in range(len(ends) + _REFITS):
+    for step in range(len(ends) + AFFINE_REFITS):
         first = step < len(ends)
         tried = per_end * np.float32(ends[step]) if first else inverse(scale)
-        q = affine_levels(samples, tried, low if first else offset, top)
-        fitted, moved = moments.line(q, below_zero=below_zero)
-        error = moments.error(fitted, moved)
-        better = error < best
-        np.copyto(best, error, where=better)
-        np.copyto(scale, fitted, where=better, casting="same_kind")
-        np.copyto(offset, moved, where=better, casting="same_kind")
+        moments.take(affine_levels(samples, tried, low if first else offset, top))
+        fitted, moved, gain = moments.line(below_zero=below_zero)
+        better = gain > best
+        np.copyto(best, gain, where=better)
+        np.copyto(scale, fitted, where=better)
+        np.copyto(offset, moved, where=better)
     return scale, offset
 
 
@@ -189,57 +195,59 @@ def affine_levels(samples: Samples, inverted: Floats, offset: Floats, top: int) 
 
 
 class Moments:
-    """Sums over each block from which lines through its numbers, and their errors, follow.
-
-    In float64: an error is a small difference of large sums.
-    """
+    """Sums over each block, ``(blocks,)``, from which lines through its numbers follow."""
 
     def __init__(self, samples: Samples) -> None:
-        x, weighted = samples.x, samples.weighted
+        x = samples.x
         self._samples = samples
-        ones = (
-            float(len(x))
+        self.w = (
+            np.full(x.shape[1], len(x), np.float32)
             if samples.weights is None
-            else samples.weights.sum(axis=0, dtype=np.float64)
+            else samples.weights.sum(axis=0)
         )
-        self.w = np.broadcast_to(ones, x.shape[1:])
-        self.x = weighted.sum(axis=0, dtype=np.float64)
-        self.xx = np.einsum("ij,ij->j", weighted, x).astype(np.float64)
+        self._per_w = inverse(self.w)
+        self.x = samples.weighted.sum(axis=0)
+        self._mean_gain = self.x * self.x * self._per_w
         self.q = self.qq = self.xq = self.x
 
     def take(self, q: Floats) -> None:
         """Take the sums with levels ``q``."""
-        xq, qq = self._samples.products(q)
-        self.xq, self.qq = xq.astype(np.float64), qq.astype(np.float64)
-        self.q = self._samples.total(q).astype(np.float64)
+        self.xq, self.qq = self._samples.products(q)
+        self.q = self._samples.total(q)
 
-    def line(
-        self, q: Floats, *, below_zero: bool
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return scale and offset of the least-squares line through levels ``q``."""
-        self.take(q)
-        spread = self.w * self.qq - self.q * self.q
-        scale = (self.w * self.xq - self.x * self.q) / spread
-        flat = ~(spread > 0)  # all numbers at one level
-        scale[flat] = 0.0
-        offset = (self.x - scale * self.q) / self.w
+    @property
+    def spread(self) -> Floats:
+        """By how much a scale's error counts where the offset follows it."""
+        spread: Floats = self.qq - self.q * self.q * self._per_w
+        return spread
+
+    def line(self, *, below_zero: bool) -> tuple[Floats, Floats, Floats]:
+        """Return scale and offset of the least-squares line, and by how much it lowers the error.
+
+        Blocks whose numbers are all at one level get an offset alone.
+        """
+        mean = self.q * self._per_w
+        spread = self.qq - self.q * mean
+        spread[spread <= _FLAT * self.qq] = np.inf
+        along = self.xq - self.x * mean
+        scale = along / spread
+        offset = (self.x - scale * self.q) * self._per_w
+        gain = self._mean_gain + along * scale
         if below_zero:
-            above = offset > 0
-            through_zero = np.where(self.qq > 0, self.xq / self.qq, 0.0)
-            scale, offset = np.where(above, through_zero, scale), np.where(above, 0.0, offset)
-        return scale, np.where(self.w > 0, offset, 0.0)
+            (above,) = np.nonzero(offset > 0)
+            offset[above] = 0.0
+            scale[above] = self.xq[above] * inverse(self.qq[above])
+            gain[above] = scale[above] * self.xq[above]
+        return scale, offset, gain
 
-    def offset(self, scale: NDArray[np.floating]) -> NDArray[np.float64]:
+    def offset(self, scale: Floats) -> Floats:
         """Return the best offset at or under zero for scales and the levels taken last."""
-        offset = (self.x - scale * self.q) / self.w
-        return np.where(offset < 0, offset, 0.0)
+        best: Floats = (self.x - scale * self.q) * self._per_w
+        return np.minimum(best, np.float32(0))
 
-    def error(
-        self, scale: NDArray[np.floating], offset: NDArray[np.floating]
-    ) -> NDArray[np.float64]:
-        """Return the weighted squared error of a line through the levels taken last."""
-        fixed = self.xx + offset * (offset * self.w - 2 * self.x)
-        error: NDArray[np.float64] = fixed + scale * (
-            scale * self.qq + 2 * (offset * self.q - self.xq)
-        )
-        return error
+    def gain(self, scale: Floats, offset: Floats) -> Floats:
+        """Return by how much a line through the levels taken last lowers the squared error."""
+        along_x = 2 * self.xq - scale * self.qq
+        along_one = 2 * self.x - offset * self.w - 2 * scale * self.q
+        gain: Floats = scale * along_x + offset * along_one
+        return gain

@@ -55,16 +55,16 @@ _Q6_QH, _Q6_SCALES, _Q6_D = 128, 192, 208
 
 
 _ENDS = {
-    2: tuple(np.linspace(2.4, 5.0, 16)),
-    3: (*np.linspace(-4.9, -2.6, 10), *np.linspace(2.6, 3.9, 6)),
-    4: tuple(np.linspace(14.2, 18.0, 16)),
-    5: tuple(np.linspace(30.2, 34.0, 16)),
-    6: tuple(np.linspace(-33.0, -29.6, 12)),
+    2: tuple(np.linspace(2.4, 5.0, 12)),
+    3: (*np.linspace(-4.9, -2.6, 6), *np.linspace(2.6, 3.9, 4)),
+    4: tuple(np.linspace(14.2, 18.0, 12)),
+    5: tuple(np.linspace(30.2, 34.0, 12)),
+    6: tuple(np.linspace(-33.0, -29.6, 10)),
 }
 """Levels, by bits, at which the number farthest from zero, or the highest one, is tried."""
 
 
-_NEIGHBOURS = {2: (-1, 0, 1), 3: (-1, 0, 1), 4: (-1, 0, 1), 5: (0,), 6: (0,)}
+_NEIGHBOURS = {2: (-1, 0, 1), 3: (-1, 0, 1), 4: (-1, 0, 1), 5: (-1, 0, 1), 6: (0,)}
 """Steps, by bits, from a block's integer scale to the others that are tried."""
 
 

@@ -54,11 +54,11 @@ _LOW_BITS = np.uint8(0x0F)
 _NIBBLE = np.uint8(4)
 _JUST_UNDER_HALF = np.nextafter(np.float32(0.5), np.float32(0.0))
 
-_Q4_0_ENDS = (*np.linspace(-9.0, -7.0, 9), *np.linspace(6.4, 8.4, 9))
-_Q5_0_ENDS = (*np.linspace(-17.0, -14.6, 9), *np.linspace(14.2, 16.6, 9))
-_Q8_0_ENDS = tuple(np.linspace(-128.4, -125.6, 8))
-_Q4_1_ENDS = tuple(np.linspace(14.2, 18.0, 16))
-_Q5_1_ENDS = tuple(np.linspace(30.2, 34.0, 16))
+_Q4_0_ENDS = (*np.linspace(-9.0, -7.0, 7), *np.linspace(6.4, 8.4, 5))
+_Q5_0_ENDS = (*np.linspace(-17.0, -14.6, 7), *np.linspace(14.2, 16.6, 5))
+_Q8_0_ENDS = tuple(np.linspace(125.6, 128.4, 8))
+_Q4_1_ENDS = tuple(np.linspace(13.6, 18.0, 18))
+_Q5_1_ENDS = tuple(np.linspace(29.6, 34.0, 18))
 """Levels at which the number farthest from zero, or the highest one, is tried."""
 
 
@@ -150,7 +150,7 @@ def pack_q8_0(x: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
 
 def fit_q8_0(x: Floats, weights: Floats | None, out: NDArray[np.uint8]) -> None:
     """Write numbers to ``out`` as Q8_0 blocks of the least squared error."""
-    d, q = _fit(x, weights, WholeLevels(-128, 127), _Q8_0_ENDS)
+    d, q = _fit(x, weights, WholeLevels(-127, 127), _Q8_0_ENDS)
     store_half(d, out)
     out[:, 2:].view(np.int8)[:] = q
 

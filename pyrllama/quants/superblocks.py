@@ -98,7 +98,7 @@ def _share(wanted: Floats, curvature: Floats, limits: Limits) -> Scales:
 
 
 def _integers(wanted: Floats, d: Floats, limits: Limits) -> Floats:
-    whole = np.rint(wanted * inverse(d)[:, None])
+    whole: Floats = np.rint(wanted * inverse(d)[:, None])
     return np.clip(whole, np.float32(limits.low), np.float32(limits.high), out=whole)
 
 
@@ -134,23 +134,18 @@ def fit_affine_scales(
     scale, offset = fit_affine(samples, top, ends, below_zero=True)
     moments = Moments(samples)
     moments.take(affine_levels(samples, inverse(scale), offset, top))
-    # Where the minimum is free to follow, a scale's error counts by the spread of the levels.
-    spread = moments.qq - moments.q * moments.q / moments.w
-    scales = _share(_super(scale, blocks), _super(spread, blocks), limits)
-    moved = moments.offset(scales.products)
-    mins = _share(_super(-moved, blocks), _super(moments.w, blocks), limits)
-    for _ in range(2):
-        scales, mins = _settle_affine(samples, top, scales, mins, limits, neighbours)
+    shape = (-1, blocks)
+    scales = _share(scale.reshape(shape), moments.spread.reshape(shape), limits)
+    wanted = -moments.offset(scales.products)
+    mins = _share(wanted.reshape(shape), moments.w.reshape(shape), limits)
+    for steps in (neighbours, (0,)):
+        scales, mins = _settle_affine(samples, moments, top, scales, mins, limits, steps)
     return scales, mins
-
-
-def _super(values: NDArray[np.floating], blocks: int) -> Floats:
-    """Return values of blocks as float32, a row for each super-block."""
-    return values.reshape(-1, blocks).astype(np.float32)
 
 
 def _settle_affine(
     samples: Samples,
+    moments: Moments,
     top: int,
     scales: Scales,
     mins: Scales,
@@ -158,38 +153,36 @@ def _settle_affine(
     neighbours: Sequence[int],
 ) -> tuple[Scales, Scales]:
     """Try neighbours of the scales' integers with their best minimums, then fit d and dmin."""
-    moments = Moments(samples)
     shape = scales.integers.shape
-    best = np.full(shape, np.inf)
-    kept = {name: np.zeros(shape) for name in ("scale", "min", "xq", "qq", "q")}
+    best = np.full(shape, -np.inf, np.float32)
+    kept = np.zeros((5, *shape), np.float32)
     for step in neighbours:
         tried = np.clip(scales.integers + np.float32(step), limits.low, limits.high)
         product = (scales.d[:, None] * tried).ravel()
         moments.take(affine_levels(samples, inverse(product), -mins.products, top))
-        wanted = -moments.offset(product).reshape(shape).astype(np.float32)
-        low = _integers(wanted, mins.d, limits)
-        error = moments.error(product, -(mins.d[:, None] * low).ravel()).reshape(shape)
-        better = error < best
-        np.copyto(best, error, where=better)
-        found = {"scale": tried, "min": low} | {
-            name: getattr(moments, name).reshape(shape) for name in ("xq", "qq", "q")
-        }
-        for name, values in found.items():
-            np.copyto(kept[name], values, where=better)
-    return _fit_shared(moments, kept)
+        low = _integers(-moments.offset(product).reshape(shape), mins.d, limits)
+        gain = moments.gain(product, -(mins.d[:, None] * low).ravel()).reshape(shape)
+        better = gain > best
+        np.copyto(best, gain, where=better)
+        sums = (each.reshape(shape) for each in (moments.xq, moments.qq, moments.q))
+        for row, new in zip(kept, (tried, low, *sums), strict=True):
+            np.copyto(row, new, where=better)
+    return _fit_shared(moments, *kept)
 
 
-def _fit_shared(moments: Moments, kept: dict[str, NDArray[np.float64]]) -> tuple[Scales, Scales]:
+def _fit_shared(
+    moments: Moments, scale: Floats, low: Floats, xq: Floats, qq: Floats, q: Floats
+) -> tuple[Scales, Scales]:
     """Return the d and dmin of least error for integers and sums of levels."""
-    scale, low = kept["scale"], kept["min"]
     w, x = (sums.reshape(scale.shape) for sums in (moments.w, moments.x))
     # Normal equations of  x = d * (scale * q) + dmin * (-min)  over the super-block.
-    a = (scale * scale * kept["qq"]).sum(axis=1)
-    b = -(scale * low * kept["q"]).sum(axis=1)
-    c = (low * low * w).sum(axis=1)
-    xa, xb = (scale * kept["xq"]).sum(axis=1), -(low * x).sum(axis=1)
+    a = np.einsum("ij,ij,ij->i", scale, scale, qq, dtype=np.float64)
+    b = -np.einsum("ij,ij,ij->i", scale, low, q, dtype=np.float64)
+    c = np.einsum("ij,ij,ij->i", low, low, w, dtype=np.float64)
+    xa = np.einsum("ij,ij->i", scale, xq, dtype=np.float64)
+    xb = -np.einsum("ij,ij->i", low, x, dtype=np.float64)
     d, dmin = _solve(a, b, c, xa, xb)
-    return Scales(d, scale.astype(np.float32)), Scales(dmin, low.astype(np.float32))
+    return Scales(d, scale), Scales(dmin, low)
 
 
 def _solve(

@@ -46,7 +46,7 @@ _RUN = 16
 _XS_HIGH, _XS_LOW, _XS_QS = 2, 4, 8
 _4 = np.uint8(4)
 
-_ENDS = (*np.linspace(-136.0, -104.0, 9), *np.linspace(98.0, 122.0, 7))
+_ENDS = (*np.linspace(-136.0, -104.0, 6), *np.linspace(98.0, 122.0, 6))
 """Values at which the number farthest from zero is tried."""
 _POWERS = (0, -1, -2)
 
