@@ -14,6 +14,7 @@ from pyrllama.cli.generate import generate
 from pyrllama.cli.inspect import inspect
 from pyrllama.cli.perplexity import perplexity
 from pyrllama.cli.pull import pull
+from pyrllama.cli.quantize import quantize
 from pyrllama.cli.terminal import note
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ Examples:
   rllama inspect model.gguf
   rllama bench --shape 7b --quantize q4_0
   rllama perplexity --model-path model.gguf --file wiki.test.raw
+  rllama quantize LLaMA/7B llama-7b.Q4_K_M.gguf --type Q4_K_M
   rllama doctor
 
 Tab completes commands and options after 'rllama completion bash >> ~/.bashrc', or zsh, or fish.
@@ -84,5 +86,5 @@ def rllama(ctx: click.Context) -> None:
         )
 
 
-for command in (generate, inspect, bench, perplexity, pull, doctor, completion):
+for command in (generate, inspect, bench, perplexity, quantize, pull, doctor, completion):
     rllama.add_command(command)

@@ -125,10 +125,10 @@ WRITABLE = frozenset(type_ for type_, codec in _CODECS.items() if codec.pack or 
 
 def runnable_names() -> str:
     """Return the types that run, for an error message: ``"F32, F16, Q4_0"``."""
-    return names(RUNNABLE)
+    return names_of(RUNNABLE)
 
 
-def names(types: Iterable[TensorType]) -> str:
+def names_of(types: Iterable[TensorType]) -> str:
     """Return types for an error message, in the order of their codes."""
     return ", ".join(type_.name for type_ in sorted(types))
 
@@ -221,7 +221,7 @@ def quantize_fitted(
 
 def _codec(type_: TensorType, allowed: frozenset[TensorType]) -> _Codec:
     if type_ not in allowed:
-        raise SettingError("the tensor type", type_.name, f"one of {names(allowed)}")
+        raise SettingError("the tensor type", type_.name, f"one of {names_of(allowed)}")
     return _CODECS[type_]
 
 
