@@ -199,8 +199,8 @@ def quantize_fitted(
 ) -> NDArray[np.uint8]:
     """Return rows as ``quantize`` does, with the scales that leave the least squared error.
 
-    ``importance``, ``(cols,)``, weighs the squared errors of each column.  All numbers must be
-    finite.  Types without scales are rounded as by ``quantize``.
+    Errors count by ``importance``, ``(cols,)``, of their column, and by the magnitude of the
+    number.  All numbers must be finite.  Types without scales are rounded as by ``quantize``.
     """
     fit = _codec(type_, WRITABLE).fit
     if fit is None:
@@ -210,13 +210,26 @@ def quantize_fitted(
     out = np.empty((rows, row_bytes(type_, cols)), dtype=np.uint8)
     numbers = np.ascontiguousarray(x, dtype=np.float32).reshape(-1, size.numbers)
     blocks = out.reshape(-1, size.bytes)
-    weights = None if importance is None else importance.reshape(-1, size.numbers)
+    columns = None if importance is None else importance.reshape(-1, size.numbers)
     with np.errstate(all="ignore"):
         for part in _slices(len(blocks), _FITTED_NUMBERS // size.numbers):
-            blocks_of_row = np.arange(part.start, min(part.stop, len(blocks)))
-            some = None if weights is None else weights[blocks_of_row % len(weights)]
-            fit(numbers[part], some, blocks[part])
+            weights = _weights(numbers[part])
+            if columns is not None:
+                of_row = np.arange(part.start, part.start + len(weights)) % len(columns)
+                weights *= columns[of_row]
+            fit(numbers[part], weights, blocks[part])
     return out
+
+
+def _weights(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return how much the squared error of each number counts: its magnitude over a floor.
+
+    The floor is the block's root mean square.  Measured by what a model computes, this is
+    better than counting all errors alike: large weights matter more than by their number.
+    """
+    weights = np.abs(x)
+    weights += np.sqrt(np.einsum("ij,ij->i", x, x) / np.float32(x.shape[1]))[:, None]
+    return weights
 
 
 def _codec(type_: TensorType, allowed: frozenset[TensorType]) -> _Codec:
