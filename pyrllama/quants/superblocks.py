@@ -87,13 +87,12 @@ def _share(wanted: Floats, curvature: Floats, limits: Limits) -> Scales:
     best = np.full(len(wanted), np.inf, np.float32)
     d = np.zeros_like(per_end)
     for tried_end in end * np.linspace(1.02, 0.86, _SHARED_TRIES, dtype=np.float32):
-        tried = per_end / tried_end
+        tried = as_half(per_end / tried_end)
         rest = wanted - tried[:, None] * _integers(wanted, tried, limits)
         error = np.einsum("ij,ij,ij->i", curvature, rest, rest)
         better = error < best
         np.copyto(best, error, where=better)
         np.copyto(d, tried, where=better)
-    d = as_half(d)
     return Scales(d, _integers(wanted, d, limits))
 
 
