@@ -24,7 +24,7 @@ from pyrllama.errors import CorruptFileError, SettingError
 from pyrllama.mixtures import Mixture, tensor_types
 from pyrllama.models.llama import expected_tensors
 from pyrllama.quants import dequantize, quantize_fitted
-from pyrllama.tokenizer.to_gguf import PREFIX, vocabulary_metadata
+from pyrllama.tokenizer.to_gguf import PREFIX, chat_template, vocabulary_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         [Callable[[NDArray[np.uint8]], "_Rows"], Sequence[NDArray[np.uint8]]], Iterator["_Rows"]
     ]
 
+TEMPLATE = "tokenizer.chat_template"
 _TASK_NUMBERS = 1 << 20
 """Numbers that a thread takes at once."""
 _FLOATS = frozenset({TensorType.F32, TensorType.F16, TensorType.BF16})
@@ -252,6 +253,8 @@ def _metadata(checkpoint: Checkpoint, tokenizer: Path, mixture: Mixture) -> dict
         "general.quantization_version": QUANTIZATION_VERSION,
     }
     vocabulary = vocabulary_metadata(tokenizer, checkpoint.config.vocab_size)
+    if TEMPLATE not in vocabulary and (template := chat_template(tokenizer)) is not None:
+        vocabulary[TEMPLATE] = template
     if not isinstance(checkpoint, GgufCheckpoint):
         described = model_metadata(checkpoint.config, mixture.code)
         return {**described, **_title(checkpoint), **written, **vocabulary}
