@@ -26,7 +26,14 @@ SMALL = {
     "perplexity": ["--chunks", "1"],
 }
 """Options that make a command's work small; of an option given twice the last one counts."""
-DROPPED = {"--tokenizer-path", "--tokenizer-model", "--param-path", "--max-seq-len", "--context"}
+DROPPED = {
+    "--tokenizer-path",
+    "--tokenizer-model",
+    "--param-path",
+    "--max-seq-len",
+    "--context",
+    "--imatrix",
+}
 """Options with a value that belongs to the page's model alone."""
 
 
@@ -61,6 +68,8 @@ def runnable(arguments: list[str], story: Path) -> list[str]:
             out.append(word)
     if out[:1] == ["inspect"]:
         return ["inspect", str(default_model_path()), *out[2:]]
+    if out[:1] == ["quantize"]:
+        return ["quantize", str(default_model_path()), str(story.with_name(out[2])), *out[3:]]
     command = out[0] if out and not out[0].startswith("-") else "generate"
     made_small = SMALL.get(command, [])
     return [*out, *made_small] if out else ["generate", "--prompt", "Once", *made_small]

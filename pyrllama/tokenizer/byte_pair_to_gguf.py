@@ -72,7 +72,7 @@ def json_metadata(data: bytes, path: Path, vocab_size: int) -> dict[str, Any]:
     model = content["model"]
     if model.get("type", "BPE") != "BPE":
         raise TokenizerError(f"GGUF has no place for a vocabulary of the kind {model['type']!r}")
-    pieces = _pieces(content)
+    pieces = _pieces(content, tokenizer.spellings())
     if not model.get("byte_fallback"):
         pre = _name_of_words(content, ignore_merges=bool(model.get("ignore_merges")))
         merges = [" ".join(pair) for pair in _pairs(model)]
@@ -82,23 +82,23 @@ def json_metadata(data: bytes, path: Path, vocab_size: int) -> dict[str, Any]:
     return _checked(piece_keys(padded(_scored(pieces, model), vocab_size), tokenizer), tokenizer)
 
 
-def _pieces(content: Mapping[str, Any]) -> list[Piece]:
+def _pieces(content: Mapping[str, Any], ids: Mapping[str, int]) -> list[Piece]:
     """Return the tokens in the order of their ids; holes become unused ones."""
-    texts = {index: text for text, index in content["model"]["vocab"].items()}
-    types = dict.fromkeys(texts, PieceType.NORMAL)
+    model = content["model"]
+    types = dict.fromkeys(ids, PieceType.NORMAL)
+    if model.get("byte_fallback"):
+        types |= {text: PieceType.BYTE for text in ids if _BYTE_PIECE.fullmatch(text)}
     for token in content.get("added_tokens") or ():
-        texts[token["id"]] = token["content"]
-        types[token["id"]] = PieceType.CONTROL if token["special"] else PieceType.USER_DEFINED
-    unknown = content["model"].get("unk_token")
-    pieces = []
-    for index in range(max(texts) + 1):
-        text = texts.get(index, f"[EMPTY_{index}]")
-        kind = types.get(index, PieceType.UNUSED)
-        if text == unknown:
-            kind = PieceType.UNKNOWN
-        elif content["model"].get("byte_fallback") and _BYTE_PIECE.fullmatch(text):
-            kind = PieceType.BYTE
-        pieces.append(Piece(text, 0.0, kind))
+        special = PieceType.CONTROL if token["special"] else PieceType.USER_DEFINED
+        types[token["content"]] = special
+    if model.get("unk_token") in types:
+        types[model["unk_token"]] = PieceType.UNKNOWN
+    pieces = [
+        Piece(f"[EMPTY_{i}]", 0.0, PieceType.UNUSED)
+        for i in range(1 + max(ids.values(), default=-1))
+    ]
+    for text, index in ids.items():
+        pieces[index] = Piece(text, 0.0, types[text])
     return pieces
 
 
