@@ -93,10 +93,8 @@ def _pieces(content: Mapping[str, Any], ids: Mapping[str, int]) -> list[Piece]:
         types[token["content"]] = special
     if model.get("unk_token") in types:
         types[model["unk_token"]] = PieceType.UNKNOWN
-    pieces = [
-        Piece(f"[EMPTY_{i}]", 0.0, PieceType.UNUSED)
-        for i in range(1 + max(ids.values(), default=-1))
-    ]
+    count = 1 + max(ids.values(), default=-1)
+    pieces = [Piece(f"[EMPTY_{i}]", 0.0, PieceType.UNUSED) for i in range(count)]
     for text, index in ids.items():
         pieces[index] = Piece(text, 0.0, types[text])
     return pieces
