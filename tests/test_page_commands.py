@@ -33,12 +33,16 @@ DROPPED = {
     "--max-seq-len",
     "--context",
     "--imatrix",
+    "--depth",
 }
 """Options with a value that belongs to the page's model alone."""
 
 
 def page_commands() -> list[list[str]]:
-    """Return the different commands of all pages; ``pull`` has a hub of its own in its tests."""
+    """Return the different commands of all pages, but for those that need what was done before.
+
+    ``pull`` has a hub of its own in its tests, and ``bench --plot`` a history.
+    """
     found = {
         tuple(arguments)
         for page in PAGES
@@ -46,7 +50,11 @@ def page_commands() -> list[list[str]]:
         if block.language in SHELL
         for arguments in commands(block.code.replace("\\\n", " ").splitlines())
     }
-    return [list(arguments) for arguments in sorted(found) if arguments[:1] != ("pull",)]
+    return [
+        list(arguments)
+        for arguments in sorted(found)
+        if arguments[:1] != ("pull",) and "--plot" not in arguments
+    ]
 
 
 def runnable(arguments: list[str], story: Path) -> list[str]:
@@ -77,8 +85,12 @@ def runnable(arguments: list[str], story: Path) -> list[str]:
 
 @pytest.mark.parametrize("arguments", page_commands(), ids=" ".join)
 def test_a_command_of_the_pages(
-    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # for what a command writes
     story = tmp_path / "story.txt"
     story.write_text("Once upon a time" if "--prompt-file" in arguments else STORY, "utf-8")
     status = main(runnable(arguments, story))
