@@ -77,7 +77,7 @@ def test_a_bar_shows_the_value_on_a_terminal(
 
 def test_no_infinity_in_json(run: Run, stories: Path, text: Path, results: list[float]) -> None:
     results.append(1e6)
-    done = run("perplexity", "--model-path", stories, "--file", text, "--json")
+    done = run("perplexity", "--model-path", stories, "--file", text, *SMALL, "--json")
     assert json.loads(done.out)["perplexity"] is None
 
 
@@ -100,11 +100,11 @@ def test_ctrl_c_gives_the_value_so_far(
     run: Run, stories: Path, text: Path, results: list[float]
 ) -> None:
     results += [10.0, 20.0]
-    done = run("perplexity", "--model-path", stories, "--file", text)
+    done = run("perplexity", "--model-path", stories, "--file", text, *SMALL)
     assert done.status == 130
     assert "2.0000 nats/token" in done.out
     assert "2 of 9 chunks" in done.out
-    done = run("perplexity", "--model-path", stories, "--file", text, "--json")
+    done = run("perplexity", "--model-path", stories, "--file", text, *SMALL, "--json")
     assert done.status == 130
     assert json.loads(done.out)["chunks"] == 2
 
@@ -112,7 +112,7 @@ def test_ctrl_c_gives_the_value_so_far(
 def test_ctrl_c_before_the_first_chunk(
     run: Run, stories: Path, text: Path, results: list[float]
 ) -> None:
-    done = run("perplexity", "--model-path", stories, "--file", text)
+    done = run("perplexity", "--model-path", stories, "--file", text, *SMALL)
     assert (done.status, done.out) == (130, "")
     assert done.err.endswith("no chunk was scored\n")
 
