@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from pyrllama.collecting import Collection
     from pyrllama.core import ModelConfig, TensorType
     from pyrllama.divergence import Base, Divergence
     from pyrllama.engine import Model
@@ -250,6 +251,23 @@ class Llama:
             )
             results = measure_divergence(self._engine, self.tokenizer, chosen, other)
             return _last(results, progress)
+
+    def collect_importance(
+        self,
+        text: str,
+        *,
+        context: int | None = None,
+        chunks: int | None = None,
+        progress: Callable[[Collection], None] | None = None,
+    ) -> Collection:
+        """Collect the importance of every matrix's columns over a text, for quantising.
+
+        The settings are those of ``perplexity``; ``pyrllama.collecting`` has the method.
+        """
+        from pyrllama.collecting import collect  # noqa: PLC0415
+
+        chosen = cut_text(self.tokenizer, text, self.max_seq_len, context=context, chunks=chunks)
+        return _last(collect(self._engine, chosen), progress)
 
     def _bos(self) -> list[int]:
         if self.tokenizer.bos_id is None:

@@ -120,7 +120,7 @@ class LogitsFile:
 
     def _sizes(self) -> tuple[int, int, int]:
         """Return context, vocabulary and chunks, which must explain the size of the file."""
-        if self._file.size < _HEAD.size or bytes(self._file.view(0, len(MAGIC))) != MAGIC:
+        if bytes(self._file.view(0, min(len(MAGIC), self._file.size))) != MAGIC:
             raise UnknownFormatError(
                 self.path,
                 "this is no file of logits; `--save-logits FILE` or llama.cpp's `llama-perplexity "

@@ -11,6 +11,7 @@ from pyrllama.cli.bench import bench
 from pyrllama.cli.completion import completion
 from pyrllama.cli.doctor import doctor
 from pyrllama.cli.generate import generate
+from pyrllama.cli.imatrix import imatrix
 from pyrllama.cli.inspect import inspect
 from pyrllama.cli.perplexity import perplexity
 from pyrllama.cli.pull import pull
@@ -86,5 +87,5 @@ def rllama(ctx: click.Context) -> None:
         )
 
 
-for command in (generate, inspect, bench, perplexity, quantize, pull, doctor, completion):
+for command in (generate, inspect, bench, perplexity, imatrix, quantize, pull, doctor, completion):
     rllama.add_command(command)
