@@ -14,6 +14,7 @@ import numpy as np
 
 from pyrllama.errors import BackendError
 from pyrllama.importance import write_importance
+from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from pyrllama.text_chunks import TextChunks
 
     Squares = Mapping[str, NDArray[np.float64]]
+
+PROJECTIONS = {OUTPUT, TOKEN_EMBEDDING}
+"""Matrices that the vocabulary projection may be."""
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @runtime_checkable
@@ -68,26 +73,29 @@ class Collection:
         )
 
 
-def collect(engine: Engine, text: TextChunks) -> Iterator[Collection]:
+def collect(engine: Engine, text: TextChunks, *, output: bool = False) -> Iterator[Collection]:
     """Read a text and yield the importance so far after every chunk.
 
-    Raises ``BackendError`` on a backend that cannot collect it, and for activations that are
-    not finite.
+    ``output`` collects that of the vocabulary projection too, for which all logits are
+    computed; quantising it by its importance seldom pays.  Raises ``BackendError`` on a backend
+    that cannot collect importance, and for activations that are not finite.
     """
     if not isinstance(engine.model, SquareCounter):
         raise BackendError("this backend cannot collect importance; take the one named cpu")
-    with engine.model.input_squares() as sums:
+    first = 0 if output else text.context
+    with engine.model.input_squares() as counted:
+        sums = {n: values for n, values in counted.items() if output or n not in PROJECTIONS}
         for number in range(text.count):
-            for _ in engine.logit_batches(text.inputs(number)):
-                pass  # the logits are wanted of all tokens only for what is computed with them
+            for _ in engine.logit_batches(text.inputs(number), first):
+                pass  # only what they are computed with is wanted of the logits
             _check_finite(sums, number)
             yield Collection(text, number + 1, sums)
 
 
 def _check_finite(sums: Squares, number: int) -> None:
     for name, squares in sums.items():
-        if not np.isfinite(squares).all():
+        if not squares.max() <= _LARGEST:  # nor if it is no number
             raise BackendError(
-                f"chunk {number + 1} of the text gives {name} an input that is not a finite "
-                f"number; the weights are damaged or overflow in their type: try --f32"
+                f"chunk {number + 1} of the text gives {name} an input that is not finite, or too "
+                f"large to square; the weights are damaged or overflow in their type: try --f32"
             )

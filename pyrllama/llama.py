@@ -258,16 +258,18 @@ class Llama:
         *,
         context: int | None = None,
         chunks: int | None = None,
+        output: bool = False,
         progress: Callable[[Collection], None] | None = None,
     ) -> Collection:
         """Collect the importance of every matrix's columns over a text, for quantising.
 
-        The settings are those of ``perplexity``; ``pyrllama.collecting`` has the method.
+        ``output`` is for the vocabulary projection too; the other settings are those of
+        ``perplexity``.  ``pyrllama.collecting`` has the method.
         """
         from pyrllama.collecting import collect  # noqa: PLC0415
 
         chosen = cut_text(self.tokenizer, text, self.max_seq_len, context=context, chunks=chunks)
-        return _last(collect(self._engine, chosen), progress)
+        return _last(collect(self._engine, chosen, output=output), progress)
 
     def _bos(self) -> list[int]:
         if self.tokenizer.bos_id is None:

@@ -10,7 +10,6 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pyrllama.cli import figures
 from pyrllama.cli.model import ModelOptions, model_options
@@ -47,6 +46,7 @@ class Options(ModelOptions):
     output: Path
     context: int | None
     chunks: int | None
+    process_output: bool
     quiet: bool
     as_json: bool
 
@@ -59,6 +59,11 @@ class Options(ModelOptions):
     "--context", type=int, help="Tokens of a chunk.  [default: 512, or the model's context]"
 )
 @click.option("--chunks", type=int, help="Read only so many chunks.")
+@click.option(
+    "--process-output",
+    is_flag=True,
+    help="Collect for the vocabulary projection too, which seldom gains by it.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def imatrix(**values: Any) -> int:
@@ -74,7 +79,11 @@ def imatrix(**values: Any) -> int:
         started = perf_counter()
         with progress_bar(quiet=quiet) as show:
             found = llama.collect_importance(
-                text, context=options.context, chunks=options.chunks, progress=show
+                text,
+                context=options.context,
+                chunks=options.chunks,
+                output=options.process_output,
+                progress=show,
             )
         dataset = STANDARD_INPUT if options.text == Path("-") else options.text.name
         found.write(options.output, dataset)
@@ -106,6 +115,14 @@ def progress_bar(*, quiet: bool) -> Iterator[Callable[[Collection], None] | None
     if quiet or not console.is_terminal:
         yield None
         return
+    from rich.progress import (  # noqa: PLC0415 - the slowest part of rich to import
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (TextColumn("collecting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("collecting", total=None)
