@@ -83,8 +83,8 @@ def read_importance(path: Path) -> Importance:
     except UnknownFormatError:
         raise UnknownFormatError(
             path,
-            "this is no importance matrix in GGUF; of the older form, llama.cpp's `llama-imatrix "
-            "--in-file OLD --output-format gguf -o NEW` makes one",
+            "this is no importance matrix in GGUF; `rllama imatrix` collects one, and of the older "
+            "form llama.cpp's `llama-imatrix --in-file OLD --output-format gguf -o NEW` makes one",
         ) from None
     with closing(file):
         if file.metadata.get("general.type") != GENERAL_TYPE:
