@@ -125,5 +125,9 @@ class HistoryError(RllamaError):
         self.line = line
 
 
+class ComparisonError(RllamaError):
+    """Two models, or a model and saved logits, have no predictions that can be compared."""
+
+
 class MissingPackageError(RllamaError):
     """What is asked for needs a package that is not installed; the message says which."""

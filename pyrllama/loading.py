@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyrllama.core import TensorType
-from pyrllama.errors import SettingError
+from pyrllama.errors import SettingError, UnsupportedTypeError
 
 if TYPE_CHECKING:
     import os
@@ -101,6 +101,7 @@ def load_model(
         from pyrllama.reference.backend import ReferenceBackend  # noqa: PLC0415
 
         return ReferenceBackend(checkpoint, max_seq_len, weight_type)
+    _check_types(checkpoint)
     from pyrllama import cpu  # noqa: PLC0415
 
     return cpu.load_model(
@@ -111,6 +112,22 @@ def load_model(
         threads=threads,
         progress=progress,
     )
+
+
+def _check_types(checkpoint: Checkpoint) -> None:
+    """Refuse a type that no kernel reads, with what makes it one that they do."""
+    from pyrllama.models.llama import expected_tensors  # noqa: PLC0415
+    from pyrllama.quants import RUNNABLE, runnable_names  # noqa: PLC0415
+
+    for name in expected_tensors(checkpoint.config):
+        info = checkpoint.tensors.get(name)
+        if info is not None and info.type not in RUNNABLE:
+            raise UnsupportedTypeError(
+                checkpoint.path,
+                f"the tensor {name} is stored as {info.type.name}, which the kernels cannot run "
+                f"yet; the types that can are {runnable_names()}: `rllama quantize SRC DST --type "
+                f"Q8_0` converts the file to one of them",
+            )
 
 
 def parse_weight_type(name: str | TensorType | None) -> TensorType | None:

@@ -24,11 +24,18 @@ SMALL = {
     "generate": ["--max-tokens", "2"],
     "bench": ["--prompt-tokens", "4", "--generate-tokens", "2", "--repetitions", "1"],
     "perplexity": ["--chunks", "1"],
+    "imatrix": ["--chunks", "1"],
 }
 """Options that make a command's work small; of an option given twice the last one counts."""
 DROPPED = {
-    "--tokenizer-path", "--tokenizer-model", "--param-path", "--max-seq-len", "--context", "--depth"
-}  # fmt: skip
+    "--tokenizer-path",
+    "--tokenizer-model",
+    "--param-path",
+    "--max-seq-len",
+    "--context",
+    "--imatrix",
+    "--depth",
+}
 """Options with a value that belongs to the page's model alone."""
 
 
@@ -56,7 +63,9 @@ def runnable(arguments: list[str], story: Path) -> list[str]:
     replaced = {
         "--model-path": str(default_model_path()),
         "--shape": str(default_model_path()),
+        "--kl-divergence": str(default_model_path()),
         "--file": str(story),
+        "--text": str(story),
         "--prompt-file": str(story),
     }
     words, out = iter(arguments), []
@@ -70,6 +79,8 @@ def runnable(arguments: list[str], story: Path) -> list[str]:
             out.append(word)
     if out[:1] == ["inspect"]:
         return ["inspect", str(default_model_path()), *out[2:]]
+    if out[:1] == ["quantize"]:
+        return ["quantize", str(default_model_path()), str(story.with_name(out[2])), *out[3:]]
     command = out[0] if out and not out[0].startswith("-") else "generate"
     made_small = SMALL.get(command, [])
     return [*out, *made_small] if out else ["generate", "--prompt", "Once", *made_small]

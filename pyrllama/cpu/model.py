@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,13 +14,14 @@ from pyrllama.cpu.kv_memory import KV_PADDING, KvMemory
 from pyrllama.cpu.records import COUNTERS_A_LAYER, LAYER, LINE, STEP, Records
 from pyrllama.cpu.scratch import ActivationRows, Rows, panel_bytes, round_up
 from pyrllama.cpu.spans import Spans, attends_to_itself
+from pyrllama.cpu.square_sums import LAYER_INPUTS, SquareSums
 from pyrllama.cpu.team import Team, fitting_patience, fitting_threads
 from pyrllama.cpu.weights import Matrices, read_vector
 from pyrllama.errors import BackendError, SettingError
 from pyrllama.models.llama import OUTPUT, ROPE_FACTORS, TOKEN_EMBEDDING, rope_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -74,6 +76,7 @@ class CpuModel:
         self.max_batch_tokens = min(MAX_BATCH_TOKENS, max_seq_len)
         self._lock = threading.Lock()
         tied = OUTPUT not in checkpoint.tensors
+        self._output_name = TOKEN_EMBEDDING if tied else OUTPUT
         self._matrices = Matrices(checkpoint, matrix_names(config, tied=tied), kind)
         self.weight_bytes = sum(self._matrices.sizes)
         # One row of the embedding is read for a token; tied, all of it gives the logits.
@@ -86,7 +89,7 @@ class CpuModel:
             self._matrices.pack_all(self._team, progress)
             self._kv = KvMemory(config, kv_type, self.n_blocks)
             self.kv_bytes_per_token = self._kv.bytes_per_token
-            self._take_weights(checkpoint, TOKEN_EMBEDDING if tied else OUTPUT)
+            self._take_weights(checkpoint, self._output_name)
             self._forward = compiler.load("step.forward")
             self._allocate(config)
         except MemoryError as error:
@@ -221,6 +224,26 @@ class CpuModel:
             self._team.run(self._forward, self._step.address)
             del tables
             return self._logits.values[: batch.n_outputs, : self.config.vocab_size].copy()
+
+    @contextmanager
+    def input_squares(self) -> Iterator[dict[str, NDArray[np.float64]]]:
+        """Add up the squares of the inputs of every matrix, column by column, while it is open.
+
+        What it gives are the sums by the matrices' names, ``(cols,)``.
+        """
+        squares = SquareSums(self.config, self._output_name)
+        off = dict.fromkeys(LAYER_INPUTS, 0)
+        self._count_squares(squares.layers, squares.output)
+        try:
+            yield squares.by_matrix
+        finally:
+            self._count_squares([off] * self.config.n_layers, 0)
+
+    def _count_squares(self, layers: Sequence[Mapping[str, int]], output: int) -> None:
+        with self._lock:
+            for index, fields in enumerate(layers):
+                self._layers.set(index, **fields)
+            self._step.set(output_squares=output)
 
     def _place(self, batch: Batch) -> list[NDArray[np.int64]]:
         """Write a batch's tokens where the kernel reads them, all sizes checked."""
