@@ -1,17 +1,21 @@
 """Write a GGUF file of random weights at the shape of a real model, to measure speed with.
 
-Speed does not depend on the values of the weights, and real ones may not be passed on.  The
-file has no vocabulary, which llama.cpp's ``llama-bench`` accepts.
+Speed does not depend on the values of the weights, and real ones may not be passed on.  Without
+``--vocabulary`` the file has none, which llama.cpp's ``llama-bench`` accepts; what makes text
+needs one of the same size, taken from another GGUF.
 
     python bench/random_gguf.py 1b q4_0 /tmp/1b-q4_0.gguf
+    python bench/random_gguf.py 1b q4_0 /tmp/1b-q4_0.gguf --vocabulary Llama-3.2-1B.gguf
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyrllama.checkpoints.gguf_file import GgufFile
 from pyrllama.checkpoints.gguf_writer import PendingTensor, write_gguf
 from pyrllama.checkpoints.random import SHAPES, RandomCheckpoint
 from pyrllama.loading import WEIGHT_TYPES
@@ -39,20 +43,37 @@ def metadata_of(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def vocabulary_of(path: Path, size: int) -> dict[str, Any]:
+    """Return a GGUF's keys of its tokenizer; ends the program if it has not ``size`` tokens."""
+    file = GgufFile(path)
+    try:
+        keys = {k: v for k, v in file.metadata.items() if k.startswith("tokenizer.")}
+        found = len(keys.get("tokenizer.ggml.tokens", ()))
+    finally:
+        file.close()
+    if found != size:
+        sys.exit(f"{path} has {found} tokens, but the shape has {size}")
+    return keys
+
+
 def main() -> None:
     """Write the file that the arguments ask for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shape", choices=list(SHAPES))
     parser.add_argument("type", choices=list(WEIGHT_TYPES))
     parser.add_argument("path", type=Path)
+    parser.add_argument("--vocabulary", type=Path, help="a GGUF whose tokenizer is copied")
     arguments = parser.parse_args()
     config = SHAPES[arguments.shape]
+    metadata = metadata_of(config)
+    if arguments.vocabulary:
+        metadata |= vocabulary_of(arguments.vocabulary, config.vocab_size)
     checkpoint = RandomCheckpoint(config, WEIGHT_TYPES[arguments.type])
     tensors = [
         PendingTensor(info, lambda name=name: iter([checkpoint.read(name).data]))  # type: ignore[misc]
         for name, info in checkpoint.tensors.items()
     ]
-    write_gguf(arguments.path, metadata_of(config), tensors)
+    write_gguf(arguments.path, metadata, tensors)
 
 
 if __name__ == "__main__":

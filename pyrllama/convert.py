@@ -66,14 +66,18 @@ def export_gguf(
     """
     if type_ not in RUNNABLE:
         raise SettingError("the type", type_.name, f"one of {runnable_names()}")
-    described = _model_metadata(checkpoint.config, type_)
+    described = model_metadata(checkpoint.config, FILE_TYPES[type_])
     described |= vocabulary_metadata(tokenizer, checkpoint.config.vocab_size)
     described |= dict(metadata or {})
-    write_gguf(path, described, list(_tensors(checkpoint, type_, progress)))
+    tensors = [*_tensors(checkpoint, type_, progress), *stretched_rope_tensor(checkpoint)]
+    write_gguf(path, described, tensors)
 
 
-def _model_metadata(config: ModelConfig, type_: TensorType) -> dict[str, Any]:
-    """Return the keys that make a GGUF file a LLaMA model of these sizes."""
+def model_metadata(config: ModelConfig, file_type: int) -> dict[str, Any]:
+    """Return the keys that make a GGUF file a LLaMA model of these sizes.
+
+    ``file_type`` is the code of the type that most matrices have (``general.file_type``).
+    """
     sizes = {
         "vocab_size": config.vocab_size,
         "context_length": config.context_length,
@@ -90,7 +94,7 @@ def _model_metadata(config: ModelConfig, type_: TensorType) -> dict[str, Any]:
     }
     return {
         "general.architecture": config.architecture,
-        "general.file_type": FILE_TYPES[type_],
+        "general.file_type": file_type,
         "general.quantization_version": QUANTIZATION_VERSION,
         **{f"{config.architecture}.{key}": value for key, value in sizes.items()},
     }
@@ -101,16 +105,20 @@ def _tensors(
 ) -> Iterator[PendingTensor]:
     """Yield the tensors that the model uses, in the order in which it uses them."""
     names = [name for name in expected_tensors(checkpoint.config) if name in checkpoint.tensors]
-    stretched = checkpoint.config.rope_scaling is not None and ROPE_FACTORS not in names
     for number, name in enumerate(names, 1):
         stored = checkpoint.tensors[name]
         info = dataclasses.replace(stored, type=_stored_type(stored, type_))
         done = partial(progress, number, len(names)) if progress else None
         yield PendingTensor(info, partial(_converted, checkpoint, info, done))
-    if stretched:
-        factors = _rope_factors(checkpoint.config)
-        info = TensorInfo(ROPE_FACTORS, factors.shape, TensorType.F32)
-        yield PendingTensor(info, lambda: [factors.view(np.uint8)])
+
+
+def stretched_rope_tensor(checkpoint: Checkpoint) -> list[PendingTensor]:
+    """Return Llama 3.1's RoPE scaling as GGUF has it: a tensor of factors, unless there is one."""
+    if checkpoint.config.rope_scaling is None or ROPE_FACTORS in checkpoint.tensors:
+        return []
+    factors = _rope_factors(checkpoint.config)
+    info = TensorInfo(ROPE_FACTORS, factors.shape, TensorType.F32)
+    return [PendingTensor(info, lambda: [factors.view(np.uint8)])]
 
 
 def _stored_type(info: TensorInfo, type_: TensorType) -> TensorType:

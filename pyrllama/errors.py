@@ -118,3 +118,20 @@ class HubConnectionError(HubError):
 
 class HubChoiceError(HubError):
     """It is not clear which files of a repository are meant; the message names them."""
+
+
+class HistoryError(RllamaError):
+    """A history of benchmarks, or a plot of it, cannot be read or written; lines count from 1."""
+
+    def __init__(self, path: str | os.PathLike[str], problem: str, line: int | None = None) -> None:
+        super().__init__(f"{path}: {problem}" if line is None else f"{path}:{line}: {problem}")
+        self.path = path
+        self.line = line
+
+
+class ComparisonError(RllamaError):
+    """Two models, or a model and saved logits, have no predictions that can be compared."""
+
+
+class MissingPackageError(RllamaError):
+    """What is asked for needs a package that is not installed; the message says which."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyrllama.core import TensorType
-from pyrllama.errors import SettingError
+from pyrllama.errors import SettingError, UnsupportedTypeError
 
 if TYPE_CHECKING:
     import os
@@ -38,7 +38,7 @@ WEIGHT_TYPES = {
 }
 """The types that weights can be converted to at load, by name."""
 
-KV_TYPES = {"f16": TensorType.F16, "f32": TensorType.F32}
+KV_TYPES = {"f16": TensorType.F16, "f32": TensorType.F32, "q8_0": TensorType.Q8_0}
 """The types that the KV cache can have, by name."""
 
 
@@ -114,6 +114,7 @@ def load_model(
         from pyrllama.reference.backend import ReferenceBackend  # noqa: PLC0415
 
         return ReferenceBackend(checkpoint, max_seq_len, weight_type)
+    _check_types(checkpoint)
     from pyrllama import cpu  # noqa: PLC0415
 
     return cpu.load_model(
@@ -154,6 +155,8 @@ def _load_opencl(
     plan = make_plan(demand, choose_devices(placement.devices), placement.gpu_share)
     if on_memory:
         on_memory(plan)
+    if plan.cpu_layers:
+        _check_types(checkpoint)
     parts = [(need.device, need.part) for need in plan.needs]
     opencl = None
     if parts:
@@ -170,16 +173,37 @@ def _load_opencl(
     from pyrllama import cpu  # noqa: PLC0415
     from pyrllama.split import SplitModel  # noqa: PLC0415
 
-    first = cpu.load_model(
-        checkpoint,
-        type=weight_type,
-        kv_type=kv_type,
-        max_seq_len=max_seq_len,
-        threads=placement.threads,
-        progress=progress,
-        first_layers=plan.cpu_layers if opencl else None,
-    )
+    try:
+        first = cpu.load_model(
+            checkpoint,
+            type=weight_type,
+            kv_type=kv_type,
+            max_seq_len=max_seq_len,
+            threads=placement.threads,
+            progress=progress,
+            first_layers=plan.cpu_layers if opencl else None,
+        )
+    except BaseException:
+        if opencl:
+            opencl.close()
+        raise
     return SplitModel(first, opencl) if opencl else first
+
+
+def _check_types(checkpoint: Checkpoint) -> None:
+    """Refuse a type that no kernel reads, with what makes it one that they do."""
+    from pyrllama.models.llama import expected_tensors  # noqa: PLC0415
+    from pyrllama.quants import RUNNABLE, runnable_names  # noqa: PLC0415
+
+    for name in expected_tensors(checkpoint.config):
+        info = checkpoint.tensors.get(name)
+        if info is not None and info.type not in RUNNABLE:
+            raise UnsupportedTypeError(
+                checkpoint.path,
+                f"the tensor {name} is stored as {info.type.name}, which the kernels cannot run "
+                f"yet; the types that can are {runnable_names()}: `rllama quantize SRC DST --type "
+                f"Q8_0` converts the file to one of them",
+            )
 
 
 def parse_weight_type(name: str | TensorType | None) -> TensorType | None:

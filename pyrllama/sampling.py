@@ -49,7 +49,11 @@ MAX_LOG_FACTOR = 30.0
 MASS_TOLERANCE = 1e-6
 """A mass this close under ``top_p`` has reached it: float32 logits do not tell them apart."""
 RUN = 64
-"""Logits of which only the largest is looked at first when the top ones are searched."""
+"""Neighbouring weights that are added up first, or logits whose largest is looked at first."""
+FIRST_PART = 16
+"""The search for the most probable tokens looks at this part of the vocabulary first."""
+SORTED_AT_ONCE = 2048
+"""Weights that are sorted instead of parted again."""
 SEED_BITS = 32
 """Size of a fresh seed: one that can be typed."""
 FLOAT32 = np.finfo(np.float32)
@@ -68,13 +72,17 @@ def penalise(logits: Row, penalty: float, occurrences: Counts) -> Row:
     return penalised
 
 
-def softmax(logits: Row, temperature: float = 1.0) -> Row:
-    """Return the probabilities of logits of which the largest is finite."""
+def softmax_weights(logits: Row, temperature: float = 1.0) -> Row:
+    """Return ``e^((x - largest) / t)``: probabilities but for a factor, 1 for the largest logit.
+
+    The largest logit must be finite.
+    """
     divisor = np.float32(np.clip(temperature, FLOAT32.tiny, FLOAT32.max))
-    with np.errstate(over="ignore"):  # a tiny temperature sends all but the largest to -inf
-        scaled = (logits - np.max(logits)) / divisor
-    exponentials = np.exp(scaled)
-    return np.asarray(exponentials / np.float32(exponentials.sum(dtype=np.float64)))
+    with np.errstate(over="ignore"):  # far apart, or at a tiny temperature, to minus infinity
+        weights = logits - np.max(logits)
+        if divisor != 1:
+            weights /= divisor
+    return np.asarray(np.exp(weights, out=weights))
 
 
 def top_k(logits: Row, k: int) -> Ids:
@@ -89,27 +97,14 @@ def _reached_by(logits: Row, k: int) -> np.float32:
     """Return a number that at least ``k`` logits reach, and hardly more.
 
     Of the maxima of short runs, ``k`` reach the one of rank ``k``; finding them costs one pass
-    over the vocabulary, a tenth of what it costs to part all of it at rank ``k``.
+    over the vocabulary, a tenth of what it costs to part all of it at rank ``k``.  A run's
+    logits lie far apart, so that the maxima of all runs are taken vector by vector.
     """
     n_runs = logits.size // RUN
     if n_runs < k:
         return np.float32(np.partition(logits, logits.size - k)[logits.size - k])
-    maxima = logits[: n_runs * RUN].reshape(n_runs, RUN).max(axis=1)
+    maxima = logits[: n_runs * RUN].reshape(RUN, n_runs).max(axis=0)
     return np.float32(np.partition(maxima, n_runs - k)[n_runs - k])
-
-
-def top_p(ids: Ids, probabilities: Row, p: float) -> Ids:
-    """Return the most probable of the ids until their mass reaches ``p``; for 1 all of them.
-
-    Only tokens of at least ``(1 - p) / vocab`` are sorted: all others of the vocabulary
-    together have less than ``1 - p``, so the mass is reached before the first of them.
-    """
-    if p == 1.0:
-        return ids
-    likely = probabilities[ids] >= (1.0 - p) / probabilities.size
-    ids = _largest_first(ids[likely], probabilities)
-    mass = np.cumsum(probabilities[ids], dtype=np.float64)
-    return ids[: np.searchsorted(mass, p - MASS_TOLERANCE) + 1]
 
 
 def _largest_first(ids: Ids, values: Row) -> Ids:
@@ -123,22 +118,71 @@ def _largest_first(ids: Ids, values: Row) -> Ids:
     return np.asarray(np.sort(-rising << 32 | ids) & 0xFFFFFFFF)
 
 
-def _candidates(penalised: Row, sampling: Sampling) -> tuple[Ids, NDArray[np.float64]]:
-    """Apply steps 2 to 6: return the tokens that may be chosen and their probabilities."""
+def top_p(weights: Row, p: float) -> Row:
+    """Return the weights with only the largest left whose mass reaches ``p``; others become 0."""
+    bound, count = _reaching(weights, (p - MASS_TOLERANCE) * float(_run_sums(weights).sum()))
+    stays = weights >= bound
+    surplus = np.count_nonzero(stays) - count  # of those that equal the bound, the last ids
+    if surplus:
+        stays[np.flatnonzero(weights == bound)[-surplus:]] = False
+    return np.asarray(weights * stays)
+
+
+def _reaching(weights: Row, mass: float) -> tuple[np.float32, int]:
+    """Return how many of the largest weights together reach a mass, and the smallest of them.
+
+    The weights are parted again and again at a rank, each time within the part that holds the
+    bound, which costs a tenth of sorting them.  A model's mass is in few tokens as a rule, so
+    the first part is a small one.
+    """
+    rising = weights.view(np.int32).copy()  # bits of floats from 0 on rise with them, and
+    low, high, larger = 0, weights.size, 0.0  # integers, which cannot be NaN, part faster
+    parts = FIRST_PART
+    while high - low > SORTED_AT_ONCE:
+        middle = high - (high - low) // parts
+        parts = 2
+        rising[low:high].partition(middle - low)
+        upper = larger + float(_run_sums(rising[middle:high].view(np.float32)).sum())
+        if upper >= mass:
+            low = middle
+        else:
+            high, larger = middle, upper
+    falling = np.sort(rising[low:high])[::-1].view(np.float32)
+    masses = larger + np.cumsum(falling, dtype=np.float64)
+    last = min(int(np.searchsorted(masses, mass)), falling.size - 1)
+    return falling[last], weights.size - high + last + 1
+
+
+def _run_sums(weights: Row) -> NDArray[np.float64]:
+    """Return the sums of runs of ``RUN`` weights: in float32 within a run, to be cheap."""
+    whole = weights.size // RUN * RUN
+    sums = np.einsum("ij->i", weights[:whole].reshape(-1, RUN)).astype(np.float64)
+    return sums if whole == weights.size else np.append(sums, weights[whole:].sum())
+
+
+def _candidates(penalised: Row, sampling: Sampling) -> tuple[Ids | None, Row]:
+    """Apply steps 2 to 5: return tokens and the weights with which they may be chosen.
+
+    Without ids the weights are those of the whole vocabulary, by id.
+    """
+    if sampling.top_k == 0 or sampling.top_k >= penalised.size:
+        weights = softmax_weights(penalised, sampling.temperature)
+        return None, weights if sampling.top_p == 1.0 else top_p(weights, sampling.top_p)
     ids = top_k(penalised, sampling.top_k)
     if sampling.top_p == 1.0:  # what stays is scaled in the end: the others need no exponential
-        kept = softmax(penalised[ids], sampling.temperature).astype(np.float64)
-    else:
-        probabilities = softmax(penalised, sampling.temperature)
-        ids = top_p(ids, probabilities, sampling.top_p)
-        kept = probabilities[ids].astype(np.float64)
-    kept /= kept.sum()
-    return ids, kept
+        return ids, softmax_weights(penalised[ids], sampling.temperature)
+    weights = softmax_weights(penalised, sampling.temperature)
+    mass = (sampling.top_p - MASS_TOLERANCE) * float(_run_sums(weights).sum())
+    kept = weights[ids]
+    count = int(np.searchsorted(np.cumsum(kept, dtype=np.float64), mass)) + 1
+    return ids[:count], kept[:count]
 
 
-def _check(logits: Row) -> None:
-    """Raise ``BackendError`` for logits of which none is the largest finite one."""
-    largest = np.max(logits)  # NaN if any is
+def _check(largest: np.float32) -> None:
+    """Raise ``BackendError`` for the largest of a row's logits if it is not finite.
+
+    NumPy's largest number of a row is NaN if any is.
+    """
     if not np.isfinite(largest):
         raise BackendError(
             f"the largest logit is {largest}: the weights are damaged, or their type cannot hold "
@@ -152,14 +196,14 @@ def distribution(logits: Row, sampling: Sampling, occurrences: Counts) -> NDArra
     ``occurrences`` counts how often each token stands in the text so far: ``(vocab,)``.
     Raises ``BackendError`` for logits that hold NaN or infinity, or nothing but its negative.
     """
-    _check(logits)
+    _check(np.max(logits))
     penalised = penalise(logits, sampling.repetition_penalty, occurrences)
     probabilities = np.zeros(penalised.size)
     if sampling.temperature == 0.0:
         probabilities[np.argmax(penalised)] = 1.0
     else:
-        ids, chances = _candidates(penalised, sampling)
-        probabilities[ids] = chances
+        ids, weights = _candidates(penalised, sampling)
+        probabilities[slice(None) if ids is None else ids] = weights / _run_sums(weights).sum()
     return probabilities
 
 
@@ -179,7 +223,7 @@ class Sampler:
         ``logits`` is ``(vocab,)``.  The token does not count as said before ``accept``.
         Raises ``BackendError`` for logits that hold NaN or infinity.
         """
-        _check(logits)
+        _check(np.max(logits))
         self._reserve(logits.size)
         sampling = self.sampling
         occurrences = self._occurrences[: logits.size]
@@ -187,11 +231,10 @@ class Sampler:
         if sampling.temperature == 0.0:
             token = int(np.argmax(penalised))
             # ln softmax of the largest logit: -ln sum e^(x - largest)
-            shifted = np.exp(penalised - penalised[token])
-            return token, -math.log(shifted.sum(dtype=np.float64))
-        ids, probabilities = _candidates(penalised, sampling)
-        picked = _pick(probabilities, self._random.random())
-        return int(ids[picked]), math.log(probabilities[picked])
+            return token, -math.log(_run_sums(softmax_weights(penalised)).sum())
+        ids, weights = _candidates(penalised, sampling)
+        picked, probability = _pick(weights, self._random.random())
+        return picked if ids is None else int(ids[picked]), math.log(probability)
 
     def accept(self, token: int) -> None:
         """Count a token as part of the text: it is then subject to the repetition penalty."""
@@ -205,10 +248,25 @@ class Sampler:
             self._occurrences = np.pad(self._occurrences, (0, missing))
 
 
-def _pick(probabilities: NDArray[np.float64], uniform: float) -> int:
-    """Return the index whose share of the sum holds ``uniform``, a number in [0, 1)."""
-    cumulative = np.cumsum(probabilities)
-    picked = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
-    # The product may round up to the whole sum: the last index of any probability holds it.
+def _pick(weights: Row, uniform: float) -> tuple[int, float]:
+    """Return the index whose share of the sum holds ``uniform``, in [0, 1), and the share.
+
+    The run is found first and then the weight in it, so that no sums of all are needed.
+    """
+    sums = _run_sums(weights)
+    cumulative = np.cumsum(sums)
+    total = float(cumulative[-1])
+    run = _holding(cumulative, uniform * total)
+    part = weights[run * RUN : (run + 1) * RUN]
+    inside = np.cumsum(part, dtype=np.float64)
+    picked = _holding(inside, uniform * total - (cumulative[run] - sums[run]))
+    return run * RUN + picked, float(part[picked]) / total
+
+
+def _holding(cumulative: NDArray[np.float64], target: float) -> int:
+    """Return the first index whose sum exceeds a number, or the last that adds anything.
+
+    The number may round up to the whole sum, which none exceeds.
+    """
     last = int(np.searchsorted(cumulative, cumulative[-1]))
-    return min(picked, last)
+    return min(int(np.searchsorted(cumulative, target, side="right")), last)

@@ -198,8 +198,8 @@ def test_a_type_that_cannot_be_written(tmp_path: Path, tokenizer: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", "only SentencePiece models"),
-        (b'{"model": {}}', "only SentencePiece models"),
+        (b"", "no tokenizer that can be written"),
+        (b'{"model": {}}', "not a tokenizer"),
         (b"\x0a\x05bro", "cannot be used|cut or broken"),
     ],
 )

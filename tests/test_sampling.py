@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 
 from pyrllama.core import Sampling
 from pyrllama.errors import BackendError
-from pyrllama.sampling import Sampler, distribution, penalise, softmax, top_k, top_p
+from pyrllama.sampling import RUN, SORTED_AT_ONCE, Sampler, distribution, penalise, top_k, top_p
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -143,16 +143,47 @@ def test_top_p_between_equals_keeps_the_lowest_ids() -> None:
     np.testing.assert_allclose(got, [0, 2 / 7, 2 / 7, 0, 3 / 7], atol=1e-6)
 
 
-@pytest.mark.parametrize("p", [0.01, 0.5, 0.9, 0.999])
-@pytest.mark.parametrize("k", [0, 1, 50, 2000])
-def test_filters_equal_a_full_sort(p: float, k: int) -> None:
-    logits = np.random.default_rng(7).normal(0, 4, 2000).astype(np.float32)
+SIZES = [2, 2000, SORTED_AT_ONCE + 1, 32_000, 128_256]
+"""Vocabularies that are sorted whole, parted first, and no multiple of ``RUN``."""
+
+
+def spread_logits(size: int, spread: float) -> Row:
+    logits = np.random.default_rng(7).normal(0, spread, size).astype(np.float32)
     logits[::3] = logits[1]  # many equals
-    probabilities = softmax(logits)
-    order = np.argsort(-logits.astype(np.float64), kind="stable")[: k or None]
-    mass = np.cumsum(probabilities[order].astype(np.float64))
-    expected = order[: np.searchsorted(mass, p - 1e-6) + 1]
-    assert top_p(top_k(logits, k), probabilities, p).tolist() == expected.tolist()
+    return logits
+
+
+@pytest.mark.parametrize("p", [0.01, 0.9, 0.999])
+@pytest.mark.parametrize("k", [0, 1, 2000])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("spread", [0.1, 4])
+def test_filters_equal_a_full_sort(p: float, k: int, size: int, spread: float) -> None:
+    logits = spread_logits(size, spread)
+    exact = np.exp(logits.astype(np.float64) - logits.max())
+    exact /= exact.sum()
+    order = np.argsort(-logits, kind="stable")[: k or None]
+    count = min(int(np.searchsorted(np.cumsum(exact[order]), p - 1e-6)) + 1, order.size)
+    got = chances(logits, top_k=k, top_p=p)
+    kept = np.flatnonzero(got)
+    # A sum of float32 weights is known to 1e-7 or so: next to the bound another count is right.
+    assert abs(kept.size - count) <= 1e-7 / exact[order[count - 1]]
+    assert kept.tolist() == sorted(order[: kept.size].tolist())
+    np.testing.assert_allclose(got[kept], exact[kept] / exact[kept].sum(), rtol=1e-5)
+
+
+def test_top_p_keeps_the_largest_weights_as_they_are() -> None:
+    weights = row(0.25, 1, 0.5, 0.5, 0.25)  # a mass of 2.5
+    assert top_p(weights, 0.3).tolist() == [0, 1, 0, 0, 0]
+    assert top_p(weights, 0.5).tolist() == [0, 1, 0.5, 0, 0]
+    assert top_p(weights, 0.8).tolist() == [0, 1, 0.5, 0.5, 0]
+    assert top_p(weights, 0.85).tolist() == [0.25, 1, 0.5, 0.5, 0]
+    assert top_p(weights, 1e-9).tolist() == [0, 1, 0, 0, 0]
+
+
+def test_top_p_where_all_are_alike_keeps_the_lowest_ids() -> None:
+    weights = np.ones(5 * SORTED_AT_ONCE, np.float32)
+    kept = top_p(weights, 0.3)
+    assert np.flatnonzero(kept).tolist() == list(range(3 * SORTED_AT_ONCE // 2))
 
 
 # Repetition penalty
@@ -262,6 +293,16 @@ def test_frequencies_follow_the_distribution(settings: dict[str, Any]) -> None:
     assert chi_square < 20.5  # exceeded once in 1,000 seeds with 5 degrees of freedom
     for token, logprob in drawn[:100]:
         assert logprob == pytest.approx(math.log(expected[token]), abs=1e-9)
+
+
+@pytest.mark.parametrize("size", [RUN, RUN + 1, 10 * RUN - 3])
+def test_every_run_of_a_vocabulary_is_drawn_from(size: int) -> None:
+    chosen = np.arange(0, size, 21)
+    logits = np.full(size, -np.inf, np.float32)
+    logits[chosen] = np.linspace(0, 1, chosen.size)
+    sampler = Sampler(Sampling(**ALL, seed=3), [])
+    drawn = {sampler.sample(logits)[0] for _ in range(500)}
+    assert drawn == set(chosen.tolist())
 
 
 def test_a_token_that_is_ruled_out_is_never_drawn() -> None:

@@ -21,7 +21,7 @@ from pyrllama.errors import (
     UnsupportedTypeError,
 )
 from pyrllama.models.llama import check_tensors
-from pyrllama.quants import RUNNABLE, runnable_names
+from pyrllama.quants import READABLE, names_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,11 +59,11 @@ class GgufCheckpoint(Checkpoint):
         """Return a view of the tensor's bytes in the file."""
         data = self._file.data(name)
         info = self.tensors[name]
-        if info.type not in RUNNABLE:
+        if info.type not in READABLE:
             raise UnsupportedTypeError(
                 self.path,
-                f"the tensor {name} is stored as {info.type.name}, which cannot be run yet; the "
-                f"types that can are {runnable_names()}",
+                f"the tensor {name} is stored as {info.type.name}, which holds no weights; the "
+                f"types that do are {names_of(READABLE)}",
             )
         return Tensor(info, data)
 

@@ -25,18 +25,17 @@ def print_report(report: dict[str, Any]) -> None:
 
 def _rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     work = report["workload"]
-    yield "model", f"{report['source']}, weights {report['weights']}"
     yield (
-        "workload",
-        f"{work['prompt_tokens']} + {work['generate_tokens']} tokens, "
-        f"{work['repetitions']} repetitions, {report['threads']} threads",
+        "model",
+        f"{report['source']}, weights {report['weights']}, KV cache {report['kv_type'].upper()}",
     )
+    yield "workload", _workload(work, report["threads"])
     yield "prefill", _rate(report["prefill_tokens_per_second"])
     yield "decode", _rate(report["decode_tokens_per_second"])
     yield (
-        "read per token",
-        f"{format_bytes(report['bytes_per_token'])} of weights, "
-        f"{format_bytes(report['kv_cache_bytes_per_token'])} of KV cache",
+        "read per step",
+        f"{format_bytes(report['bytes_per_step'])} of weights, "
+        f"{format_bytes(report['kv_cache_bytes_per_step'])} of KV cache",
     )
     bandwidth = report["read_bandwidth_gigabytes_per_second"]
     yield (
@@ -52,6 +51,15 @@ def _rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in report["machine"].items():
         yield name, " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     yield "versions", ", ".join(f"{name} {value}" for name, value in report["versions"].items())
+
+
+def _workload(work: dict[str, int], threads: int) -> str:
+    sequences = f"{work['sequences']} sequences, " if work["sequences"] > 1 else ""
+    return (
+        f"{sequences}prompt of {work['prompt_tokens']} tokens, then {work['generate_tokens']} "
+        f"behind a context of {work['depth']}, {work['repetitions']} repetitions, "
+        f"{threads} threads"
+    )
 
 
 def _rate(spread: dict[str, float]) -> str:

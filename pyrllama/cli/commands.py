@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+from collections import UserDict
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pyrllama import __version__
-from pyrllama.cli.bench import bench
-from pyrllama.cli.completion import completion
-from pyrllama.cli.devices import devices
-from pyrllama.cli.doctor import doctor
-from pyrllama.cli.generate import generate
-from pyrllama.cli.inspect import inspect
-from pyrllama.cli.perplexity import perplexity
-from pyrllama.cli.pull import pull
 from pyrllama.cli.terminal import note
 
 if TYPE_CHECKING:
@@ -37,10 +31,40 @@ Examples:
   rllama inspect model.gguf
   rllama bench --shape 7b --quantize q4_0
   rllama perplexity --model-path model.gguf --file wiki.test.raw
+  rllama quantize LLaMA/7B llama-7b.Q4_K_M.gguf --type Q4_K_M
+  rllama imatrix --model-path LLaMA/7B --text calibration.txt -o imatrix.gguf
   rllama doctor
 
 Tab completes commands and options after 'rllama completion bash >> ~/.bashrc', or zsh, or fish.
 """
+
+
+class LazyCommands(UserDict[str, Any]):
+    """The commands by name, each imported from the module of its name when it is asked for."""
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in self.data:
+            raise KeyError(name)
+        command: click.Command = getattr(importlib.import_module(f"pyrllama.cli.{name}"), name)
+        return command
+
+
+COMMANDS = LazyCommands(
+    dict.fromkeys(
+        (
+            "generate",
+            "inspect",
+            "bench",
+            "perplexity",
+            "quantize",
+            "imatrix",
+            "pull",
+            "doctor",
+            "devices",
+            "completion",
+        )
+    )
+)
 
 
 class DefaultGroup(click.Group):
@@ -60,12 +84,14 @@ class DefaultGroup(click.Group):
         """Offer the options of the default command beside the group's own."""
         items = super().shell_complete(ctx, incomplete)
         if incomplete.startswith("-"):
+            generate = COMMANDS["generate"]
             items += generate.shell_complete(click.Context(generate, ctx), incomplete)
         return items
 
 
 @click.group(
     cls=DefaultGroup,
+    commands=COMMANDS,
     epilog=EXAMPLES,
     no_args_is_help=False,
     context_settings={"max_content_width": 100},
@@ -83,7 +109,3 @@ def rllama(ctx: click.Context) -> None:
             f'telling a story from "{FIRST_WORDS}"; yours: rllama --prompt "..."; all that '
             f"it can do: rllama --help"
         )
-
-
-for command in (generate, inspect, bench, perplexity, pull, doctor, devices, completion):
-    rllama.add_command(command)

@@ -70,14 +70,14 @@ def _shown(value: Any) -> str:
 
 
 def _print_types(console: Console, types: dict[str, dict[str, int]]) -> None:
-    table = _table("type", tensors="right", size="right")
+    table = new_table("type", tensors="right", size="right")
     for name, row in types.items():
         table.add_row(name, str(row["tensors"]), format_bytes(row["bytes"]))
     _print_table(console, "types", table)
 
 
 def _print_tensors(console: Console, tensors: list[dict[str, Any]]) -> None:
-    table = _table("tensor", shape="right", type="left", size="right")
+    table = new_table("tensor", shape="right", type="left", size="right")
     for row in tensors:
         shape = " x ".join(map(str, row["shape"]))
         table.add_row(Text(printable(row["name"])), shape, row["type"], format_bytes(row["bytes"]))
@@ -85,14 +85,15 @@ def _print_tensors(console: Console, tensors: list[dict[str, Any]]) -> None:
 
 
 def _print_memory(console: Console, memory: dict[str, Any]) -> None:
-    table = _table("weights as", weights="right", total="right")
+    table = new_table("weights as", weights="right", total="right")
     for name, size in memory["weights"].items():
         table.add_row(name, format_bytes(size), format_bytes(memory["total"][name]))
     cache = f"{format_bytes(memory['kv_cache'])} of KV cache for {memory['context']} tokens"
     _print_table(console, f"memory, with {cache}", table)
 
 
-def _table(first: str, **justified: Any) -> Table:
+def new_table(first: str, **justified: Any) -> Table:
+    """Return an empty table with the sides to which its columns are justified."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column(first, style="cyan", no_wrap=True)
     for name, side in justified.items():

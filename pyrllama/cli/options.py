@@ -53,8 +53,13 @@ def backend_option() -> Decorator:
 
 
 def device_numbers(text: str) -> tuple[int, ...]:
-    """Return the numbers of ``N`` or ``N,M``; raises ``ValueError`` for anything else."""
-    return tuple(int(part) for part in text.split(","))
+    """Return the numbers of ``N`` or ``N,M``; raises ``BadParameter`` for anything else."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is no number of a device, nor several like 0,1; see 'rllama devices'."
+        ) from None
 
 
 def opencl_options() -> tuple[Decorator, Decorator]:

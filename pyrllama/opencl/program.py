@@ -131,13 +131,23 @@ def _key(device: Device, source: str, options: Sequence[str]) -> str:
 
 
 def _read(file: Path) -> bytes | None:
-    """Return a cached binary, None if there is none or it is damaged."""
+    """Return a cached binary, None if there is none, it is damaged, or others can write there."""
     try:
+        if not _is_ours(file.parent):
+            return None
         content = file.read_bytes()
     except OSError:
         return None
     digest, binary = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
     return binary if digest == _digest(binary) else None
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether nobody else can have put a binary into a folder: a driver runs what it is given."""
+    if not hasattr(os, "getuid"):
+        return True  # Windows keeps a user's cache folder to the user
+    status = folder.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
 def _write(file: Path, binary: bytes) -> None:

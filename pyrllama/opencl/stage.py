@@ -124,7 +124,7 @@ class Stage:
                 "rope": self._filled(self._rope(checkpoint)),
             }
         self.batch = BatchWords(config, sizes.n_blocks, sizes.max_tokens, sizes.max_seq_len)
-        self.tune(tuning or default_tuning(device, config))
+        self.tune(tuning or default_tuning(device, config, self._kinds()))
 
     def tune(self, tuning: Tuning) -> None:
         """Build the kernels, anew if need be, in other sizes; the cache becomes empty."""
@@ -140,7 +140,7 @@ class Stage:
     # --- loading ------------------------------------------------------------------------------
 
     def _source(self) -> str:
-        kinds = {m.extent.kind for parts in self._matrices.values() for m in parts}
+        kinds = self._kinds()
         memory = local_memory(self.device, self.config, self.tuning.group)
         sizes = self._sizes
         words = defines(
@@ -157,6 +157,10 @@ class Stage:
             activation_bytes=memory.n_bytes(kinds),
         )
         return model_source(words, kinds, after)
+
+    def _kinds(self) -> set[TensorType]:
+        """Return the types in which the matrices are held."""
+        return {m.extent.kind for parts in self._matrices.values() for m in parts}
 
     @property
     def persists(self) -> bool:

@@ -12,7 +12,7 @@ from pyrllama.opencl.features import features
 from pyrllama.opencl.layout import ALIGNMENT, BLOCK, LAYOUTS, UNIT_BYTES, round_up
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from pyrllama.core import ModelConfig
     from pyrllama.opencl.device import Device
@@ -27,6 +27,7 @@ MAX_LOCAL = 48 * 1024
 RESERVED_LOCAL = 512
 MAX_SPLITS = 8
 MAX_HEADS_AT_ONCE = 4
+HALVES = {TensorType.F16, TensorType.BF16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Tuning:
     warp_tokens: int = 64
     persistent: bool = False
     """Whether a step of one token is one kernel that waits across the grid."""
-    prefetch: int = 1
+    prefetch: int = 0
     """Lines of 128 bytes that each work-item of it asks for before it waits."""
     nvidia: bool = False
     """Whether kernels are lowered to PTX."""
@@ -64,14 +65,20 @@ class Tuning:
         return warps * LANES
 
 
-def default_tuning(device: Device, config: ModelConfig) -> Tuning:
-    """Return the sizes for a device and a model, as measured on a few of both."""
+def default_tuning(
+    device: Device, config: ModelConfig, kinds: Collection[TensorType] = ()
+) -> Tuning:
+    """Return the sizes for a device and a model, as measured on a few of both.
+
+    ``kinds`` are the types in which its matrices are held.
+    """
     found = features(device)
     if Feature.INLINE_PTX in found:
         splits = device.compute_units // (config.n_heads // heads_at_once(config))
         return Tuning(
             group=512,
             groups=device.compute_units,
+            loads=8 if kinds and HALVES.issuperset(kinds) else 4,
             splits=min(MAX_SPLITS, max(1, splits)),
             tensor_cores=Feature.TENSOR_CORES in found,
             persistent=Feature.GRID_BARRIER in found,

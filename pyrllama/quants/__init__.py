@@ -13,15 +13,18 @@ import numpy as np
 
 from pyrllama.core import TensorType
 from pyrllama.errors import SettingError
-from pyrllama.quants import floats, legacy
+from pyrllama.quants import codebook, floats, kquants, legacy, tables, ternary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
 
 _SLICE_NUMBERS = 1 << 17
 """Numbers packed or unpacked at once: temporaries of that many stay in the cache."""
+_FITTED_NUMBERS = 31 * 1024
+"""Numbers fitted at once: a power of two would put the rows of the temporaries into the same
+few sets of the cache."""
 
 
 class _BlockSize(NamedTuple):
@@ -69,27 +72,65 @@ _SIZES = {
 
 
 class _Codec(NamedTuple):
-    """Blocks ``(n, bytes)`` uint8 to numbers ``(n, numbers)`` float32 and back."""
+    """Blocks ``(n, bytes)`` uint8 to numbers ``(n, numbers)`` float32 and back.
+
+    ``pack`` rounds by a plain rule; ``fit`` takes weights of the squared errors, too, and
+    searches for the scales that leave the least.
+    """
 
     unpack: Callable[[NDArray[np.uint8], NDArray[np.float32]], None]
-    pack: Callable[[NDArray[np.float32], NDArray[np.uint8]], None]
+    pack: Callable[[NDArray[np.float32], NDArray[np.uint8]], None] | None = None
+    fit: (
+        Callable[[NDArray[np.float32], NDArray[np.float32] | None, NDArray[np.uint8]], None] | None
+    ) = None
 
 
 _CODECS = {
     TensorType.F32: _Codec(floats.unpack_f32, floats.pack_f32),
     TensorType.F16: _Codec(floats.unpack_f16, floats.pack_f16),
     TensorType.BF16: _Codec(floats.unpack_bf16, floats.pack_bf16),
-    TensorType.Q8_0: _Codec(legacy.unpack_q8_0, legacy.pack_q8_0),
-    TensorType.Q4_0: _Codec(legacy.unpack_q4_0, legacy.pack_q4_0),
+    TensorType.Q4_0: _Codec(legacy.unpack_q4_0, legacy.pack_q4_0, legacy.fit_q4_0),
+    TensorType.Q4_1: _Codec(legacy.unpack_q4_1, fit=legacy.fit_q4_1),
+    TensorType.Q5_0: _Codec(legacy.unpack_q5_0, fit=legacy.fit_q5_0),
+    TensorType.Q5_1: _Codec(legacy.unpack_q5_1, fit=legacy.fit_q5_1),
+    TensorType.Q8_0: _Codec(legacy.unpack_q8_0, legacy.pack_q8_0, legacy.fit_q8_0),
+    TensorType.Q2_K: _Codec(kquants.unpack_q2_k, fit=kquants.fit_q2_k),
+    TensorType.Q3_K: _Codec(kquants.unpack_q3_k, fit=kquants.fit_q3_k),
+    TensorType.Q4_K: _Codec(kquants.unpack_q4_k, fit=kquants.fit_q4_k),
+    TensorType.Q5_K: _Codec(kquants.unpack_q5_k, fit=kquants.fit_q5_k),
+    TensorType.Q6_K: _Codec(kquants.unpack_q6_k, fit=kquants.fit_q6_k),
+    TensorType.IQ4_NL: _Codec(tables.unpack_iq4_nl, fit=tables.fit_iq4_nl),
+    TensorType.IQ4_XS: _Codec(tables.unpack_iq4_xs, fit=tables.fit_iq4_xs),
+    TensorType.MXFP4: _Codec(tables.unpack_mxfp4, fit=tables.fit_mxfp4),
+    TensorType.TQ1_0: _Codec(ternary.unpack_tq1_0, fit=ternary.fit_tq1_0),
+    TensorType.TQ2_0: _Codec(ternary.unpack_tq2_0, fit=ternary.fit_tq2_0),
+    TensorType.IQ1_S: _Codec(codebook.unpack_iq1_s),
+    TensorType.IQ1_M: _Codec(codebook.unpack_iq1_m),
+    TensorType.IQ2_XXS: _Codec(codebook.unpack_iq2_xxs),
+    TensorType.IQ2_XS: _Codec(codebook.unpack_iq2_xs),
+    TensorType.IQ2_S: _Codec(codebook.unpack_iq2_s),
+    TensorType.IQ3_XXS: _Codec(codebook.unpack_iq3_xxs),
+    TensorType.IQ3_S: _Codec(codebook.unpack_iq3_s),
 }
 
-RUNNABLE = frozenset(_CODECS)
-"""The types that the program computes with."""
+RUNNABLE = frozenset(
+    {TensorType.F32, TensorType.F16, TensorType.BF16, TensorType.Q8_0, TensorType.Q4_0}
+)
+"""The types that the compiled kernels compute with."""
+READABLE = frozenset(_CODECS)
+"""The types whose numbers can be had, so that they can be converted to others."""
+WRITABLE = frozenset(type_ for type_, codec in _CODECS.items() if codec.pack or codec.fit)
+"""The types that numbers can be stored as; the codebooks of IQ1 to IQ3 are only read."""
 
 
 def runnable_names() -> str:
     """Return the types that run, for an error message: ``"F32, F16, Q4_0"``."""
-    return ", ".join(type_.name for type_ in sorted(RUNNABLE))
+    return names_of(RUNNABLE)
+
+
+def names_of(types: Iterable[TensorType]) -> str:
+    """Return types for an error message, in the order of their codes."""
+    return ", ".join(type_.name for type_ in sorted(types))
 
 
 def block_size(type_: TensorType) -> int:
@@ -116,9 +157,9 @@ def row_bytes(type_: TensorType, cols: int) -> int:
 def dequantize(type_: TensorType, data: NDArray[np.uint8], cols: int) -> NDArray[np.float32]:
     """Return the numbers, ``(rows, cols)``, that stored rows, ``(rows, row_bytes)``, stand for.
 
-    The result is a new array.  Raises ``SettingError`` for a type that does not run yet.
+    The result is a new array.  Raises ``SettingError`` for a type that is not ``READABLE``.
     """
-    codec = _codec(type_)
+    codec = _codec(type_, READABLE)
     size = _SIZES[type_]
     if data.ndim != 2 or data.shape[1] != row_bytes(type_, cols):
         raise ValueError(f"rows of {cols} {type_.name} numbers cannot have shape {data.shape}")
@@ -126,7 +167,7 @@ def dequantize(type_: TensorType, data: NDArray[np.uint8], cols: int) -> NDArray
     blocks, numbers = data.reshape(-1, size.bytes), out.reshape(-1, size.numbers)
     # A damaged scale may be infinite or NaN; so are its numbers then, without a warning.
     with np.errstate(all="ignore"):
-        for part in _slices(len(blocks), size):
+        for part in _slices(len(blocks), _SLICE_NUMBERS // size.numbers):
             codec.unpack(blocks[part], numbers[part])
     return out
 
@@ -134,27 +175,68 @@ def dequantize(type_: TensorType, data: NDArray[np.uint8], cols: int) -> NDArray
 def quantize(type_: TensorType, x: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Return rows of numbers, ``(rows, cols)``, as stored rows, ``(rows, row_bytes)``.
 
-    Numbers beyond the type's range become infinite, or their block's scale does.  Raises
-    ``SettingError`` for a type that does not run yet or rows that are not whole blocks.
+    The plain rule of the type is taken where it has one, as the kernels do when they convert;
+    ``quantize_fitted`` searches for better scales.  Numbers beyond the type's range become
+    infinite, or their block's scale does.  Raises ``SettingError`` for a type that is not
+    ``WRITABLE`` or rows that are not whole blocks.
     """
-    codec = _codec(type_)
+    pack = _codec(type_, WRITABLE).pack
+    if pack is None:
+        return quantize_fitted(type_, x)
     size = _SIZES[type_]
     rows, cols = x.shape
     out = np.empty((rows, row_bytes(type_, cols)), dtype=np.uint8)
     numbers = np.ascontiguousarray(x, dtype=np.float32).reshape(-1, size.numbers)
     blocks = out.reshape(-1, size.bytes)
     with np.errstate(all="ignore"):
-        for part in _slices(len(blocks), size):
-            codec.pack(numbers[part], blocks[part])
+        for part in _slices(len(blocks), _SLICE_NUMBERS // size.numbers):
+            pack(numbers[part], blocks[part])
     return out
 
 
-def _codec(type_: TensorType) -> _Codec:
-    if type_ not in _CODECS:
-        raise SettingError("the tensor type", type_.name, f"one of {runnable_names()}")
+def quantize_fitted(
+    type_: TensorType, x: NDArray[np.float32], importance: NDArray[np.float32] | None = None
+) -> NDArray[np.uint8]:
+    """Return rows as ``quantize`` does, with the scales that leave the least squared error.
+
+    Errors count by ``importance``, ``(cols,)``, of their column, and by the magnitude of the
+    number.  All numbers must be finite.  Types without scales are rounded as by ``quantize``.
+    """
+    fit = _codec(type_, WRITABLE).fit
+    if fit is None:
+        return quantize(type_, x)
+    size = _SIZES[type_]
+    rows, cols = x.shape
+    out = np.empty((rows, row_bytes(type_, cols)), dtype=np.uint8)
+    numbers = np.ascontiguousarray(x, dtype=np.float32).reshape(-1, size.numbers)
+    blocks = out.reshape(-1, size.bytes)
+    columns = None if importance is None else importance.reshape(-1, size.numbers)
+    with np.errstate(all="ignore"):
+        for part in _slices(len(blocks), _FITTED_NUMBERS // size.numbers):
+            weights = _weights(numbers[part])
+            if columns is not None:
+                of_row = np.arange(part.start, part.start + len(weights)) % len(columns)
+                weights *= columns[of_row]
+            fit(numbers[part], weights, blocks[part])
+    return out
+
+
+def _weights(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return how much the squared error of each number counts: its magnitude over a floor.
+
+    The floor is the block's root mean square.  Measured by what a model computes, this is
+    better than counting all errors alike: large weights matter more than by their number.
+    """
+    weights = np.abs(x)
+    weights += np.sqrt(np.einsum("ij,ij->i", x, x) / np.float32(x.shape[1]))[:, None]
+    return weights
+
+
+def _codec(type_: TensorType, allowed: frozenset[TensorType]) -> _Codec:
+    if type_ not in allowed:
+        raise SettingError("the tensor type", type_.name, f"one of {names_of(allowed)}")
     return _CODECS[type_]
 
 
-def _slices(n_blocks: int, size: _BlockSize) -> list[slice]:
-    step = _SLICE_NUMBERS // size.numbers
+def _slices(n_blocks: int, step: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, n_blocks, step)]

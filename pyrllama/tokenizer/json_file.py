@@ -64,6 +64,10 @@ class JsonTokenizer(Tokenizer):
             wanted = opening == self.bos_id
         self.add_bos = wanted and self.bos_id is not None
 
+    def spellings(self) -> dict[str, int]:
+        """Return every token as the vocabulary spells it, added ones included, with its id."""
+        return dict(self._model.get_vocab(with_added_tokens=True))
+
     def _encode(self, text: str, special: bool) -> list[int]:
         # The library takes the choice as a state, not as an argument.
         with self._lock, _named_errors("the tokenizer.json fails on this text"):

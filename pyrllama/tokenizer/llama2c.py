@@ -44,13 +44,17 @@ def is_llama2c(data: bytes) -> bool:
 
 def read_llama2c(data: bytes) -> SentencePieceTokenizer:
     """Read the file's content; raises ``TokenizerError`` where it is cut or inconsistent."""
+    model = bpe_model(read_pieces(data), add_space_prefix=True)
+    return SentencePieceTokenizer(model, True, kind="llama2.c", bos_id=_BOS, eos_id=_EOS)
+
+
+def read_pieces(data: bytes) -> list[Piece]:
+    """Return the pieces with their types; raises what ``read_llama2c`` raises."""
     pieces = _read_pieces(data)
     if len(pieces) < len(_FIRST_PIECES):
         raise TokenizerError(f"only {len(pieces)} tokens; export the tokenizer again")
     pieces[: len(_FIRST_PIECES)] = _FIRST_PIECES
-    return SentencePieceTokenizer(
-        bpe_model(pieces, add_space_prefix=True), True, kind="llama2.c", bos_id=_BOS, eos_id=_EOS
-    )
+    return pieces
 
 
 def _read_pieces(data: bytes) -> list[Piece]:

@@ -88,6 +88,26 @@ PRE_TOKENIZERS = {
 """The rules behind each value of ``tokenizer.ggml.pre`` that is known."""
 
 
+GPT2_PATTERN = _GPT2
+"""The pattern that ``tokenizer.json`` calls ByteLevel."""
+DIGIT_PATTERN = _DIGIT
+_WRITTEN = ("llama-bpe", "smaug-bpe", "qwen2", "gpt-2", "smollm", "tekken")
+"""One name for each set of rules."""
+
+
+def name_of_rules(patterns: tuple[str, ...], *, ignore_merges: bool) -> str | None:
+    """Return GGUF's name for patterns that are used one after the other; None if it has none."""
+    return next(
+        (
+            name
+            for name in _WRITTEN
+            if PRE_TOKENIZERS[name].patterns == patterns
+            and PRE_TOKENIZERS[name].ignore_merges == ignore_merges
+        ),
+        None,
+    )
+
+
 def pre_tokenizer(name: str | None) -> PreTokenizer:
     """Return the rules of a name; raises ``TokenizerError``, for a guess would change the ids."""
     if name in PRE_TOKENIZERS:

@@ -47,10 +47,12 @@ _QWEN_SPECIAL = (
 
 
 @dataclass(frozen=True, slots=True)
-class _Family:
+class Family:
     """What a vocabulary file of one family leaves unsaid."""
 
     name: str
+    pre: str
+    """GGUF's name for the rules (``tokenizer.ggml.pre``)."""
     rules: PreTokenizer
     special: tuple[str, ...]
     bos: str | None
@@ -60,8 +62,10 @@ class _Family:
 
 
 _FAMILIES = {
-    128_000: _Family("Llama 3", LLAMA3, _LLAMA3_SPECIAL, "<|begin_of_text|>", "<|end_of_text|>"),
-    151_643: _Family("Qwen", QWEN2, _QWEN_SPECIAL, None, "<|endoftext|>", composes=True),
+    128_000: Family(
+        "Llama 3", "llama-bpe", LLAMA3, _LLAMA3_SPECIAL, "<|begin_of_text|>", "<|end_of_text|>"
+    ),
+    151_643: Family("Qwen", "qwen2", QWEN2, _QWEN_SPECIAL, None, "<|endoftext|>", composes=True),
 }
 """The families by the number of ordinary tokens in their files."""
 
@@ -69,7 +73,7 @@ _FAMILIES = {
 class TiktokenTokenizer(BytePairTokenizer):
     """A tokenizer of one family over the words of its file."""
 
-    def __init__(self, words: dict[str, int], family: _Family) -> None:
+    def __init__(self, words: dict[str, int], family: Family) -> None:
         special = dict(zip(family.special, count(len(words)), strict=False))
         super().__init__(
             words,
@@ -98,6 +102,14 @@ def is_tiktoken(data: bytes) -> bool:
 
 def read_tiktoken(data: bytes) -> TiktokenTokenizer:
     """Read the file's content; raises ``TokenizerError`` where it is broken or unknown."""
+    return TiktokenTokenizer(*read_words(data))
+
+
+def read_words(data: bytes) -> tuple[dict[str, int], Family]:
+    """Return each ordinary token, spelled in the byte alphabet, with its rank, and the family.
+
+    Raises what ``read_tiktoken`` raises.
+    """
     words = _read_words(data)
     family = _FAMILIES.get(len(words))
     if family is None:
@@ -109,7 +121,7 @@ def read_tiktoken(data: bytes) -> TiktokenTokenizer:
     for byte in range(256):
         if spell(bytes([byte])) not in words:
             raise TokenizerError(f"no token for the byte 0x{byte:02X}; fetch the file again")
-    return TiktokenTokenizer(words, family)
+    return words, family
 
 
 def _read_words(data: bytes) -> dict[str, int]:

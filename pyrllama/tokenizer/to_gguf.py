@@ -7,6 +7,7 @@ Source: the GGUF specification in ggml's ``docs/gguf.md``; field numbers from Se
 from __future__ import annotations
 
 import enum
+import json
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,15 @@ from pyrllama.tokenizer.sentencepiece_model import (
     ModelType,
     Piece,
     PieceType,
+    bpe_model,
     read_sentencepiece,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from pyrllama.tokenizer.base import Tokenizer
 
 PREFIX = "tokenizer."
 _SENTENCEPIECE_FIRST_BYTE = b"\x0a"
@@ -46,9 +50,9 @@ class _Field(enum.IntEnum):
 def vocabulary_metadata(path: Path, vocab_size: int) -> dict[str, Any]:
     """Return the keys ``tokenizer.*`` that a tokenizer file gives for a model.
 
-    A SentencePiece BPE model is spelled out, padded with unused pieces to the ``vocab_size``
-    rows of the embedding; a GGUF file's own keys pass as they are.  Raises ``TokenizerError``
-    for other formats, and for a tokenizer with more tokens than the model.
+    Vocabularies are spelled out, padded with unused tokens to the ``vocab_size`` rows of the
+    embedding; a GGUF file's own keys pass as they are.  Raises ``TokenizerError`` for a
+    tokenizer with more tokens than the model, and for one that GGUF cannot express.
     """
     try:
         if is_gguf(path):
@@ -56,15 +60,44 @@ def vocabulary_metadata(path: Path, vocab_size: int) -> dict[str, Any]:
         data = path.read_bytes()
     except OSError as error:
         raise TokenizerError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if not data.startswith(_SENTENCEPIECE_FIRST_BYTE):
-        raise TokenizerError(
-            f"{path}: only SentencePiece models and the vocabularies of GGUF files can be written "
-            f"into a GGUF file yet; give the model's tokenizer.model"
-        )
     try:
-        return sentencepiece_metadata(data, vocab_size)
+        return _spelled_out(data, path, vocab_size)
     except TokenizerError as error:
         raise TokenizerError(f"{path}: {error}") from None
+
+
+def chat_template(tokenizer: Path) -> str | None:
+    """Return the template of the chats that stands beside a tokenizer, as Hugging Face has it."""
+    folder = tokenizer.parent
+    try:
+        if (file := folder / "chat_template.jinja").is_file():
+            return file.read_text("utf-8")
+        config = folder / "tokenizer_config.json"
+        template = (
+            json.loads(config.read_bytes()).get("chat_template") if config.is_file() else None
+        )
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise TokenizerError(f"{folder}: the chat template cannot be read: {error}") from None
+    if isinstance(template, list):  # several, each with its name
+        named = [entry for entry in template if isinstance(entry, dict)]
+        template = next((t.get("template") for t in named if t.get("name") == "default"), None)
+    return template if isinstance(template, str) else None
+
+
+def _spelled_out(data: bytes, path: Path, vocab_size: int) -> dict[str, Any]:
+    """Return the keys for a file's content, which tells its format."""
+    from pyrllama.tokenizer import byte_pair_to_gguf, llama2c, tiktoken_file  # noqa: PLC0415
+
+    if data.lstrip()[:1] == b"{":
+        return byte_pair_to_gguf.json_metadata(data, path, vocab_size)
+    if tiktoken_file.is_tiktoken(data):
+        return byte_pair_to_gguf.tiktoken_metadata(data, vocab_size)
+    if llama2c.is_llama2c(data):
+        model = bpe_model(llama2c.read_pieces(data), add_space_prefix=True)
+        return sentencepiece_metadata(model, vocab_size)
+    if not data.startswith(_SENTENCEPIECE_FIRST_BYTE):
+        raise TokenizerError("this is no tokenizer that can be written into a GGUF file")
+    return sentencepiece_metadata(data, vocab_size)
 
 
 def sentencepiece_metadata(model: bytes, vocab_size: int) -> dict[str, Any]:
@@ -72,13 +105,23 @@ def sentencepiece_metadata(model: bytes, vocab_size: int) -> dict[str, Any]:
     tokenizer = read_sentencepiece(model)  # also checks that the model is whole
     if _model_type(model) != ModelType.BPE:
         raise TokenizerError(f"{tokenizer.kind} has no place in GGUF; only SentencePiece BPE has")
-    pieces = list(_pieces(model))
+    pieces = padded(list(_pieces(model)), vocab_size)
+    return piece_keys(pieces, tokenizer)
+
+
+def padded(pieces: list[Piece], vocab_size: int) -> list[Piece]:
+    """Return pieces with unused ones up to the model's number, over which they must not be."""
     if len(pieces) > vocab_size:
         raise TokenizerError(
             f"the tokenizer has {len(pieces)} tokens, the model {vocab_size}, so they do not "
             f"belong together"
         )
-    pieces += [Piece(f"[PAD{i}]", 0.0, PieceType.UNUSED) for i in range(len(pieces), vocab_size)]
+    rest = range(len(pieces), vocab_size)
+    return pieces + [Piece(f"[PAD{i}]", 0.0, PieceType.UNUSED) for i in rest]
+
+
+def piece_keys(pieces: list[Piece], tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return the keys for SentencePiece pieces and the roles that a tokenizer gives them."""
     unknown = next((i for i, p in enumerate(pieces) if p.type == PieceType.UNKNOWN), None)
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unknown": unknown}
     return {

@@ -25,7 +25,7 @@ from pyrllama.errors import (
     UnsupportedModelError,
     UnsupportedTypeError,
 )
-from pyrllama.quants import dequantize
+from pyrllama.quants import dequantize, row_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -154,20 +154,32 @@ def test_a_vocabulary_is_no_model(path: Path) -> None:
         GgufCheckpoint(path)
 
 
-def test_reading_a_type_that_does_not_run_names_it(path: Path) -> None:
-    config = tiny_config(dim=256, n_heads=4, head_dim=64)
-    stored = write_model(path, config, random_weights(config), TensorType.F16).read_bytes()
-    shape = struct.pack("<I2QI", 2, 256, 256, int(TensorType.F16))
-    as_q4_k = struct.pack("<I2QI", 2, 256, 256, int(TensorType.Q4_K))
-    path.write_bytes(stored.replace(shape, as_q4_k))
+@pytest.mark.parametrize(("stored_as", "rows"), [(TensorType.Q4_K, 256), (TensorType.IQ1_S, 256)])
+def test_every_quantisation_is_read(path: Path, stored_as: TensorType, rows: int) -> None:
+    with_type(path, stored_as)
+    with GgufCheckpoint(path) as checkpoint:
+        tensor = checkpoint.read("blk.0.attn_q.weight")
+        assert tensor.info.type is stored_as
+        assert tensor.data.shape == (rows, row_bytes(stored_as, 256))
+
+
+def test_reading_a_type_without_weights_names_it(path: Path) -> None:
+    with_type(path, TensorType.I8)
     checkpoint = GgufCheckpoint(path)
-    assert checkpoint.tensors["blk.0.attn_q.weight"].type is TensorType.Q4_K
     with pytest.raises(
         UnsupportedTypeError,
-        match=r"blk\.0\.attn_q\.weight is stored as Q4_K, .* F32, F16, Q4_0, Q8_0, BF16",
+        match=r"blk\.0\.attn_q\.weight is stored as I8, .* F32, F16, Q4_0, .* MXFP4",
     ):
         checkpoint.read("blk.0.attn_q.weight")
     assert checkpoint.read("blk.0.attn_k.weight").info.type is TensorType.F16
+
+
+def with_type(path: Path, stored_as: TensorType) -> None:
+    """Write a model whose first queries say of themselves that they are of another type."""
+    config = tiny_config(dim=256, n_heads=4, head_dim=64)
+    stored = write_model(path, config, random_weights(config), TensorType.F16).read_bytes()
+    shape = struct.pack("<I2QI", 2, 256, 256, int(TensorType.F16))
+    path.write_bytes(stored.replace(shape, struct.pack("<I2QI", 2, 256, 256, int(stored_as))))
 
 
 def test_reading_a_tensor_that_is_not_there(path: Path) -> None:

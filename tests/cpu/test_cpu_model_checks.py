@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from support.cpu_models import cpu_model
+from support.kernels import EXACT_ISAS
 from support.tiny_models import (
     MemoryCheckpoint,
     chunk_of,
@@ -18,7 +19,6 @@ from support.tiny_models import (
 
 from pyrllama.core import Batch, Chunk, TensorType
 from pyrllama.cpu.model import CpuModel, load_model
-from pyrllama.cpu.target import chosen
 from pyrllama.errors import BackendError, SettingError, TensorError, UnsupportedTypeError
 from pyrllama.models.llama import ROPE_FACTORS
 
@@ -33,7 +33,7 @@ MAX_SEQ_LEN = 80
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[CpuModel]:
-    with cpu_model(CONFIG, WEIGHTS, chosen(), threads=2, max_seq_len=MAX_SEQ_LEN) as model:
+    with cpu_model(CONFIG, WEIGHTS, EXACT_ISAS[0], threads=2, max_seq_len=MAX_SEQ_LEN) as model:
         yield model
 
 
@@ -126,9 +126,9 @@ def test_a_type_that_cannot_run_is_a_named_error() -> None:
 
 
 def test_a_cache_type_that_does_not_exist_is_a_named_error() -> None:
-    with pytest.raises(SettingError, match="kv_type is 'Q8_0'"):
+    with pytest.raises(SettingError, match=r"kv_type is 'Q4_0', but .* one of F16, F32, Q8_0"):
         load_model(
-            MemoryCheckpoint(CONFIG, WEIGHTS), kv_type=TensorType.Q8_0, max_seq_len=32, threads=1
+            MemoryCheckpoint(CONFIG, WEIGHTS), kv_type=TensorType.Q4_0, max_seq_len=32, threads=1
         )
 
 

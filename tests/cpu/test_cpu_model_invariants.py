@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.cpu_models import cpu_model
-from support.kernels import TYPES
+from support.kernels import EXACT_ISAS, TYPES
 from support.tiny_models import chunk_of, greedy, logits_of, random_weights, tiny_config
 
 from pyrllama.core import Batch, Chunk, TensorType
-from pyrllama.cpu.target import Isa, supported
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pyrllama.cpu.model import CpuModel
+    from pyrllama.cpu.target import Isa
 
 CONFIG = tiny_config(vocab_size=101, ffn_dim=160)
 """Five groups of rows in the FFN's inner matrices: an odd number, in pieces of two."""
@@ -28,7 +28,7 @@ MAX_SEQ_LEN = 256
 Logits = NDArray[np.float32]
 
 
-@pytest.fixture(scope="module", params=supported(), ids=lambda isa: isa.name)
+@pytest.fixture(scope="module", params=EXACT_ISAS, ids=lambda isa: isa.name)
 def isa(request: pytest.FixtureRequest) -> Isa:
     chosen: Isa = request.param
     return chosen
@@ -121,9 +121,9 @@ def test_cache_blocks_may_be_any_in_any_order(model: CpuModel, whole: Logits) ->
 
 
 def test_what_the_cache_held_before_does_not_matter(model: CpuModel, whole: Logits) -> None:
-    model._cache[:] = 0xFF  # every half is NaN
+    model._kv.blocks[:] = 0xFF  # every half is NaN
     np.testing.assert_array_equal(logits_of(model, TOKENS), whole)
-    model._cache[:] = 0xFF
+    model._kv.blocks[:] = 0xFF
     np.testing.assert_array_equal(in_chunks(model, [33, 1, 41]), whole)
 
 

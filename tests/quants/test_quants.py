@@ -10,10 +10,13 @@ from gguf import quants as gguf_quants
 from pyrllama.core import TensorType
 from pyrllama.errors import SettingError
 from pyrllama.quants import (
+    READABLE,
     RUNNABLE,
+    WRITABLE,
     block_size,
     dequantize,
     quantize,
+    quantize_fitted,
     row_bytes,
     runnable_names,
     type_size,
@@ -23,6 +26,30 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TYPES = sorted(RUNNABLE)
+READ = sorted(READABLE)
+SCALE_OFFSETS = {
+    TensorType.Q4_0: (0,),
+    TensorType.Q4_1: (0, 2),
+    TensorType.Q5_0: (0,),
+    TensorType.Q5_1: (0, 2),
+    TensorType.Q8_0: (0,),
+    TensorType.Q2_K: (80, 82),
+    TensorType.Q3_K: (108,),
+    TensorType.Q4_K: (0, 2),
+    TensorType.Q5_K: (0, 2),
+    TensorType.Q6_K: (208,),
+    TensorType.IQ4_NL: (0,),
+    TensorType.IQ4_XS: (0,),
+    TensorType.TQ1_0: (52,),
+    TensorType.TQ2_0: (64,),
+    TensorType.IQ1_S: (0,),
+    TensorType.IQ2_XXS: (0,),
+    TensorType.IQ2_XS: (0,),
+    TensorType.IQ2_S: (0,),
+    TensorType.IQ3_XXS: (0,),
+    TensorType.IQ3_S: (0,),
+}
+"""Where the half-precision numbers of a block are; IQ1_M spreads its own over four words."""
 BLOCK_TYPES = [TensorType.Q4_0, TensorType.Q8_0]
 
 
@@ -80,25 +107,34 @@ def test_packs_to_the_bits_of_gguf(type_: TensorType) -> None:
     np.testing.assert_array_equal(quantize(type_, x), expected)
 
 
-@pytest.mark.parametrize("type_", TYPES)
+@pytest.mark.parametrize("type_", READ)
 def test_unpacks_random_bits_as_gguf_does(type_: TensorType) -> None:
     rng = np.random.default_rng(int(type_))
-    data = rng.integers(0, 256, (300, row_bytes(type_, 256)), dtype=np.uint8)
+    data = rng.integers(0, 256, (300, row_bytes(type_, 512)), dtype=np.uint8)
     with np.errstate(all="ignore"):
         expected = gguf_quants.dequantize(data, theirs(type_))
-    assert same_numbers(dequantize(type_, data, 256), expected)
+    assert same_numbers(dequantize(type_, data, 512), expected)
 
 
-@pytest.mark.parametrize("type_", BLOCK_TYPES)
+def test_every_exponent_of_mxfp4_unpacks_as_gguf_does() -> None:
+    data = np.random.default_rng(4).integers(0, 256, (256, 17), dtype=np.uint8)
+    data[:, 0] = np.arange(256)
+    with np.errstate(all="ignore"):
+        expected = gguf_quants.dequantize(data, theirs(TensorType.MXFP4))
+    assert same_numbers(dequantize(TensorType.MXFP4, data, 32), expected)
+
+
+@pytest.mark.parametrize("type_", SCALE_OFFSETS)
 @pytest.mark.parametrize(
     "scale", [0.0, -0.0, 1.0, -1.0, 6e-8, -3e-5, 65504.0, np.inf, -np.inf, np.nan]
 )
 def test_unpacks_every_kind_of_scale_as_gguf_does(type_: TensorType, scale: float) -> None:
-    data = np.random.default_rng(1).integers(0, 256, (8, type_size(type_)), dtype=np.uint8)
-    data[:, :2] = np.frombuffer(np.float16(scale).tobytes(), np.uint8)
-    with np.errstate(all="ignore"):
-        expected = gguf_quants.dequantize(data, theirs(type_))
-    assert same_numbers(dequantize(type_, data, 32), expected)
+    for offset in SCALE_OFFSETS[type_]:
+        data = np.random.default_rng(1).integers(0, 256, (8, type_size(type_)), dtype=np.uint8)
+        data[:, offset : offset + 2] = np.frombuffer(np.float16(scale).tobytes(), np.uint8)
+        with np.errstate(all="ignore"):
+            expected = gguf_quants.dequantize(data, theirs(type_))
+        assert same_numbers(dequantize(type_, data, block_size(type_)), expected)
 
 
 def test_q8_0_layout() -> None:
@@ -207,10 +243,18 @@ def test_unpacks_read_only_rows_at_an_odd_address() -> None:
     assert dequantize(TensorType.F32, data, 2).tolist() == [[1.5, -2.0]]
 
 
-@pytest.mark.parametrize("call", [quantize, lambda t, x: dequantize(t, x.view(np.uint8), 256)])
-def test_other_types_are_refused_by_name(call: Any) -> None:
-    with pytest.raises(SettingError, match=r"type is 'Q4_K', but it must be one of F32, F16"):
-        call(TensorType.Q4_K, np.zeros((1, 256), dtype=np.float32))
+def test_what_holds_no_weights_is_refused_by_name() -> None:
+    with pytest.raises(SettingError, match=r"type is 'I8', but it must be one of F32, F16"):
+        dequantize(TensorType.I8, np.zeros((1, 256), dtype=np.uint8), 256)
+
+
+@pytest.mark.parametrize("call", [quantize, quantize_fitted])
+def test_codebooks_are_read_and_not_made(call: Any) -> None:
+    assert {type_.name for type_ in READABLE - WRITABLE} == {
+        "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"
+    }  # fmt: skip
+    with pytest.raises(SettingError, match=r"type is 'IQ2_S', but it must be one of F32, F16"):
+        call(TensorType.IQ2_S, np.zeros((1, 256), dtype=np.float32))
 
 
 def test_rows_of_another_length_are_a_programming_error() -> None:

@@ -35,12 +35,14 @@ QUANTISED = (TensorType.Q8_0, TensorType.Q4_0)
 each_type = pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
 
 
-def tuning_for(device: Device, config: ModelConfig, **changes: Any) -> Tuning:
+def tuning_for(
+    device: Device, config: ModelConfig, kind: TensorType | None = None, **changes: Any
+) -> Tuning:
     """Return a device's sizes for tests: PoCL compiles tiny kernels far longer than they run.
 
     The persistent kernel needs PoCL's optimiser off, and runs there as a grid of one group.
     """
-    tuning = dataclasses.replace(default_tuning(device, config), **changes)
+    tuning = dataclasses.replace(default_tuning(device, config, {kind} if kind else ()), **changes)
     if device.is_pocl:
         groups = 1 if tuning.persistent else tuning.groups
         tuning = dataclasses.replace(tuning, optimise=False, groups=groups)
@@ -66,7 +68,7 @@ def opencl_model(
         type=kind,
         kv_type=kv_type,
         max_seq_len=max_seq_len,
-        tuning=tuning_for(device, config, **changes),
+        tuning=tuning_for(device, config, kind, **changes),
     )
     try:
         yield model

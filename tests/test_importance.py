@@ -1,0 +1,106 @@
+"""Importance matrices in llama.cpp's GGUF form."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from pyrllama.checkpoints.gguf_writer import PendingTensor, write_gguf
+from pyrllama.core import TensorInfo, TensorType
+from pyrllama.errors import CheckpointError, CorruptFileError, TensorError, UnknownFormatError
+from pyrllama.importance import read_importance
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+NAME = "blk.0.attn_q.weight"
+KEYS = {
+    "general.type": "imatrix",
+    "imatrix.datasets": ["wiki.train.raw"],
+    "imatrix.chunk_count": 7,
+    "imatrix.chunk_size": 512,
+}
+
+
+def write(path: Path, tensors: dict[str, Any], **keys: Any) -> Path:
+    pending = []
+    for name, values in tensors.items():
+        array: NDArray[np.float32] = np.array(values, np.float32, ndmin=2)
+        info = TensorInfo(name, array.shape, TensorType.F32)
+        pending.append(PendingTensor(info, partial(list, [array.view(np.uint8)])))
+    write_gguf(path, KEYS | keys, pending)
+    return path
+
+
+def one(sums: Any, counts: Any = 4.0) -> dict[str, Any]:
+    return {f"{NAME}.in_sum2": sums, f"{NAME}.counts": counts}
+
+
+def test_importance_is_the_mean_square_of_each_input(tmp_path: Path) -> None:
+    read = read_importance(write(tmp_path / "i.gguf", one([8.0, 4.0, 2.0, 2.0])))
+    assert read.columns[NAME].tolist() == [2.0, 1.0, 0.5, 0.5]
+    assert read.datasets == ("wiki.train.raw",)
+    assert read.metadata == {
+        "quantize.imatrix.file": "i.gguf",
+        "quantize.imatrix.dataset": "wiki.train.raw",
+        "quantize.imatrix.entries_count": 1,
+        "quantize.imatrix.chunks_count": 7,
+    }
+
+
+def test_inputs_that_never_came_count_a_little(tmp_path: Path) -> None:
+    columns = read_importance(write(tmp_path / "i", one([8.0, 0.0]))).columns[NAME]
+    assert columns.tolist() == [2.0, pytest.approx(1e-6)]
+
+
+@pytest.mark.parametrize(("sums", "count"), [([0.0, 0.0], 4.0), ([3.0, 5.0], 0.0)])
+def test_what_was_never_met_is_all_alike(tmp_path: Path, sums: list[float], count: float) -> None:
+    assert read_importance(write(tmp_path / "i", one(sums, count))).columns[NAME].tolist() == [1, 1]
+
+
+def test_another_models_importance(tmp_path: Path) -> None:
+    read = read_importance(write(tmp_path / "i", one([1.0, 2.0])))
+    assert read.of(TensorInfo("output.weight", (4, 2), TensorType.F16)) is None
+    columns = read.of(TensorInfo(NAME, (4, 2), TensorType.F16))
+    assert columns is not None
+    with pytest.raises(TensorError, match=r"is for 2 columns, but the tensor has 3"):
+        read.of(TensorInfo(NAME, (4, 3), TensorType.F16))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "problem"),
+    [
+        (one([1.0, np.nan]), "impossible numbers"),
+        (one([1.0, -1.0]), "impossible numbers"),
+        (one([1.0, np.inf]), "impossible numbers"),
+        (one([1.0, 2.0], -1.0), "impossible numbers"),
+        (one([1.0, 2.0], np.nan), "impossible numbers"),
+        ({f"{NAME}.in_sum2": [1.0]}, r"lacks the tensor blk.0.attn_q.weight.counts"),
+    ],
+)
+def test_damage_is_named(tmp_path: Path, tensors: dict[str, Any], problem: str) -> None:
+    with pytest.raises(CorruptFileError, match=problem):
+        read_importance(write(tmp_path / "i", tensors))
+
+
+def test_experts_are_not_known(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="several experts"):
+        read_importance(write(tmp_path / "i", one([[1.0, 2.0], [3.0, 4.0]])))
+
+
+def test_a_model_is_no_importance_matrix(tmp_path: Path) -> None:
+    path = write(tmp_path / "i", one([1.0]), **{"general.type": "model"})
+    with pytest.raises(UnknownFormatError, match="but a model"):
+        read_importance(path)
+
+
+def test_the_older_form_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "imatrix.dat"
+    path.write_bytes(b"\x01\x00\x00\x00\x13\x00\x00\x00blk.0.attn_q.weight")
+    with pytest.raises(UnknownFormatError, match="--output-format gguf"):
+        read_importance(path)
