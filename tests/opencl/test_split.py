@@ -86,7 +86,6 @@ def test_layers_on_two_devices(device: Device) -> None:
     whole = expected()
     tolerance = TENSOR_ROUNDING if device.is_nvidia else ROUNDING
     np.testing.assert_allclose(logits_of(model, TOKENS), logits_of(whole, TOKENS), atol=tolerance)
-    assert model.weight_bytes == whole.weight_bytes
     model.close()
     whole.close()
 
