@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from support.opencl_devices import fake_device
 from support.opencl_models import tuning_for
-from support.tiny_models import MemoryCheckpoint, chunk_of, logits_of, random_weights, tiny_config
+from support.tiny_models import (
+    MemoryCheckpoint,
+    chunk_of,
+    greedy,
+    logits_of,
+    random_weights,
+    tiny_config,
+)
 
 from pyrllama import cpu, opencl
 from pyrllama.core import Batch, TensorType
@@ -58,6 +65,7 @@ def test_half_of_the_layers_on_a_device(device: Device, monkeypatch: pytest.Monk
     assert str(told[0]).startswith("runs 1 layers on the CPU and 1 layers on OpenCL device ")
     assert model.kv_bytes_per_token == whole.kv_bytes_per_token
     tolerance = TENSOR_ROUNDING if device.is_nvidia else ROUNDING
+    assert greedy(model, TOKENS[:5], 20) == greedy(whole, TOKENS[:5], 20)
     logits = logits_of(whole, TOKENS)
     np.testing.assert_allclose(logits_of(model, TOKENS), logits, atol=tolerance)
     step = Batch((chunk_of(TOKENS[-1:], len(TOKENS) - 1, outputs=1),))
