@@ -136,8 +136,9 @@ def choose_devices(numbers: Sequence[int] | None = None) -> tuple[Device, ...]:
         if not 0 <= number < len(devices):
             known = ", ".join(map(str, devices))
             raise DeviceError(f"there is no OpenCL device {number}; those of this machine: {known}")
-    if len(set(numbers)) < len(numbers):
-        raise DeviceError(f"device {numbers[0]} is named twice; name every OpenCL device once")
+    twice = [number for i, number in enumerate(numbers) if number in numbers[:i]]
+    if twice:
+        raise DeviceError(f"device {twice[0]} is named twice; name every OpenCL device once")
     return tuple(devices[number] for number in numbers)
 
 
