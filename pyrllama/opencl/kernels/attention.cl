@@ -50,6 +50,13 @@ FUNCTION float2 rotated(Attention a, int position, __global const float *head, i
   return (float2)(even * turn.x - odd * turn.y, even * turn.y + odd * turn.x);
 }
 
+// Whether a row is all that a batch has of its sequence.
+FUNCTION int is_alone(__global const int *batch, int row) {
+  __global const int *start = batch + BATCH_TABLE_STARTS + row;
+  int follows = row > 0 && start[-1] == start[0];
+  return !follows && !(row + 1 < batch[BATCH_N_TOKENS] && start[1] == start[0]);
+}
+
 // Put the key and the value of a row into the cache.
 FUNCTION void store_key_value(Attention a, int row, int kv_head) {
   int position = a.batch[BATCH_POSITIONS + row];
@@ -214,10 +221,14 @@ FUNCTION void attend_item(
   attend(a, row, rest / SPLITS, rest % SPLITS, fresh, memory, scratch);
 }
 
+// Rows of sequences that attention_tiles.cl does not take.
 __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void attend_rows(ATTENTION_PARAMETERS) {
   __local float memory[ATTEND_FLOATS];
   __local float scratch[GROUP];
   Attention a = ATTENTION;
+#if ATTENTION_ROWS > 0
+  if (!is_alone(batch, get_group_id(0) / (HEAD_GROUPS * SPLITS))) return;
+#endif
   attend_item(a, get_group_id(0), 0, memory, scratch);
 }
 
