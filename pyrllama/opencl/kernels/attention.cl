@@ -14,18 +14,23 @@
 
 #ifdef KV_F32
 typedef float Cached;
-FUNCTION float8 cached8(__global const Cached *p) { return vload8(0, p); }
+typedef float8 Eight;  // numbers as they are stored
+FUNCTION Eight stored8(__global const Cached *p) { return vload8(0, p); }
+FUNCTION float8 opened8(Eight v) { return v; }
 FUNCTION void cache_put(__global Cached *p, int i, float2 pair) { vstore2(pair, 0, p + i); }
 #else
 typedef ushort Cached;
-FUNCTION float8 cached8(__global const Cached *p) {
-  uint4 bits = *(__global const uint4 *)p;
-  return (float8)(halves(bits.x), halves(bits.y), halves(bits.z), halves(bits.w));
+typedef uint4 Eight;
+FUNCTION Eight stored8(__global const Cached *p) { return *(__global const uint4 *)p; }
+FUNCTION float8 opened8(Eight v) {
+  return (float8)(halves(v.x), halves(v.y), halves(v.z), halves(v.w));
 }
 FUNCTION void cache_put(__global Cached *p, int i, float2 pair) {
   *(__global uint *)(p + i) = pack_halves(pair.x, pair.y);
 }
 #endif
+
+FUNCTION float8 cached8(__global const Cached *p) { return opened8(stored8(p)); }
 
 typedef struct {
   __global const float *qkv;   // (rows, QKV_STRIDE)

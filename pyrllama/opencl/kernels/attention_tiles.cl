@@ -15,6 +15,8 @@
 #define HEAD_PITCH (HEAD_STRIDE + 4)
 #define KEY_PITCH (LANES + 4)
 #define Q_PADDING (Q_STRIDE - Q_DIM)
+#define EIGHTS (LANES * HEAD_UNITS)  // of the keys, or the values, of a block
+#define EIGHTS_EACH ((EIGHTS + ATTENTION_GROUP - 1) / ATTENTION_GROUP)
 #define PART_KEYS (LANES / 4)  // keys of a row whose weights a work-item computes
 
 typedef __local const float4 *LocalQuads;
@@ -64,17 +66,32 @@ FUNCTION void tile_queries(Attention a, Run run, int head, TileMemory m) {
   }
 }
 
-FUNCTION void tile_keys(__global const Cached *keys, TileMemory m) {
-  for (int i = get_local_id(0); i < LANES * HEAD_UNITS; i += ATTENTION_GROUP) {
-    put_eight(m.block + i % LANES * HEAD_PITCH + i / LANES * 8, cached8(keys + 8 * i));
+// Ask for the keys or the values of a block; they are on their way while others are multiplied.
+FUNCTION void ask_plane(Eight *eights, __global const Cached *plane) {
+  UNROLL_ON_GPU
+  for (int j = 0; j < EIGHTS_EACH; j++) {
+    int i = min(j * ATTENTION_GROUP + (int)get_local_id(0), EIGHTS - 1);
+    eights[j] = stored8(plane + 8 * i);
+  }
+}
+
+FUNCTION void put_keys(const Eight *eights, TileMemory m) {
+  UNROLL_ON_GPU
+  for (int j = 0; j < EIGHTS_EACH; j++) {
+    int i = j * ATTENTION_GROUP + (int)get_local_id(0);
+    if (i >= EIGHTS) continue;
+    put_eight(m.block + i % LANES * HEAD_PITCH + i / LANES * 8, opened8(eights[j]));
   }
 }
 
 // Values behind the last row's position are what another sequence left: zeros take their place.
-FUNCTION void tile_values(__global const Cached *values, int n_visible, TileMemory m) {
-  for (int i = get_local_id(0); i < LANES * HEAD_UNITS; i += ATTENTION_GROUP) {
+FUNCTION void put_values(const Eight *eights, int n_visible, TileMemory m) {
+  UNROLL_ON_GPU
+  for (int j = 0; j < EIGHTS_EACH; j++) {
+    int i = j * ATTENTION_GROUP + (int)get_local_id(0);
+    if (i >= EIGHTS) continue;
     int token = i / HEAD_UNITS;
-    float8 value = token < n_visible ? cached8(values + 8 * i) : (float8)(0.0f);
+    float8 value = token < n_visible ? opened8(eights[j]) : (float8)(0.0f);
     put_eight(m.block + token * HEAD_PITCH + i % HEAD_UNITS * 8, value);
   }
 }
@@ -84,6 +101,7 @@ FUNCTION void tile_scores(Run run, int position, TileMemory m) {
   float scores[ROWS_EACH * KEYS_EACH];
   UNROLL_ON_GPU
   for (int i = 0; i < ROWS_EACH * KEYS_EACH; i++) scores[i] = 0.0f;
+  #pragma unroll 2
   for (int quad = 0; quad < HEAD_QUADS; quad++) {
     float4 keys[KEYS_EACH];
     UNROLL_ON_GPU
@@ -141,6 +159,7 @@ FUNCTION void tile_gather(float4 *results, TileMemory m) {
   for (int i = 0; i < ROWS_EACH * QUADS_EACH; i++) {
     results[i] *= m.shrinks[row_lane() + ROW_LANES * (i / QUADS_EACH)];
   }
+  #pragma unroll 4
   for (int key = 0; key < LANES; key++) {
     float weights[ROWS_EACH];
     UNROLL_ON_GPU
@@ -182,30 +201,34 @@ FUNCTION void put_tile(
 FUNCTION void attend_run(
     Attention a, Run run, int head, TileMemory m, __local float *scratch, __global uint *out,
     int as_half) {
-  const int last = run.position + run.n_rows - 1;
+  const int last = run.position + run.n_rows - 1, kv_head = head / KV_SHARED;
   float top = -INFINITY, sum = 0.0f;
   float4 results[ROWS_EACH * QUADS_EACH];
   UNROLL_ON_GPU
   for (int i = 0; i < ROWS_EACH * QUADS_EACH; i++) results[i] = (float4)(0.0f);
+  Eight eights[EIGHTS_EACH];
   LOCAL_FENCE;  // others may still read what the run before left
   tile_queries(a, run, head, m);
+  ask_plane(eights, head_in_block(a, run.table[0], kv_head));
   for (int index = 0; index <= last / LANES; index++) {
-    __global const Cached *keys = head_in_block(a, run.table[index], head / KV_SHARED);
     LOCAL_FENCE;
-    tile_keys(keys, m);
+    put_keys(eights, m);
     LOCAL_FENCE;
+    ask_plane(eights, head_in_block(a, run.table[index], kv_head) + PLANE);
     tile_scores(run, index * LANES, m);
     LOCAL_FENCE;
-    tile_values(keys + PLANE, last + 1 - index * LANES, m);
+    put_values(eights, last + 1 - index * LANES, m);
     tile_softmax(&top, &sum, m, scratch);
     LOCAL_FENCE;
+    int next = min(index + 1, last / LANES);
+    ask_plane(eights, head_in_block(a, run.table[next], kv_head));
     tile_gather(results, m);
   }
   put_tile(results, run, head, m, out, as_half);
 }
 
 // A group for every (rows from a multiple of ATTENTION_ROWS on, head); a row that is all that a
-// batch has of its sequence is left to attend_rows.
+// batch has of its sequence is left to attend_rows. The last rows, which see most, begin first.
 __kernel __attribute__((reqd_work_group_size(ATTENTION_GROUP, 1, 1))) void attend_tiles(
     ATTENTION_PARAMETERS, __global uint *out, int as_half) {
   __local float4 queries[ATTENTION_ROWS * HEAD_PITCH / 4], block[LANES * HEAD_PITCH / 4];
@@ -215,7 +238,8 @@ __kernel __attribute__((reqd_work_group_size(ATTENTION_GROUP, 1, 1))) void atten
       (__local float *)queries, (__local float *)block, (__local float *)weights, shrinks, sums};
   Attention a = ATTENTION;
   const int head = get_group_id(0) % N_HEADS;
-  int row = get_group_id(0) / N_HEADS * ATTENTION_ROWS;
+  const int tile = ((int)get_num_groups(0) - 1 - (int)get_group_id(0)) / N_HEADS;
+  int row = tile * ATTENTION_ROWS;
   const int end = min(row + ATTENTION_ROWS, batch[BATCH_N_TOKENS]);
   while (row < end) {
     const int start = batch[BATCH_TABLE_STARTS + row];
