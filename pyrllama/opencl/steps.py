@@ -198,7 +198,7 @@ class Steps:
         yield BatchLaunch(self._launch("attend_rows", items, *attention), rows=rows)
         join = self._launch("join_rows", 1, buffer("parts"), buffer("shares"), *out)
         yield BatchLaunch(join, rows=rows)
-        if tuning.attention_rows:  # last: where rows attended by tiles, what was joined is none
+        if tuning.attention_rows:  # last: for these rows, what was joined means nothing
             arguments = config.n_heads, ATTENTION_GROUP, *attention, *out
             tiles = self._program.launch("attend_tiles", *arguments)
             yield BatchLaunch(tiles, tuning.attention_rows, Rows.RUNS)

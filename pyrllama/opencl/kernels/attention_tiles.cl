@@ -124,14 +124,15 @@ FUNCTION void tile_scores(Run run, int position, TileMemory m) {
   }
   UNROLL_ON_GPU
   for (int i = 0; i < ROWS_EACH * KEYS_EACH; i++) {
-    int row = row_lane() + ROW_LANES * (i / KEYS_EACH), key = col_lane() + COL_LANES * (i % KEYS_EACH);
+    int row = row_lane() + ROW_LANES * (i / KEYS_EACH);
+    int key = col_lane() + COL_LANES * (i % KEYS_EACH);
     int visible = position + key <= run.position + row;
     m.weights[row * KEY_PITCH + key] = visible ? scores[i] : -INFINITY;
   }
 }
 
-// Turn scores into weights, four work-items a row. `top` and `sum` are the row's so far; where
-// there are more work-items than that, the last row's do the same again.
+// Turn scores into weights, four work-items a row. `top` and `sum` are the row's so far; what
+// work-items behind the last row get is used nowhere, but they must take part in the barriers.
 FUNCTION void tile_softmax(float *top, float *sum, TileMemory m, __local float *scratch) {
   const int row = min((int)get_local_id(0) / 4, ATTENTION_ROWS - 1), part = get_local_id(0) % 4;
   const int writes = (int)get_local_id(0) / 4 < ATTENTION_ROWS;
