@@ -274,7 +274,7 @@ class Stage:
                 padded = np.zeros((n, round_up(config.dim, BLOCK)), np.float32)
                 padded[:, : config.dim] = hidden
                 cl.enqueue_copy(self._queue, self._buffers["x"], padded, is_blocking=False)
-            self._steps.enqueue(self._queue, n, batch.n_outputs)
+            self._steps.enqueue(self._queue, batch)
             single = n == 1 and self.persists
             if self.part.ends:
                 return self._logits(batch.n_outputs, single=single)
@@ -290,7 +290,7 @@ class Stage:
         with device_errors(self.device, "running the model"):
             pyopencl().enqueue_copy(self._queue, self._buffers["batch"], words)
             for _ in range(times):
-                self._steps.enqueue(self._queue, batch.n_tokens, batch.n_outputs)
+                self._steps.enqueue(self._queue, batch)
             self._queue.finish()
 
     def _logits(self, n_outputs: int, *, single: bool) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,12 @@ from pyrllama.core import TensorType
 from pyrllama.opencl.batch import N_OUTPUTS, N_TOKENS
 from pyrllama.opencl.layout import BLOCK, round_up
 from pyrllama.opencl.persistent import persistent_launch
-from pyrllama.opencl.tuning import LANES, heads_at_once, local_memory
+from pyrllama.opencl.tuning import ATTENTION_GROUP, LANES, heads_at_once, local_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pyrllama.core import Batch
     from pyrllama.opencl.program import Launch, Program
     from pyrllama.opencl.stage import Stage
     from pyrllama.opencl.weights import Matrix
@@ -24,19 +26,43 @@ TILE_GROUP, TILE_ROWS, TILE_TOKENS = 64, 32, 32
 """Of the portable tile product; see ``kernels/tile.cl``."""
 
 
+class Rows(enum.Enum):
+    """Which rows of a batch a launch is for; without any it is left out."""
+
+    TOKENS = enum.auto()
+    OUTPUTS = enum.auto()
+    """Those whose logits are wanted."""
+    SINGLE = enum.auto()
+    """All tokens, if some chunk has only one."""
+    RUNS = enum.auto()
+    """All tokens, if some chunk has several."""
+
+
 @dataclass(frozen=True, slots=True)
 class BatchLaunch:
-    """A launch whose groups grow with the tokens, or with the outputs, of a batch."""
+    """A launch whose groups grow with the rows of a batch."""
 
     launch: Launch
     rows_at_once: int = 1
-    of_outputs: bool = False
+    rows: Rows = Rows.TOKENS
 
-    def enqueue(self, queue: Any, n_tokens: int, n_outputs: int) -> None:
+    def enqueue(self, queue: Any, counts: dict[Rows, int]) -> None:
         """Enqueue the groups that so many rows need."""
-        n_rows = n_outputs if self.of_outputs else n_tokens
-        if n_rows:
-            self.launch.enqueue(queue, -(-n_rows // self.rows_at_once))
+        if counts[self.rows]:
+            self.launch.enqueue(queue, -(-counts[self.rows] // self.rows_at_once))
+
+
+def count_rows(batch: Batch) -> dict[Rows, int]:
+    """Return how many rows launches of each kind run over."""
+    n_tokens = batch.n_tokens
+    single = any(len(chunk.tokens) == 1 for chunk in batch.chunks)
+    runs = any(len(chunk.tokens) > 1 for chunk in batch.chunks)
+    return {
+        Rows.TOKENS: n_tokens,
+        Rows.OUTPUTS: batch.n_outputs,
+        Rows.SINGLE: n_tokens * single,
+        Rows.RUNS: n_tokens * runs,
+    }
 
 
 class Steps:
@@ -53,14 +79,16 @@ class Steps:
         elif self._takes_single():
             self._single = list(self._single_launches())
 
-    def enqueue(self, queue: Any, n_tokens: int, n_outputs: int) -> None:
+    def enqueue(self, queue: Any, batch: Batch) -> None:
         """Enqueue a step; logits, if there are any, stand in their buffer when it ends."""
-        if n_tokens == 1 and self._single is not None:
-            for launch in self._single if n_outputs else self._single[: self._n_layer_launches]:
+        counts = count_rows(batch)
+        if counts[Rows.TOKENS] == 1 and self._single is not None:
+            n_launches = len(self._single) if batch.n_outputs else self._n_layer_launches
+            for launch in self._single[:n_launches]:
                 launch.enqueue(queue)
             return
         for batch_launch in self._batch:
-            batch_launch.enqueue(queue, n_tokens, n_outputs)
+            batch_launch.enqueue(queue, counts)
 
     # --- one token ----------------------------------------------------------------------------
 
@@ -117,17 +145,13 @@ class Steps:
     # --- a batch ------------------------------------------------------------------------------
 
     def _batch_launches(self) -> Iterator[BatchLaunch]:
-        config, tuning, part = self._config, self._tuning, self._stage.part
+        part = self._stage.part
         if part.embeds:
             yield BatchLaunch(self._embed())
-        items = config.n_heads // heads_at_once(config) * tuning.splits
         for index, layer in enumerate(part.layers):
-            attention = self._attention(index)
             yield from self._normalised(2 * index, f"{layer}.qkv", "qkv")
-            yield BatchLaunch(self._launch("store_rows", config.n_kv_heads, *attention))
-            yield BatchLaunch(self._launch("attend_rows", items, *attention))
             (matrix,) = self._matrices(f"{layer}.attn_output")
-            yield self._joined(matrix)
+            yield from self._attended(index, matrix)
             yield self._tiles(matrix, "x", add=True)
             yield from self._normalised(2 * index + 1, f"{layer}.gate_up", "gate_up")
             (matrix,) = self._matrices(f"{layer}.ffn_down")
@@ -158,15 +182,26 @@ class Steps:
                         np.int32(as_half),
                         np.int32(outputs),
                     ),
-                    of_outputs=outputs,
+                    rows=Rows.OUTPUTS if outputs else Rows.TOKENS,
                 )
             yield self._tiles(matrix, out, row=row)
             row += matrix.extent.rows
 
-    def _joined(self, matrix: Matrix) -> BatchLaunch:
-        buffer, as_half = self._stage.buffer, np.int32(self._reads_halves(matrix))
-        arguments = buffer("parts"), buffer("shares"), buffer("rows"), as_half
-        return BatchLaunch(self._launch("join_rows", 1, *arguments))
+    def _attended(self, index: int, matrix: Matrix) -> Iterator[BatchLaunch]:
+        """Store keys and values, and attend to them, singly or by tiles, as a matrix reads it."""
+        config, tuning, buffer = self._config, self._tuning, self._stage.buffer
+        attention, as_half = self._attention(index), np.int32(self._reads_halves(matrix))
+        out = buffer("rows"), as_half
+        yield BatchLaunch(self._launch("store_rows", config.n_kv_heads, *attention))
+        rows = Rows.SINGLE if tuning.attention_rows else Rows.TOKENS
+        items = config.n_heads // heads_at_once(config) * tuning.splits
+        yield BatchLaunch(self._launch("attend_rows", items, *attention), rows=rows)
+        join = self._launch("join_rows", 1, buffer("parts"), buffer("shares"), *out)
+        yield BatchLaunch(join, rows=rows)
+        if tuning.attention_rows:  # last: for these rows, what was joined means nothing
+            arguments = config.n_heads, ATTENTION_GROUP, *attention, *out
+            tiles = self._program.launch("attend_tiles", *arguments)
+            yield BatchLaunch(tiles, tuning.attention_rows, Rows.RUNS)
 
     def _activated(self, matrix: Matrix) -> BatchLaunch:
         config, buffer = self._config, self._stage.buffer
@@ -196,7 +231,7 @@ class Steps:
             np.int32(self._stride(out)),
             np.int32(add),
         )
-        return BatchLaunch(launch, tile_tokens, of_outputs=outputs)
+        return BatchLaunch(launch, tile_tokens, Rows.OUTPUTS if outputs else Rows.TOKENS)
 
     def _stride(self, rows: str) -> int:
         """Return the floats from a row of a buffer to the next."""

@@ -28,6 +28,10 @@ RESERVED_LOCAL = 512
 MAX_SPLITS = 8
 MAX_HEADS_AT_ONCE = 4
 HALVES = {TensorType.F16, TensorType.BF16}
+ATTENTION_GROUP = 128
+"""Work-items of a group that attends from a tile of rows."""
+ATTENTION_PAD = 4
+"""Floats between the rows of its local memory; see ``kernels/attention_tiles.cl``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,9 @@ class Tuning:
     loads: int = 4
     """16-byte loads of a work-item on their way at a time."""
     splits: int = 2
-    """Parts into which attention cuts the positions of a sequence."""
+    """Parts into which attention of single rows cuts the positions of a sequence."""
+    attention_rows: int = 0
+    """Rows of a sequence that attend as one tile, 32 or 16; 0 makes all rows attend singly."""
     tensor_cores: bool = False
     tensor_rows: int = 128
     tensor_tokens: int = 128
@@ -80,6 +86,7 @@ def default_tuning(
             groups=device.compute_units,
             loads=8 if kinds and HALVES.issuperset(kinds) else 4,
             splits=min(MAX_SPLITS, max(1, splits)),
+            attention_rows=attention_rows(device, config),
             tensor_cores=Feature.TENSOR_CORES in found,
             persistent=Feature.GRID_BARRIER in found,
             nvidia=True,
@@ -91,9 +98,24 @@ def default_tuning(
             f"OpenCL device {device} runs work-groups of {device.max_group} work-items, but the "
             f"kernels need {LANES}; choose another device, or run without one: --backend cpu"
         )
-    if device.is_pocl:
-        return Tuning(group=group, groups=8 * device.compute_units, loads=1)
-    return Tuning(group=group, groups=8 * device.compute_units)
+    return Tuning(
+        group=group,
+        groups=8 * device.compute_units,
+        loads=1 if device.is_pocl else 4,
+        attention_rows=attention_rows(device, config),
+    )
+
+
+def attention_rows(device: Device, config: ModelConfig) -> int:
+    """Return the most rows that a tile of attention has room for; 0 where none fits."""
+    if device.max_group < ATTENTION_GROUP:
+        return 0
+    head_pitch = round_up(config.head_dim, 8) + ATTENTION_PAD
+    room = (min(device.local_memory, MAX_LOCAL) - RESERVED_LOCAL) // FLOAT - ATTENTION_GROUP
+    for rows in (32, 16):
+        if (rows + LANES) * head_pitch + rows * (LANES + ATTENTION_PAD + 2) <= room:
+            return rows
+    return 0
 
 
 def heads_at_once(config: ModelConfig) -> int:
@@ -156,6 +178,8 @@ def defines(
         "GROUP": tuning.group,
         "LOADS": tuning.loads,
         "SPLITS": tuning.splits,
+        "ATTENTION_GROUP": ATTENTION_GROUP,
+        "ATTENTION_ROWS": tuning.attention_rows,
         "HEAD_DIM": config.head_dim,
         "N_HEADS": config.n_heads,
         "N_KV_HEADS": config.n_kv_heads,

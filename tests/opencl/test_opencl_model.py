@@ -88,6 +88,13 @@ def test_one_kernel_and_many_equal_the_reference(device: Device, persistent: boo
     check_against_reference(device, TensorType.F16, {}, persistent=persistent)
 
 
+@pytest.mark.parametrize("attention_rows", [0, 16], ids=["singly", "tiles_of_16"])
+def test_attention_in_other_tiles_equals_the_reference(device: Device, attention_rows: int) -> None:
+    check_against_reference(
+        device, TensorType.F16, SHAPES["head_20"], attention_rows=attention_rows
+    )
+
+
 @pytest.mark.parametrize(
     ("folder", "kv_type", "tolerance"),
     [
@@ -150,6 +157,22 @@ def test_sequences_side_by_side_and_blocks_in_any_order(device: Device) -> None:
         logits = model.forward(Batch(decodes))
         np.testing.assert_allclose(logits, whole[[32, 0, 1, 2]], atol=1e-3)
         assert model.forward(Batch((chunk_of(tokens[:9], outputs=0),))).shape == (0, 101)
+
+
+@pytest.mark.parametrize("kv_type", [TensorType.F16, TensorType.F32], ids=str)
+def test_a_row_does_not_depend_on_the_tile_it_attends_in(
+    device: Device, kv_type: TensorType
+) -> None:
+    config = tiny_config(**SHAPES["head_20"] | {"vocab_size": 101})
+    tokens = (TOKENS % 101).tolist()
+    with opencl_model(
+        device, config, random_weights(config), max_seq_len=128, kv_type=kv_type
+    ) as model:
+        whole = logits_of(model, tokens)
+        other = Chunk(tuple(tokens[:3]), 0, (1,), 0)  # moves all rows behind it in their tiles
+        for start, end in ((0, 7), (7, 45), (45, 90)):
+            chunk = Chunk(tuple(tokens[start:end]), start, (2, 0, 3), end - start)
+            np.testing.assert_array_equal(model.forward(Batch((other, chunk))), whole[start:end])
 
 
 def test_a_batch_that_does_not_fit_is_refused(device: Device) -> None:

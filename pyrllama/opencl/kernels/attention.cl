@@ -14,18 +14,23 @@
 
 #ifdef KV_F32
 typedef float Cached;
-FUNCTION float8 cached8(__global const Cached *p) { return vload8(0, p); }
+typedef float8 Eight;  // numbers as they are stored
+FUNCTION Eight stored8(__global const Cached *p) { return vload8(0, p); }
+FUNCTION float8 opened8(Eight v) { return v; }
 FUNCTION void cache_put(__global Cached *p, int i, float2 pair) { vstore2(pair, 0, p + i); }
 #else
 typedef ushort Cached;
-FUNCTION float8 cached8(__global const Cached *p) {
-  uint4 bits = *(__global const uint4 *)p;
-  return (float8)(halves(bits.x), halves(bits.y), halves(bits.z), halves(bits.w));
+typedef uint4 Eight;
+FUNCTION Eight stored8(__global const Cached *p) { return *(__global const uint4 *)p; }
+FUNCTION float8 opened8(Eight v) {
+  return (float8)(halves(v.x), halves(v.y), halves(v.z), halves(v.w));
 }
 FUNCTION void cache_put(__global Cached *p, int i, float2 pair) {
   *(__global uint *)(p + i) = pack_halves(pair.x, pair.y);
 }
 #endif
+
+FUNCTION float8 cached8(__global const Cached *p) { return opened8(stored8(p)); }
 
 typedef struct {
   __global const float *qkv;   // (rows, QKV_STRIDE)
@@ -48,6 +53,13 @@ FUNCTION float2 rotated(Attention a, int position, __global const float *head, i
   float2 turn = a.rope[position * (HEAD_DIM / 2) + i];
   float even = load_shared(head + 2 * i), odd = load_shared(head + 2 * i + 1);
   return (float2)(even * turn.x - odd * turn.y, even * turn.y + odd * turn.x);
+}
+
+// Whether a row is all that a batch has of its sequence.
+FUNCTION int is_alone(__global const int *batch, int row) {
+  __global const int *start = batch + BATCH_TABLE_STARTS + row;
+  int follows = row > 0 && start[-1] == start[0];
+  return !follows && !(row + 1 < batch[BATCH_N_TOKENS] && start[1] == start[0]);
 }
 
 // Put the key and the value of a row into the cache.
@@ -214,10 +226,14 @@ FUNCTION void attend_item(
   attend(a, row, rest / SPLITS, rest % SPLITS, fresh, memory, scratch);
 }
 
+// Rows of sequences that attention_tiles.cl does not take.
 __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void attend_rows(ATTENTION_PARAMETERS) {
   __local float memory[ATTEND_FLOATS];
   __local float scratch[GROUP];
   Attention a = ATTENTION;
+#if ATTENTION_ROWS > 0
+  if (!is_alone(batch, get_group_id(0) / (HEAD_GROUPS * SPLITS))) return;
+#endif
   attend_item(a, get_group_id(0), 0, memory, scratch);
 }
 
