@@ -1,9 +1,9 @@
 """The OpenCL backend: the forward pass on any device with OpenCL 1.2, NVIDIA's driven by PTX.
 
 Reading order: ``kernels/primitives.cl`` (what differs between devices), ``kernels/common.cl``,
-``kernels/weights.cl`` and ``kernels/product.cl`` (weights), ``kernels/attention.cl``, then
-``device.py``, ``program.py``, ``tuning.py``, ``layout.py``, ``weights.py``, ``stage.py`` and
-``model.py``, which set them in motion.
+``kernels/weights.cl`` and ``kernels/product.cl`` (weights), ``kernels/attention.cl`` and
+``kernels/attention_tiles.cl``, then ``device.py``, ``program.py``, ``tuning.py``, ``layout.py``,
+``weights.py``, ``stage.py`` and ``model.py``, which set them in motion.
 """
 
 from __future__ import annotations
