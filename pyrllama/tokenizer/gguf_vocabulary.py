@@ -196,6 +196,8 @@ class _Keys:
     def numbers(self, key: str, n_tokens: int, kinds: str) -> NDArray[Any]:
         """Return an array with one number, finite as a 32-bit float, for every token."""
         value = self._get(key)
+        if isinstance(value, StringArray):  # NumPy would make all as long as the longest
+            value = None
         try:
             array = np.asarray(value)
         except ValueError:  # Lists in a list, of different lengths.
