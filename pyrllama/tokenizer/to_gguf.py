@@ -22,6 +22,7 @@ from pyrllama.tokenizer.sentencepiece_model import (
     PieceType,
     bpe_model,
     read_sentencepiece,
+    read_specs,
 )
 
 if TYPE_CHECKING:
@@ -37,14 +38,12 @@ _NO_SCORE = struct.pack("<f", 0.0)
 
 
 class _Field(enum.IntEnum):
-    """Field numbers of a SentencePiece model, of its pieces, and of its trainer's settings."""
+    """Field numbers of a SentencePiece model and of its pieces."""
 
     PIECES = 1
-    TRAINER_SPEC = 2
     TEXT = 1
     SCORE = 2
     TYPE = 3
-    MODEL_TYPE = 3
 
 
 def vocabulary_metadata(path: Path, vocab_size: int) -> dict[str, Any]:
@@ -103,7 +102,8 @@ def _spelled_out(data: bytes, path: Path, vocab_size: int) -> dict[str, Any]:
 def sentencepiece_metadata(model: bytes, vocab_size: int) -> dict[str, Any]:
     """Return the keys for a serialised SentencePiece BPE model; see ``vocabulary_metadata``."""
     tokenizer = read_sentencepiece(model)  # also checks that the model is whole
-    if _model_type(model) != ModelType.BPE:
+    model_type, _ = read_specs(model)
+    if model_type is not ModelType.BPE:
         raise TokenizerError(f"{tokenizer.kind} has no place in GGUF; only SentencePiece BPE has")
     pieces = padded(list(_pieces(model)), vocab_size)
     return piece_keys(pieces, tokenizer)
@@ -174,10 +174,3 @@ def _piece(message: dict[int, int | bytes]) -> Piece:
         case bytes(), bytes(), int() if len(score) == len(_NO_SCORE):
             return Piece(text.decode(), struct.unpack("<f", score)[0], PieceType(type_))
     raise ValueError("a field of it is of another type")
-
-
-def _model_type(model: bytes) -> int:
-    for number, message in fields(model):
-        if number == _Field.TRAINER_SPEC and isinstance(message, bytes):
-            return int(dict(fields(message)).get(_Field.MODEL_TYPE, ModelType.UNIGRAM))
-    return ModelType.UNIGRAM
