@@ -73,8 +73,8 @@ def test_rows_that_come_in_segments(device: Device) -> None:
 
 @each_kind
 def test_no_bit_is_added(kind: TensorType) -> None:
-    """Rows of a model's size take the bytes of the file, but where the table says otherwise."""
-    surplus = {TensorType.Q3_K: 2, TensorType.TQ1_0: 12}.get(kind, 0)
+    """Rows of a model's size take the bytes of the file, but for ternary digits."""
+    surplus = 12 if kind is TensorType.TQ1_0 else 0
     n_blocks = 4096 // block_size(kind)
     taken = extent_of(kind, (1, 4096)).n_bytes
     assert taken == n_blocks * (type_size(kind) + surplus)

@@ -1,13 +1,14 @@
 // Quantised types whose blocks are cut into planes (opencl/planes.py says how), built once for each
-// as weights.cl is, with PLANES, LEVEL_BITS, BLOCK_UNITS and the planes' bytes HEAD, HIGH and TAIL.
+// as weights.cl is, with PLANES, the bits LEVEL_BITS, HIGH_BITS and SCALE_BITS of a unit's planes,
+// BLOCK_UNITS, and REST_BYTES of a block.
 //
 // A column is its level, an int8, times a scale, less a minimum. The scale, and the minimum where
 // there is one, are those of its 16 columns.
 
 #ifdef PLANES
 
-#define SIDE_ROW_BYTES(n_units) \
-  ROUND_UP((n_units) / BLOCK_UNITS * (HEAD + TAIL) + (n_units) * HIGH, 16)
+#define SIDE_ROW_BYTES(n_units)                                                                   \
+  ROUND_UP((n_units) * (32 * HIGH_BITS + SCALE_BITS) / 8 + (n_units) / BLOCK_UNITS * REST_BYTES, 16)
 
 // A unit's levels but for their higher bits.
 FUNCTION uint4 KIND(load_unit)(Matrix m, long place) {
@@ -18,33 +19,47 @@ FUNCTION uint4 KIND(load_unit)(Matrix m, long place) {
 #endif
 }
 
-// What stands beside unit `unit` of a row.
-FUNCTION Side KIND(load_side)(Matrix m, int row, int unit) {
+// What stands beside unit `unit` of a row; zeros unless it is `there`.
+FUNCTION Side KIND(load_side)(Matrix m, int row, int unit, int there) {
   __global const uchar *plane =
       (__global const uchar *)m.scales + (long)row * SIDE_ROW_BYTES(m.n_units);
-  const int block = unit / BLOCK_UNITS, n_blocks = m.n_units / BLOCK_UNITS;
-  Side side = {(uint4)(0), (uint2)(0), 0, unit % BLOCK_UNITS};
-#if HEAD == 16
-  side.head = ((__global const uint4 *)plane)[block];
-#elif HEAD == 8
-  side.head.xy = ((__global const uint2 *)plane)[block];
-#endif
-  plane += n_blocks * HEAD;
-#if HIGH == 8
+  const int block = unit / BLOCK_UNITS;
+  Side side = {(uint2)(0), 0, 0, (uint2)(0), unit % BLOCK_UNITS};
+  if (!there) return side;
+#if HIGH_BITS == 2
   side.high = ((__global const uint2 *)plane)[unit];
-#elif HIGH == 4
+#elif HIGH_BITS == 1
   side.high.x = ((__global const uint *)plane)[unit];
 #endif
-  plane += m.n_units * HIGH;
-#if TAIL == 4
-  side.tail = ((__global const uint *)plane)[block];
-#elif TAIL == 2
-  side.tail = ((__global const ushort *)plane)[block];
-#elif TAIL == 1
-  side.tail = plane[block];
+  plane += m.n_units * 4 * HIGH_BITS;
+#if SCALE_BITS == 16
+  side.scales = ((__global const ushort *)plane)[unit];
+  plane += m.n_units * 2;
+#endif
+#if REST_BYTES == 8
+  side.rest = ((__global const uint2 *)plane)[block];
+#elif REST_BYTES == 4
+  side.rest.x = ((__global const uint *)plane)[block];
+#elif REST_BYTES == 2
+  side.rest.x = ((__global const ushort *)plane)[block];
+#else
+  side.rest.x = plane[block];
+#endif
+#if SCALE_BITS == 12
+  plane += m.n_units / BLOCK_UNITS * REST_BYTES;
+  side.scales = plane[unit];
+  side.more = plane[m.n_units + unit / 2];
 #endif
   return side;
 }
+
+#if SCALE_BITS == 12
+// Two numbers of 6 bits.
+FUNCTION int2 KIND(six_bit_pair)(Side side) {
+  const uint nibble = side.more >> 4 * (side.nth & 1) & 15;
+  return (int2)(side.scales & 63, side.scales >> 6 | nibble << 2);
+}
+#endif
 
 // The levels of the first and of the last 16 columns, four in a word.
 FUNCTION void KIND(levels)(uint4 unit, Side side, uint4 *first, uint4 *last) {
@@ -66,10 +81,10 @@ FUNCTION void KIND(levels)(uint4 unit, Side side, uint4 *first, uint4 *last) {
   *first = bit_pairs(unit.x);
   *last = bit_pairs(unit.y);
 #endif
-#if HIGH == 4
+#if HIGH_BITS == 1
   *first |= single_bits(side.high.x) << LEVEL_BITS;
   *last |= single_bits(side.high.x >> 4) << LEVEL_BITS;
-#elif HIGH == 8
+#elif HIGH_BITS == 2
   *first |= bit_pairs(side.high.x) << LEVEL_BITS;
   *last |= bit_pairs(side.high.y) << LEVEL_BITS;
 #endif
@@ -92,47 +107,34 @@ FUNCTION void KIND(levels)(uint4 unit, Side side, uint4 *first, uint4 *last) {
 // The scales of the first and the last 16 columns, then their minimums.
 FUNCTION float4 KIND(factors)(Side side) {
 #if defined(KIND_Q4_K) || defined(KIND_Q5_K)
-  // Of the twelve bytes behind d and dmin, the first four have the scales of units 0 to 3, the next
-  // four their minimums, the last four the low nibbles of the other units' scales and minimums,
-  // whose highest two bits are those of the first eight bytes.
-  const int shift = 8 * (side.nth & 3), late = side.nth > 3;
-  const uint a = side.head.y >> shift, b = side.head.z >> shift, c = side.head.w >> shift;
-  float2 d = halves(side.head.x);
-  float scale = d.x * (float)(late ? (c & 15) | (a >> 2 & 48) : a & 63);
-  float minimum = d.y * (float)(late ? (c >> 4 & 15) | (b >> 2 & 48) : b & 63);
-  return (float4)(scale, scale, minimum, minimum);
+  float2 f = halves(side.rest.x) * convert_float2(KIND(six_bit_pair)(side));
+  return (float4)(f.x, f.x, f.y, f.y);
 #elif defined(KIND_Q6_K)
-  const float d = half_bits((ushort)side.tail);
-  char4 scales = as_char4(word_of(side.head, side.nth >> 1) >> 16 * (side.nth & 1));
+  const float d = half_bits((ushort)side.rest.x);
+  char4 scales = as_char4(side.scales);
   return (float4)(d * (float)scales.x, d * (float)scales.y, 0.0f, 0.0f);
 #elif defined(KIND_IQ4_XS)
-  const uint low = side.head.y >> 4 * side.nth & 15;
-  const uint high = side.head.x >> (16 + 2 * side.nth) & 3;
-  float scale = half_bits((ushort)side.head.x) * (float)((int)(low | high << 4) - 32);
+  const uint low = side.rest.y >> 4 * side.nth & 15;
+  const uint high = side.rest.x >> (16 + 2 * side.nth) & 3;
+  const float scale = half_bits((ushort)side.rest.x) * (float)((int)(low | high << 4) - 32);
   return (float4)(scale, scale, 0.0f, 0.0f);
 #elif defined(KIND_MXFP4)
   // 2^(e - 128): the levels are twice what E2M1 means. The two smallest are denormal.
-  float scale = as_float(side.tail > 1 ? (side.tail - 1) << 23 : 0x00200000u << side.tail);
+  const uint e = side.rest.x;
+  const float scale = as_float(e > 1 ? (e - 1) << 23 : 0x00200000u << e);
   return (float4)(scale, scale, 0.0f, 0.0f);
 #elif defined(KIND_Q4_1) || defined(KIND_Q5_1)
-  float2 d = halves(side.tail);
+  float2 d = halves(side.rest.x);
   return (float4)(d.x, d.x, -d.y, -d.y);
 #elif defined(KIND_Q2_K)
-  const uint bytes = word_of(side.head, side.nth >> 1) >> 16 * (side.nth & 1);
-  float2 d = halves(side.tail);
-  float2 scale = d.x * (float2)(bytes & 15, bytes >> 8 & 15);
-  return (float4)(scale, d.y * (float2)(bytes >> 4 & 15, bytes >> 12 & 15));
+  float2 d = halves(side.rest.x);
+  const uint a = side.scales & 255, b = side.scales >> 8;
+  return (float4)(d.x * (float)(a & 15), d.x * (float)(b & 15), d.y * (float)(a >> 4), d.y * (float)(b >> 4));
 #elif defined(KIND_Q3_K)
-  // Eight bytes have the low nibbles of the 16 scales, four the high two bits, then comes d.
-  const int odd = 16 * (side.nth & 1);
-  const uint low = (side.nth & 2 ? side.head.y : side.head.x) >> (odd + (side.nth & 4));
-  const uint high = side.head.z >> (odd + (side.nth >> 1 << 1));
-  const uint bytes = (low & 0x0f0f) | (high & 0x0303) << 4;
-  const float d = half_bits((ushort)side.head.w);
-  float2 scale = d * (float2)((int)(bytes & 255) - 32, (int)(bytes >> 8) - 32);
-  return (float4)(scale, 0.0f, 0.0f);
+  const float d = half_bits((ushort)side.rest.x);
+  return (float4)(d * convert_float2(KIND(six_bit_pair)(side) - 32), 0.0f, 0.0f);
 #else
-  const float d = half_bits((ushort)side.tail);
+  const float d = half_bits((ushort)side.rest.x);
   return (float4)(d, d, 0.0f, 0.0f);
 #endif
 }

@@ -25,9 +25,8 @@ FUNCTION void KIND(fetch)(Task *task, Matrix m, int row, int first, int n_units,
     int there = row < m.rows && unit < n_units;
     long place = (long)row * m.n_units + first + unit;
 #ifdef PLANES
-    const Side none = {(uint4)(0), (uint2)(0), 0, 0};
     task->unit[j] = there ? KIND(load_unit)(m, place) : (uint4)(0);
-    task->side[j] = there ? KIND(load_side)(m, row, first + unit) : none;
+    task->side[j] = KIND(load_side)(m, row, first + unit, there);
 #else
     task->unit[j] = there ? load_stream(m.units + place) : (uint4)(0);
 #ifdef QUANTISED

@@ -2,10 +2,11 @@
 // operations on their levels: four int8 in a word.
 
 typedef struct {
-  uint4 head;  // of the unit's block, as far as the type has one
-  uint2 high;  // the levels' higher bits
-  uint tail;   // of the block
-  int nth;     // which of the block's units it is
+  uint2 rest;   // of the unit's block: d, and whatever goes with it
+  uint scales;  // of the unit
+  uint more;    // of them, where they have a nibble beside a byte: that byte of two units' nibbles
+  uint2 high;   // the levels' higher bits
+  int nth;      // which of the block's units it is
 } Side;
 
 // Bytes of a and b, 0 to 7, that the four lowest nibbles of a selector choose, each under 8.
@@ -44,9 +45,4 @@ FUNCTION uint4 single_bits(uint word) {
 
 FUNCTION uint4 bit_pairs(uint word) {
   return (uint4)(word, word >> 2, word >> 4, word >> 6) & 0x03030303u;
-}
-
-// Words of a head by a number that is known only as the kernel runs.
-FUNCTION uint word_of(uint4 head, int i) {
-  return i & 2 ? (i & 1 ? head.w : head.z) : (i & 1 ? head.y : head.x);
 }

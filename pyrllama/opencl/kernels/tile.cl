@@ -190,9 +190,8 @@ FUNCTION void KIND(ask)(
     int there = row < m.rows && i < TILE_ROWS * UNITS_A_TILE_ROW;
     long place = (long)row * m.n_units + column / UNIT_COLS + unit;
 #ifdef PLANES
-    const Side none = {(uint4)(0), (uint2)(0), 0, 0};
     s->weights[j] = there ? KIND(load_unit)(m, place) : (uint4)(0);
-    s->sides[j] = there ? KIND(load_side)(m, row, column / UNIT_COLS + unit) : none;
+    s->sides[j] = KIND(load_side)(m, row, column / UNIT_COLS + unit, there);
 #else
     s->weights[j] = there ? load_stream(m.units + place) : (uint4)(0);
 #ifdef QUANTISED

@@ -56,7 +56,7 @@ FUNCTION void KIND(embed_row)(Matrix m, int token, __global float *x, int first,
     float values[UNIT_COLS];
     long place = (long)token * m.n_units + u;
 #if defined(PLANES)
-    KIND(unpack_side)(KIND(load_unit)(m, place), KIND(load_side)(m, token, u), values);
+    KIND(unpack_side)(KIND(load_unit)(m, place), KIND(load_side)(m, token, u, 1), values);
 #elif defined(QUANTISED)
     KIND(unpack)(m.units[place], m.scales[place / UNITS_A_BLOCK], values);
 #else
