@@ -13,6 +13,7 @@ import numpy as np
 
 from pyrllama import quants
 from pyrllama.core import TensorType
+from pyrllama.opencl.planes import PLANES, UNIT_COLS, Planes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,6 +32,19 @@ class Layout:
 
     unit_cols: int
     quantised: bool
+    planes: Planes | None = None
+    """How its blocks are cut where they hold more than a scale and a unit or two."""
+
+    @property
+    def unit_bytes(self) -> int:
+        """Bytes of a unit."""
+        return self.planes.unit_bytes if self.planes else UNIT_BYTES
+
+    def side_bytes(self, cols: int) -> int:
+        """Return the bytes of a row's scales and of whatever else stands beside its units."""
+        if self.planes:
+            return self.planes.side_bytes(cols // self.unit_cols)
+        return cols // BLOCK * SCALE_BYTES if self.quantised else 0
 
 
 LAYOUTS = {
@@ -39,6 +53,7 @@ LAYOUTS = {
     TensorType.BF16: Layout(8, quantised=False),
     TensorType.Q8_0: Layout(16, quantised=True),
     TensorType.Q4_0: Layout(32, quantised=True),
+    **{kind: Layout(UNIT_COLS, quantised=True, planes=cut) for kind, cut in PLANES.items()},
 }
 """Every type that the kernels run."""
 
@@ -54,7 +69,8 @@ def held_type(stored: TensorType, cols: int, wanted: TensorType | None) -> Tenso
     Columns that are no whole blocks cannot be quantised; such a matrix is held in F16.
     """
     kind = stored if wanted is None else wanted
-    if quants.block_size(kind) > 1 and cols % BLOCK:
+    numbers = quants.block_size(kind)
+    if numbers > 1 and cols % max(BLOCK, numbers):
         return stored if stored is TensorType.BF16 else TensorType.F16
     return kind
 
@@ -76,13 +92,12 @@ class Extent:
     @property
     def unit_bytes(self) -> int:
         """Bytes of all units."""
-        return self.rows * self.n_units * UNIT_BYTES
+        return self.rows * self.n_units * LAYOUTS[self.kind].unit_bytes
 
     @property
     def scale_bytes(self) -> int:
         """Bytes of all scales; none for types without blocks."""
-        quantised = LAYOUTS[self.kind].quantised
-        return self.rows * (self.cols // BLOCK) * SCALE_BYTES if quantised else 0
+        return self.rows * LAYOUTS[self.kind].side_bytes(self.cols)
 
     @property
     def n_bytes(self) -> int:
@@ -108,8 +123,11 @@ def pack(
     kind: TensorType, rows: NDArray[np.uint8], cols: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return the units and the scales of stored rows of ``cols`` columns, both C-contiguous."""
-    if LAYOUTS[kind].quantised:
+    layout = LAYOUTS[kind]
+    if layout.quantised:
         blocks = rows.reshape(-1, quants.type_size(kind))
+        if layout.planes:
+            return layout.planes.pack(blocks, len(rows))
         scales, units = blocks[:, :SCALE_BYTES], blocks[:, SCALE_BYTES:]
         return np.ascontiguousarray(units), np.ascontiguousarray(scales)
     missing = (round_up(cols, BLOCK) - cols) * quants.type_size(kind)

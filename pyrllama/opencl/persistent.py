@@ -65,10 +65,11 @@ def persistent_source(
     for role, matrix in roles.items():
         name, kind = role.upper(), matrix.extent.kind
         layout = LAYOUTS[kind]
+        plain = not layout.quantised or layout.planes is not None  # no scale for each block
         lines += [
             f"#define {name}(name) name##_{kind.name.lower()}",
             f"#define {name}_UNITS {matrix.extent.n_units}",
-            f"#define {name}_BLOCK {BLOCK // layout.unit_cols if layout.quantised else 0}",
+            f"#define {name}_BLOCK {0 if plain else BLOCK // layout.unit_cols}",
         ]
     return "\n".join(lines) + f'\n#line 1 "persistent.cl"\n{source_text("persistent")}\n'
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pyrllama import code_cache
 from pyrllama.errors import DeviceError
 from pyrllama.opencl.device import Device, device_errors, pyopencl
+from pyrllama.opencl.layout import LAYOUTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -23,8 +24,8 @@ OPTIONS = ("-cl-std=CL1.2", "-cl-mad-enable")
 UNOPTIMISED = "-cl-opt-disable"
 
 _LOG_CHARACTERS = 600
-BEFORE_TYPES = ("primitives", "tensor", "common", "attention", "rows", "attention_tiles")
-A_TYPE = ("weights", "product", "decode", "tile")
+BEFORE_TYPES = ("primitives", "tensor", "sides", "common", "attention", "rows", "attention_tiles")
+A_TYPE = ("planes", "weights", "product", "decode", "tile")
 """Sources that are built once for each storage type of a model's weights."""
 
 
@@ -47,9 +48,12 @@ def model_source(defines: Mapping[str, int], kinds: Iterable[TensorType], after:
     parts = [f"#define {name} {value}\n" for name, value in defines.items()]
     parts += [_marked(name) for name in BEFORE_TYPES]
     for kind in sorted(kinds):
-        parts.append(f"#define KIND(name) name##_{kind.name.lower()}\n#define KIND_{kind.name}\n")
+        words = {"KIND(name)": f"name##_{kind.name.lower()}", f"KIND_{kind.name}": 1}
+        if planes := LAYOUTS[kind].planes:
+            words |= planes.defines
+        parts += [f"#define {name} {value}\n" for name, value in words.items()]
         parts += [_marked(name) for name in A_TYPE]
-        parts.append(f"#undef KIND\n#undef KIND_{kind.name}\n")
+        parts += [f"#undef {name.partition('(')[0]}\n" for name in words]
     return "".join(parts) + after
 
 

@@ -144,7 +144,8 @@ def local_memory(device: Device, config: ModelConfig, group: int) -> LocalMemory
     longest = longest_row(config)
     room = min(device.local_memory, MAX_LOCAL) - group * FLOAT - RESERVED_LOCAL
     floats = min(longest, room // FLOAT // BLOCK * BLOCK)
-    blocks = min(longest // BLOCK, room // BLOCK_BYTES // 2 * 2)
+    # The blocks of some types are eight of these long, and segments hold whole ones.
+    blocks = min(longest // BLOCK, room // BLOCK_BYTES // 8 * 8)
     return LocalMemory(floats, blocks)
 
 

@@ -140,7 +140,7 @@ def fit_q4_k(x: Floats, weights: Floats | None, out: NDArray[np.uint8]) -> None:
 
 def unpack_q4_k(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
     """Write the numbers of Q4_K blocks to ``out``."""
-    scales, mins = _six_bit_pairs(blocks[:, _Q4_SCALES:_Q4_QS])
+    scales, mins = six_bit_pairs(blocks[:, _Q4_SCALES:_Q4_QS])
     q = split(blocks[:, _Q4_QS:], 4, RUN)
     _affine(q, half(blocks) * scales, half(blocks, _Q4_DMIN) * mins, out)
 
@@ -158,7 +158,7 @@ def fit_q5_k(x: Floats, weights: Floats | None, out: NDArray[np.uint8]) -> None:
 
 def unpack_q5_k(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
     """Write the numbers of Q5_K blocks to ``out``."""
-    scales, mins = _six_bit_pairs(blocks[:, _Q4_SCALES:_Q4_QS])
+    scales, mins = six_bit_pairs(blocks[:, _Q4_SCALES:_Q4_QS])
     high = split(blocks[:, _Q4_QS:_Q5_QS], 1, RUN)
     q = split(blocks[:, _Q5_QS:], 4, RUN) | high << _4
     _affine(q, half(blocks) * scales, half(blocks, _Q4_DMIN) * mins, out)
@@ -211,7 +211,7 @@ def _linear(q: NDArray[np.int8], scales: NDArray[np.float32], out: NDArray[np.fl
     np.multiply(q.reshape(blocks.shape), scales[..., None], out=blocks)
 
 
-def _six_bit_pairs(packed: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def six_bit_pairs(packed: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return eight scales and eight minimums of 6 bits, each ``(n, 8)``.
 
     Bytes 0 to 3 hold the scales of blocks 0 to 3, bytes 4 to 7 their minimums, bytes 8 to 11
@@ -226,7 +226,7 @@ def _six_bit_pairs(packed: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArra
 
 
 def _store_affine_head(parts: _Affine, out: NDArray[np.uint8]) -> None:
-    """Write the scales of Q4_K and Q5_K as ``_six_bit_pairs`` reads them."""
+    """Write the scales of Q4_K and Q5_K as ``six_bit_pairs`` reads them."""
     store_half(parts.d, out)
     store_half(parts.dmin, out, _Q4_DMIN)
     scales, mins = parts.scales, parts.mins

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -28,26 +29,45 @@ STOP_SPELLINGS = frozenset(
 
 
 class SpecialTokens:
-    """Tokens that stand for themselves wherever their spelling occurs in a text."""
+    """Tokens that stand for themselves wherever their spelling occurs in a text.
+
+    Of spellings that start at the same place the longest counts.  A regular expression of all of
+    them would try one after the other: a vocabulary of nothing but special tokens, which a file
+    may have, would take a millisecond for every character of a text.
+    """
 
     def __init__(self, ids: Mapping[str, int]) -> None:
         self._ids = {spelling: token for spelling, token in ids.items() if spelling}
 
     def split(self, text: str) -> Iterator[str | int]:
         """Yield the text's parts in order: ids of special tokens, and what lies between them."""
-        end = 0
-        for match in self._pattern.finditer(text) if self._ids else ():
-            if match.start() > end:
-                yield text[end : match.start()]
-            yield self._ids[match.group()]
-            end = match.end()
+        end = at = 0
+        while self._ids and (found := self._first.search(text, at)):
+            at = found.start()
+            parts = (text[at : at + length] for length in self._lengths[text[at]])
+            spelling = next((part for part in parts if part in self._ids), None)
+            if spelling is None:
+                at += 1
+                continue
+            if at > end:
+                yield text[end:at]
+            yield self._ids[spelling]
+            at = end = at + len(spelling)
         if end < len(text):
             yield text[end:]
 
     @cached_property
-    def _pattern(self) -> re.Pattern[str]:
-        longest_first = sorted(self._ids, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first)))
+    def _first(self) -> re.Pattern[str]:
+        """Finds the characters with which spellings start."""
+        return re.compile(f"[{re.escape(''.join(self._lengths))}]")
+
+    @cached_property
+    def _lengths(self) -> dict[str, list[int]]:
+        """The lengths of the spellings by their first character, the longest first."""
+        lengths: dict[str, set[int]] = defaultdict(set)
+        for spelling in self._ids:
+            lengths[spelling[0]].add(len(spelling))
+        return {first: sorted(found, reverse=True) for first, found in lengths.items()}
 
 
 def stop_ids(special: Mapping[str, int], known: Iterable[int | None]) -> frozenset[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -117,13 +118,14 @@ def test_no_layer_on_a_device_is_the_cpus_model() -> None:
 
 @pytest.mark.usefixtures("unused")
 def test_a_type_that_neither_runs_is_refused() -> None:
-    checkpoint = MemoryCheckpoint(
-        tiny_config(dim=256, ffn_dim=256, head_dim=64),
-        random_weights(tiny_config(dim=256, ffn_dim=256, head_dim=64)),
-        TensorType.Q4_K,
-    )
+    config = tiny_config(dim=256, ffn_dim=256, head_dim=64)
+    checkpoint = MemoryCheckpoint(config, random_weights(config))
+    checkpoint.tensors = {
+        name: dataclasses.replace(info, type=TensorType.IQ2_S)
+        for name, info in checkpoint.tensors.items()
+    }
     for share in (0.0, 0.5, 1.0):
-        with pytest.raises(UnsupportedTypeError, match="Q4_K"):
+        with pytest.raises(UnsupportedTypeError, match="IQ2_S"):
             load(share, checkpoint=checkpoint)
 
 

@@ -30,6 +30,7 @@ typedef struct {
 typedef struct {
   uint4 unit[LOADS];
   ushort scale[LOADS];
+  Side side[LOADS];  // of types that are cut into planes
 } Task;
 
 // Where a product's activations come from: a row of floats, or the parts that attention left.

@@ -24,9 +24,14 @@ FUNCTION void KIND(fetch)(Task *task, Matrix m, int row, int first, int n_units,
     int unit = (chunk * LOADS + j) * LANES + lane_id();
     int there = row < m.rows && unit < n_units;
     long place = (long)row * m.n_units + first + unit;
+#ifdef PLANES
+    task->unit[j] = there ? KIND(load_unit)(m, place) : (uint4)(0);
+    task->side[j] = KIND(load_side)(m, row, first + unit, there);
+#else
     task->unit[j] = there ? load_stream(m.units + place) : (uint4)(0);
 #ifdef QUANTISED
     task->scale[j] = there ? load_scale(m.scales + place / UNITS_A_BLOCK) : (ushort)0;
+#endif
 #endif
   }
 }
@@ -59,7 +64,7 @@ FUNCTION void KIND(put)(
   float sum = quad_sum((float)dot4(low, 0x01010101, dot4(high, 0x01010101, 0)), scratch);
   if (!active) return;
   int block = quad >> 2, part = quad & 3;
-#ifdef KIND_Q4_0
+#if defined(KIND_Q4_0) || defined(PLANES)
   // A unit's low nibbles are the first 16 columns of the block, its high ones the other 16.
   int word = 4 * (block + (part >> 1) * SEGMENT_BLOCKS) + 2 * (part & 1);
 #else
@@ -78,10 +83,14 @@ FUNCTION float KIND(dot)(const Task *task, int chunk, int n_units, __local const
   for (int j = 0; j < LOADS; j++) {
     int unit = (chunk * LOADS + j) * LANES + lane_id();
     if (unit >= n_units) continue;
-    int4 w = as_int4(task->unit[j]);
     float2 scale = scales[unit / UNITS_A_BLOCK];
-    int sum = 0;
     int4 a = x[unit];
+#ifdef PLANES
+    int4 b = x[unit + SEGMENT_BLOCKS];
+    total += KIND(dot_unit)(task->unit[j], task->side[j], a, b, scale);
+#else
+    int4 w = as_int4(task->unit[j]);
+    int sum = 0;
 #ifdef KIND_Q4_0
     int4 b = x[unit + SEGMENT_BLOCKS];
     int4 low = w & 0x0f0f0f0f, high = (w >> 4) & 0x0f0f0f0f;
@@ -91,6 +100,7 @@ FUNCTION float KIND(dot)(const Task *task, int chunk, int n_units, __local const
 #else
     sum = dot4(w.x, a.x, dot4(w.y, a.y, dot4(w.z, a.z, dot4(w.w, a.w, sum))));
     total += half_bits(task->scale[j]) * (scale.x * (float)sum);
+#endif
 #endif
   }
   return total;

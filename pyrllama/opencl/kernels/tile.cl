@@ -44,6 +44,7 @@
 // Chunk c of a tile's row, so that 8 rows of the same chunk lie in different banks.
 FUNCTION int KIND(chunk_place)(int row, int c) { return row * CHUNKS + (c ^ ((row >> 1) & 3)); }
 
+#ifndef PLANES
 FUNCTION void KIND(put_weights)(__local uint4 *tile, int row, int unit, uint4 bits, ushort scale) {
 #if defined(KIND_F16)
   tile[KIND(chunk_place)(row, unit)] = bits;
@@ -69,6 +70,18 @@ FUNCTION void KIND(put_weights)(__local uint4 *tile, int row, int unit, uint4 bi
   }
 #endif
 }
+#else
+FUNCTION void KIND(put_unit)(__local uint4 *tile, int row, uint4 unit, Side side) {
+  float v[UNIT_COLS];
+  KIND(unpack_side)(unit, side, v);
+  #pragma unroll
+  for (int c = 0; c < CHUNKS; c++) {
+    uint4 packed = (uint4)(pack_halves(v[8 * c], v[8 * c + 1]), pack_halves(v[8 * c + 2], v[8 * c + 3]),
+                           pack_halves(v[8 * c + 4], v[8 * c + 5]), pack_halves(v[8 * c + 6], v[8 * c + 7]));
+    tile[KIND(chunk_place)(row, c)] = packed;
+  }
+}
+#endif
 
 FUNCTION void KIND(put_row)(__local uint4 *tile, int token, int chunk, uint4 bits) {
   tile[KIND(chunk_place)(token, chunk)] = bits;
@@ -115,12 +128,21 @@ FUNCTION int KIND(sum_token)(int i) {
 
 #else
 
+#ifdef PLANES
+FUNCTION void KIND(put_unit)(__local uint4 *tile, int row, uint4 unit, Side side) {
+  __local float *place = (__local float *)tile + row * TILE_STRIDE;
+  float values[UNIT_COLS];
+  KIND(unpack_side)(unit, side, values);
+  for (int c = 0; c < UNIT_COLS; c++) place[c] = values[c];
+}
+#else
 FUNCTION void KIND(put_weights)(__local uint4 *tile, int row, int unit, uint4 bits, ushort scale) {
   __local float *place = (__local float *)tile + row * TILE_STRIDE + unit * UNIT_COLS;
   float values[UNIT_COLS];
   KIND(unpack)(bits, scale, values);
   for (int c = 0; c < UNIT_COLS; c++) place[c] = values[c];
 }
+#endif
 
 FUNCTION void KIND(put_row)(__local uint4 *tile, int token, int chunk, uint4 bits) {
   __local float *place = (__local float *)tile + token * TILE_STRIDE + chunk * 4;
@@ -149,7 +171,11 @@ FUNCTION int KIND(sum_token)(int i) { return (i & 3) * 8 + ((int)get_local_id(0)
 
 typedef struct {
   uint4 weights[WEIGHT_LOADS];
+#ifdef PLANES
+  Side sides[WEIGHT_LOADS];
+#else
   ushort scales[WEIGHT_LOADS];
+#endif
   uint4 rows[ROW_LOADS];
 } KIND(Stage);
 
@@ -163,11 +189,16 @@ FUNCTION void KIND(ask)(
     int row = row0 + i / UNITS_A_TILE_ROW, unit = i % UNITS_A_TILE_ROW;
     int there = row < m.rows && i < TILE_ROWS * UNITS_A_TILE_ROW;
     long place = (long)row * m.n_units + column / UNIT_COLS + unit;
+#ifdef PLANES
+    s->weights[j] = there ? KIND(load_unit)(m, place) : (uint4)(0);
+    s->sides[j] = KIND(load_side)(m, row, column / UNIT_COLS + unit, there);
+#else
     s->weights[j] = there ? load_stream(m.units + place) : (uint4)(0);
 #ifdef QUANTISED
     s->scales[j] = there ? load_scale(m.scales + place / UNITS_A_BLOCK) : (ushort)0;
 #else
     s->scales[j] = 0;
+#endif
 #endif
   }
   const int row_chunks = m.n_units * UNIT_COLS / TILE_COLS * CHUNKS;
@@ -186,8 +217,12 @@ FUNCTION void KIND(take)(const KIND(Stage) *s, __local uint4 *weights, __local u
   for (int j = 0; j < WEIGHT_LOADS; j++) {
     int i = j * TILE_GROUP + (int)get_local_id(0);
     if (i < TILE_ROWS * UNITS_A_TILE_ROW) {
+#ifdef PLANES
+      KIND(put_unit)(weights, i, s->weights[j], s->sides[j]);
+#else
       KIND(put_weights)(
           weights, i / UNITS_A_TILE_ROW, i % UNITS_A_TILE_ROW, s->weights[j], s->scales[j]);
+#endif
     }
   }
   #pragma unroll

@@ -1,5 +1,6 @@
 // One storage type of weights: built once for each type that a model has, with KIND(name) giving
-// the names and one of KIND_F32, KIND_F16, KIND_BF16, KIND_Q8_0, KIND_Q4_0 defined.
+// the names and one of KIND_F32, KIND_F16, KIND_BF16, KIND_Q8_0, KIND_Q4_0 and those of planes.cl
+// defined.
 //
 // A matrix is rows of units of 16 bytes, UNIT_COLS columns each, the stored bits as they are.
 // Quantised types keep the float16 scales of their blocks of 32 columns apart, row by row.
@@ -19,8 +20,13 @@
 #define UNIT_COLS 32
 #define UNITS_A_BLOCK 1
 #define QUANTISED
+#elif defined(PLANES)
+#define UNIT_COLS 32
+#define UNITS_A_BLOCK 1
+#define QUANTISED
 #endif
 
+#ifndef PLANES
 // The columns of a unit as floats, scaled: `out` has UNIT_COLS.
 FUNCTION void KIND(unpack)(uint4 unit, ushort scale_bits, float *out) {
   uint words[4] = {unit.x, unit.y, unit.z, unit.w};
@@ -42,13 +48,16 @@ FUNCTION void KIND(unpack)(uint4 unit, ushort scale_bits, float *out) {
 #endif
   }
 }
+#endif
 
 // Unpack a token's row of the embedding: this work-item's units are every `stride`-th from `first`.
 FUNCTION void KIND(embed_row)(Matrix m, int token, __global float *x, int first, int stride) {
   for (int u = first; u < m.n_units; u += stride) {
     float values[UNIT_COLS];
     long place = (long)token * m.n_units + u;
-#ifdef QUANTISED
+#if defined(PLANES)
+    KIND(unpack_side)(KIND(load_unit)(m, place), KIND(load_side)(m, token, u, 1), values);
+#elif defined(QUANTISED)
     KIND(unpack)(m.units[place], m.scales[place / UNITS_A_BLOCK], values);
 #else
     KIND(unpack)(m.units[place], 0, values);
