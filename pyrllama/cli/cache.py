@@ -22,11 +22,18 @@ if TYPE_CHECKING:
 
     from pyrllama.prompt_folder import StoredModel
 
+EPILOG = """\b
+Examples:
+  rllama cache list
+  rllama cache list --json
+  rllama cache clear
+  rllama cache clear --prompt-cache /mnt/prompts
+"""
 UNITS = ((86_400, "day"), (3600, "hour"), (60, "minute"))
 UNKNOWN = "unknown model"
 
 
-@click.group(short_help="List or remove the prompts that are kept on disk.")
+@click.group(epilog=EPILOG, short_help="List or remove the prompts that are kept on disk.")
 def cache() -> None:
     """List or remove the prompts that are kept on disk for later runs."""
 
@@ -97,6 +104,6 @@ def age(seconds: float) -> str:
     """Return how long ago something was, in its largest whole unit."""
     for size, unit in UNITS:
         count = int(seconds // size)
-        if count:
+        if count > 0:
             return f"{count} {unit}{'s' if count > 1 else ''} ago"
     return "just now"
