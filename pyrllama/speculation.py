@@ -26,11 +26,11 @@ PROFIT = 1.05
 """A draft must promise so many times the speed of a plain step."""
 LOSS_SHARE = 0.03
 """Share of the time that drafts may lose."""
-FIRST_LOSS = 1.0
-"""Plain steps that may be lost at once, before there is a share."""
+FIRST_LOSS = 0.5
+"""Plain steps that may be lost at once, before there is a share, for each class of strength."""
 MOST_CREDIT = 20.0
 """Plain steps' worth of gains that later losses may use up."""
-ROW_COST = 0.25
+ROW_COST = 0.35
 """What a row more is taken to cost, in plain steps, before it was measured."""
 KEPT_TIMES = 9
 PLAIN_FIRST = 2
@@ -125,7 +125,7 @@ class Speculation:
         kind = self._drafter.look(text)
         if kind is None:
             return ()
-        most = self._worthwhile(self._hits.setdefault(kind, Hits(kind)), room)
+        most = self._worthwhile(kind, room)
         if most == 0:
             return ()
         started = perf_counter()
@@ -151,10 +151,10 @@ class Speculation:
         """Free the drafter."""
         self._drafter.close()
 
-    def _worthwhile(self, hits: Hits, room: int) -> int:
+    def _worthwhile(self, kind: int, room: int) -> int:
         """Return how many tokens to draft for the most tokens a second."""
-        plain = self._times.of(1)
-        allowed = self._allowed + FIRST_LOSS * plain - self._lost
+        hits, plain = self._hits.setdefault(kind, Hits(kind)), self._times.of(1)
+        allowed = self._allowed + kind * FIRST_LOSS * plain - self._lost
         best, most = PROFIT / plain, 0
         for size in PASS_SIZES:
             drafted = min(size - 1, room)

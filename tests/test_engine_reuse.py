@@ -15,7 +15,7 @@ from pyrllama.core import BLOCK_TOKENS, CacheMiss, FinishReason, Request, Sampli
 from pyrllama.engine import Engine, Generation
 from pyrllama.lookup import PromptLookup
 from pyrllama.prefix import PrefixCache
-from pyrllama.speculation import Speculation
+from pyrllama.speculation import Hits, Speculation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -145,7 +145,8 @@ class Guesser:
 class Bold(Speculation):
     """Drafts whenever it can, whatever it costs."""
 
-    def _worthwhile(self, hits: object, room: int) -> int:
+    def _worthwhile(self, kind: int, room: int) -> int:
+        self._hits.setdefault(kind, Hits(kind))
         return min(room, 15)
 
 

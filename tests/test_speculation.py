@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pyrllama.core import Batch, Timings
 
-COSTS = {1: 1.0, 2: 1.23, 4: 1.56, 6: 2.6, 8: 3.1, 12: 4.1, 16: 5.18, 400: 100.0}
+COSTS = {1: 1.0, 2: 1.67, 4: 2.15, 6: 2.85, 8: 3.9, 12: 4.9, 16: 6.5, 400: 110.0}
 """Plain steps that a pass over so many tokens takes: Q4_0 at the 1B shape on two cores."""
 
 
@@ -84,7 +84,7 @@ def gain(clock: Clock, name: str, count: int = 256) -> tuple[float, Timings]:
     return drafted.decode_rate / plain.decode_rate, drafted
 
 
-@pytest.mark.parametrize(("name", "least"), [("edit", 2.2), ("quotes", 1.8)])
+@pytest.mark.parametrize(("name", "least"), [("edit", 1.9), ("quotes", 1.6)])
 def test_a_text_that_repeats_its_prompt_is_sooner_told(
     clock: Clock, name: str, least: float
 ) -> None:
@@ -122,18 +122,18 @@ def test_nothing_is_drafted_before_a_plain_step_was_timed() -> None:
     assert speculation.draft(repeating, 8) == ()
     for _ in range(2):
         speculation.record(1.0, 0, 1)
-    assert speculation.draft(repeating, 8) == (1, 2, 3)
+    assert speculation.draft(repeating, 8) == (1, 2, 3, 4, 1, 2, 3)
     assert speculation.draft(repeating, 0) == ()
-    assert len(speculation.draft(repeating, 2)) == 2
+    assert speculation.draft(repeating, 2) == (1, 2)
 
 
 def test_times_between_known_passes_are_guessed() -> None:
     times = PassTimes()
     times.add(1, 2.0)
-    assert times.of(5) == 2.0 + 4 * 0.25 * 2.0
+    assert times.of(5) == 2.0 + 4 * 0.35 * 2.0
     times.add(5, 6.0)
     assert times.of(3) == 4.0
-    assert times.of(7) == 6.0 + 2 * 0.25 * 2.0
+    assert times.of(7) == 6.0 + 2 * 0.35 * 2.0
     for seconds in (1.0, 9.0, 3.0):
         times.add(1, seconds)
     assert times.of(1) == 2.5
@@ -157,17 +157,17 @@ def test_hits_follow_what_drafts_became() -> None:
 def test_what_followed_the_same_words_is_proposed() -> None:
     lookup = PromptLookup()
     text = [1, 2, 3, 4, 5, 6, 7, 2, 3]
-    assert lookup.look(text) == 0
+    assert lookup.look(text) == 1
     assert lookup.propose(text, 3) == (4, 5, 6)
 
 
 def test_the_last_match_counts_and_a_longer_one_is_stronger() -> None:
     lookup = PromptLookup()
     text = [8, 1, 2, 3, 5, 8, 1, 2, 3, 6, 9, 2, 3]
-    assert lookup.look(text) == 0
+    assert lookup.look(text) == 1
     assert lookup.propose(text, 2) == (6, 9)
     text += [6, 9, 2, 3]
-    assert lookup.look(text) == 3
+    assert lookup.look(text) == 4
 
 
 def test_a_text_that_repeats_itself_goes_on_so() -> None:
@@ -180,6 +180,21 @@ def test_a_text_that_repeats_itself_goes_on_so() -> None:
 @pytest.mark.parametrize("text", [[], [1], [1, 2], [1, 2, 3, 4]])
 def test_a_new_pair_proposes_nothing(text: list[int]) -> None:
     assert PromptLookup().look(text) is None
+
+
+def test_a_replaced_token_is_stepped_over_and_a_failed_guess_ends_it() -> None:
+    lookup = PromptLookup()
+    text = [1, 2, 3, 4, 5, 6, 7, 8, 9, 2, 3]
+    assert lookup.look(text) == 1
+    assert lookup.propose(text, 3) == (4, 5, 6)
+    text += [4, 20]
+    assert lookup.look(text) == 0
+    assert lookup.propose(text, 3) == (6, 7, 8)
+    text += [6, 7, 21]
+    assert lookup.look(text) == 0
+    assert lookup.propose(text, 1) == (9,)
+    text += [22]
+    assert lookup.look(text) is None
 
 
 def test_another_text_is_looked_up_in_itself() -> None:

@@ -18,7 +18,7 @@ from pyrllama.lookup import PromptLookup
 from pyrllama.prefix import PrefixCache, block_memory
 from pyrllama.prompt_store import PromptStore
 from pyrllama.reference.model import ReferenceModel
-from pyrllama.speculation import Speculation
+from pyrllama.speculation import Hits, Speculation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -106,7 +106,8 @@ def test_cached_text_is_uncached_text(model: CpuModel, tmp_path: Path, length: i
 class Eager(Speculation):
     """Drafts whatever the text repeats."""
 
-    def _worthwhile(self, hits: object, room: int) -> int:
+    def _worthwhile(self, kind: int, room: int) -> int:
+        self._hits.setdefault(kind, Hits(kind))
         return min(room, 15)
 
 

@@ -12,7 +12,7 @@ from pyrllama.core import Request, Sampling, TensorType
 from pyrllama.engine import Engine
 from pyrllama.lookup import PromptLookup
 from pyrllama.prefix import PrefixCache
-from pyrllama.speculation import Speculation
+from pyrllama.speculation import Hits, Speculation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +28,8 @@ PROMPT = np.random.default_rng(7).integers(0, 101, 30).tolist() * 2
 class Eager(Speculation):
     """Drafts whatever the text repeats."""
 
-    def _worthwhile(self, hits: object, room: int) -> int:
+    def _worthwhile(self, kind: int, room: int) -> int:
+        self._hits.setdefault(kind, Hits(kind))
         return min(room, 7)
 
 
