@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyrllama.core import Completion, FinishReason, ModelConfig, Sampling, Timings, Token
+from pyrllama.core import CacheMiss, Completion, FinishReason, ModelConfig, Sampling, Timings, Token
 from pyrllama.errors import RllamaError
 
 if TYPE_CHECKING:
+    from pyrllama.asynchronous import AsyncLlama
     from pyrllama.llama import Llama, load
     from pyrllama.perplexity import Perplexity
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncLlama",
+    "CacheMiss",
     "Completion",
     "FinishReason",
     "Llama",
@@ -39,4 +42,8 @@ def __getattr__(name: str) -> Any:
         from pyrllama import llama  # noqa: PLC0415
 
         return getattr(llama, name)
+    if name == "AsyncLlama":
+        from pyrllama.asynchronous import AsyncLlama  # noqa: PLC0415
+
+        return AsyncLlama
     raise AttributeError(f"module 'pyrllama' has no attribute {name!r}")

@@ -194,6 +194,15 @@ class Batch:
         return sum(chunk.outputs for chunk in self.chunks)
 
 
+class CacheMiss(enum.StrEnum):
+    """Why the keys and values of a prompt, or of its rest, had to be computed."""
+
+    NEW = "no earlier text begins like it"
+    DIFFERS = "no earlier text goes on like that"
+    EVICTED = "the cache needed the blocks for other requests"
+    OFF = "reuse is switched off"
+
+
 class FinishReason(enum.StrEnum):
     """Why a generation ended."""
 
@@ -229,11 +238,18 @@ class Timings:
     generated_tokens: int
     decode_seconds: float
     """Time of the tokens after the first, which the prompt's own pass yields."""
+    reused_tokens: int = 0
+    """Tokens of the prompt whose keys and values were in the cache, in memory or on disk."""
+    drafted_tokens: int = 0
+    """Tokens that speculation proposed."""
+    accepted_tokens: int = 0
+    """Those of them that the text has."""
 
     @property
     def prompt_rate(self) -> float:
-        """Prompt tokens per second."""
-        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds > 0 else 0.0
+        """Prompt tokens computed per second."""
+        computed = self.prompt_tokens - self.reused_tokens
+        return computed / self.prompt_seconds if self.prompt_seconds > 0 else 0.0
 
     @property
     def decode_rate(self) -> float:
@@ -254,6 +270,8 @@ class Completion:
     timings: Timings
     seed: int
     """The seed that reproduces it, also when none was given."""
+    not_reused: CacheMiss | None = None
+    """Why more of the prompt was not reused; None where only its last token was computed."""
 
 
 def as_dict(noun: Any) -> dict[str, Any]:

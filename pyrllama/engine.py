@@ -4,13 +4,18 @@ The life of a request:
 
 1. ``submit`` checks it against the context and the cache, and lets it wait.
 2. ``step`` admits it, the first come first, once the cache has blocks for its whole prompt.
+   It takes those that hold the beginning of its text already (``prefix.py``), and waits for
+   a running request that is just computing such a beginning.
 3. Its prompt goes through the model in chunks, beside the single tokens of other requests.
 4. The logits of the last prompt token give the first token; from then on it decodes, one
-   token a step, and takes another block whenever the last one is full.
+   token a step, and takes another block whenever the last one is full.  Alone, it may have
+   the tokens that speculation proposes checked in the same step, and keep those that it
+   would have chosen (``speculation.py``).
 5. If no block is free, the youngest request gives up its blocks and waits in front; its text
    so far goes through the model again later.  The oldest one therefore always advances, and
    since no request is admitted that the whole cache could not hold, all of them end.
-6. A stop token, a full context or ``cancel`` ends it, and its blocks are free again.
+6. A stop token, a full context or ``cancel`` ends it, and its blocks are free again, but
+   keep what they hold until others need them.
 
 An engine belongs to one thread.
 """
@@ -18,27 +23,38 @@ An engine belongs to one thread.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from itertools import islice
 from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from pyrllama.core import BLOCK_TOKENS, Batch, Chunk, FinishReason, Timings
+from pyrllama.core import BLOCK_TOKENS, Batch, Chunk, FinishReason
 from pyrllama.errors import CacheFullError, PromptError, PromptTooLongError, SettingError
-from pyrllama.kvcache import BlockPool, blocks_for
+from pyrllama.generation import Event, Generation
+from pyrllama.kvcache import blocks_for
+from pyrllama.prefix import Held, PrefixCache, shared_blocks
 from pyrllama.sampling import Sampler
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from pyrllama.core import ModelConfig, Request
+    from pyrllama.speculation import Speculation
+
+    Rows = NDArray[np.float32]
+    """A row of numbers for each of some tokens."""
+
+__all__ = ["Engine", "Event", "Generation", "Model"]
 
 
 class Model(Protocol):
-    """What a backend offers: one forward pass over a batch, and the KV cache it writes to."""
+    """What a backend offers: one forward pass over a batch, and the KV cache it writes to.
+
+    One that is a ``prefix.BlockMemory`` too has its blocks copied and kept on disk.
+    """
 
     config: ModelConfig
     n_blocks: int
@@ -61,79 +77,30 @@ class Model(Protocol):
         ...
 
 
-@dataclass(slots=True, eq=False)
-class Generation:
-    """A request on its way through the engine, and what it has yielded so far."""
-
-    request: Request
-    sampler: Sampler
-    limit: int
-    """Tokens to generate at most."""
-    text: list[int]
-    """The prompt's ids and the generated ones behind them."""
-    logprobs: list[float] = field(default_factory=list)
-    finish: FinishReason | None = None
-    blocks: list[int] = field(default_factory=list)
-    cached: int = 0
-    """Tokens of ``text`` whose keys and values the cache holds."""
-    prompt_seconds: float = 0.0
-    decode_seconds: float = 0.0
-
-    @property
-    def generated(self) -> int:
-        """Tokens generated so far, a stop token included."""
-        return len(self.logprobs)
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        """The ids generated so far."""
-        return tuple(self.text[len(self.request.tokens) :])
-
-    @property
-    def pending(self) -> int:
-        """Tokens of the text that the model has not seen yet."""
-        return len(self.text) - self.cached
-
-    @property
-    def decoding(self) -> bool:
-        """Whether all but the token sampled last is in the cache."""
-        return self.generated > 0 and self.pending == 1
-
-    @property
-    def timings(self) -> Timings:
-        """Where the time went so far."""
-        return Timings(
-            prompt_tokens=len(self.request.tokens),
-            prompt_seconds=self.prompt_seconds,
-            generated_tokens=self.generated,
-            decode_seconds=self.decode_seconds,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """A token that a step sampled; ``finish`` tells that it was the generation's last one."""
-
-    generation: Generation
-    token: int
-    logprob: float
-    finish: FinishReason | None
-
-
 class Engine:
     """Runs any number of requests side by side on one model.
 
     ``max_seq_len`` counts prompt and continuation together.  ``stop_ids`` are the tokens that
-    end a text; they are emitted as the last token of it.
+    end a text; they are emitted as the last token of it.  ``prefixes`` are the blocks of the
+    model's cache, by default in memory alone.
     """
 
     def __init__(
-        self, model: Model, max_seq_len: int, stop_ids: frozenset[int] = frozenset()
+        self,
+        model: Model,
+        max_seq_len: int,
+        stop_ids: frozenset[int] = frozenset(),
+        *,
+        prefixes: PrefixCache | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         self.model = model
         self.max_seq_len = max_seq_len
         self._stop_ids = stop_ids
-        self._pool = BlockPool(model.n_blocks)
+        self.prefixes = prefixes or PrefixCache(model)
+        """The blocks of the KV cache, and what of the texts is in them."""
+        self._pool = self.prefixes.pool
+        self._speculation = speculation
         self._waiting: deque[Generation] = deque()
         self._running: list[Generation] = []  # the oldest first
 
@@ -173,9 +140,12 @@ class Engine:
             self._retire(generation, FinishReason.CANCELLED)
 
     def close(self) -> None:
-        """Cancel everything and free the model."""
+        """Cancel everything, save what is to be kept, and free the model."""
         for generation in (*self._waiting, *self._running):
             self.cancel(generation)
+        self.prefixes.close()
+        if self._speculation:
+            self._speculation.close()
         self.model.close()
 
     def step(self) -> list[Event]:
@@ -184,11 +154,11 @@ class Engine:
         A step that only reads the beginning of a prompt gives none.  If the model or a sampler
         raises, the requests of that batch are cancelled and the error goes on to the caller.
         """
+        started = perf_counter()
         plan = self._schedule()
         if not plan:
             return []
         decoding = [generation.generated > 0 for generation, _ in plan]
-        started = perf_counter()
         try:
             logits = self.model.forward(Batch(tuple(chunk for _, chunk in plan)))
             events = self._advance(plan, logits)
@@ -202,6 +172,9 @@ class Engine:
                 generation.decode_seconds += seconds
             else:
                 generation.prompt_seconds += seconds
+        if self._speculation and decoding == [True]:
+            self._speculation.record(seconds, len(plan[0][1].tokens) - 1, len(events))
+        self.prefixes.save_some()
         return events
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
@@ -223,15 +196,22 @@ class Engine:
         Every item is the position of its first row and the rows, ``(rows, vocab)``.  Raises as
         ``logits`` does, before the first pass.
         """
-        self._check_tokens(tokens)
-        if len(tokens) > self.max_seq_len:
-            raise PromptTooLongError(len(tokens), self.max_seq_len)
-        self._check_capacity(len(tokens))
-        return self._run_batches(tokens, first)
+        self._check_text(tokens)
+        return self._run_batches(self.model.forward, tokens, first)
+
+    def state_batches(
+        self, states: Callable[[Batch], Rows], tokens: Sequence[int]
+    ) -> Iterator[tuple[int, Rows]]:
+        """Yield what a method of the model gives of every token: ``(rows, width)`` a pass.
+
+        Raises as ``logits`` does, before the first pass.
+        """
+        self._check_text(tokens)
+        return self._run_batches(states, tokens, 0)
 
     def _run_batches(
-        self, tokens: Sequence[int], first: int
-    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        self, run: Callable[[Batch], Rows], tokens: Sequence[int], first: int
+    ) -> Iterator[tuple[int, Rows]]:
         blocks = self._pool.take(blocks_for(len(tokens)))
         try:
             for start in range(0, len(tokens), self.model.max_batch_tokens):
@@ -239,11 +219,17 @@ class Engine:
                 end = start + len(part)
                 outputs = min(len(part), max(0, end - first))
                 chunk = Chunk(part, start, blocks[: blocks_for(end)], outputs)
-                rows = self.model.forward(Batch((chunk,)))
+                rows = run(Batch((chunk,)))
                 if outputs:
                     yield end - outputs, rows
         finally:
             self._pool.give_back(blocks)
+
+    def _check_text(self, tokens: Sequence[int]) -> None:
+        self._check_tokens(tokens)
+        if len(tokens) > self.max_seq_len:
+            raise PromptTooLongError(len(tokens), self.max_seq_len)
+        self._check_capacity(len(tokens))
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
         if not tokens:
@@ -279,48 +265,98 @@ class Engine:
             count = min(budget, prompt.pending)
             plan.append((prompt, _next_chunk(prompt, count)))
             budget -= count
+        if self._speculation and len(plan) == 1 and plan[0][0].decoding:
+            return [(plan[0][0], self._drafted(plan[0][0], self._speculation))]
         return plan
 
     def _prompts(self) -> Iterator[Generation]:
         """Yield the running requests with prompt left, then admit waiting ones one by one."""
         yield from [generation for generation in self._running if not generation.decoding]
-        while self._waiting:
-            needed = blocks_for(len(self._waiting[0].text))
-            if needed > self._pool.n_free:
+        while self._waiting and not self._awaits_another(self._waiting[0]):
+            generation = self._waiting[0]
+            held = self.prefixes.begin(generation.text)
+            if held is None:
                 return
-            generation = self._waiting.popleft()
-            generation.blocks += self._pool.take(needed)
+            self._waiting.popleft()
+            generation.held = held
+            if generation.reused is None:
+                generation.reused, generation.not_reused = held.cached, held.miss
             self._running.append(generation)
             yield generation
+
+    def _awaits_another(self, generation: Generation) -> bool:
+        """Tell whether a running request is computing blocks that this one will share."""
+        return self.prefixes.shares and any(
+            shared_blocks(generation.text, other.text) > other.cached // BLOCK_TOKENS
+            for other in self._running
+            if not other.decoding
+        )
 
     def _grow(self, generation: Generation) -> bool:
         """Take the block that the next token needs, from the youngest request if need be.
 
         Returns False if the generation itself was the youngest and waits now.
         """
-        missing = blocks_for(len(generation.text)) - len(generation.blocks)
+        missing = blocks_for(len(generation.text)) - len(generation.held.blocks)
         while missing > self._pool.n_free:
             youngest = self._running.pop()
             self._free(youngest)
             self._waiting.appendleft(youngest)
             if youngest is generation:
                 return False
-        generation.blocks += self._pool.take(missing)
+        generation.held.blocks += self._pool.take(max(missing, 0))
         return True
 
-    def _advance(
-        self, plan: list[tuple[Generation, Chunk]], logits: NDArray[np.float32]
-    ) -> list[Event]:
+    def _drafted(self, generation: Generation, speculation: Speculation) -> Chunk:
+        """Put the tokens that may follow behind the next one, as far as there is room."""
+        blocks = generation.held.blocks
+        room = min(
+            generation.limit - generation.generated - 1,
+            self.model.max_batch_tokens - 1,
+            (len(blocks) + self._pool.n_free) * BLOCK_TOKENS - len(generation.text),
+        )
+        draft = speculation.draft(generation.text, room)
+        generation.drafted += len(draft)
+        end = len(generation.text) + len(draft)
+        blocks += self._pool.take(max(blocks_for(end) - len(blocks), 0))
+        return Chunk(
+            tokens=(generation.text[-1], *draft),
+            start=generation.cached,
+            blocks=tuple(blocks[: blocks_for(end)]),
+            outputs=1 + len(draft),
+        )
+
+    def _advance(self, plan: list[tuple[Generation, Chunk]], logits: Rows) -> list[Event]:
         """Note what the cache holds now, and sample where a text has been read to its end."""
         rows = iter(logits)
         events = []
         for generation, chunk in plan:
-            generation.cached += len(chunk.tokens)
-            if chunk.outputs:
-                events.append(self._sample(generation, next(rows)))
+            drafts = chunk.tokens[len(chunk.tokens) - max(chunk.outputs - 1, 0) :]
+            generation.held.cached += len(chunk.tokens) - len(drafts)
+            first = not generation.generated
+            events += self._sample_rows(generation, drafts, list(islice(rows, chunk.outputs)))
+            if generation.finish is None:
+                self._note(generation, first=first)
         return events
 
-    def _sample(self, generation: Generation, row: NDArray[np.float32]) -> Event:
+    def _sample_rows(
+        self, generation: Generation, drafts: tuple[int, ...], rows: list[Rows]
+    ) -> list[Event]:
+        """Sample row by row while the drafts come true: what is sampled is the text anyway.
+
+        What the cache holds of the others is written over by the tokens that do follow.
+        """
+        events = []
+        for row, draft in zip(rows, (*drafts, None), strict=False):
+            event = self._sample(generation, row)
+            events.append(event)
+            generation.accepted += event.token == draft
+            if event.finish is not None or event.token != draft:
+                break
+            generation.held.cached += 1
+        return events
+
+    def _sample(self, generation: Generation, row: Rows) -> Event:
         token, logprob = generation.sampler.sample(row)
         generation.sampler.accept(token)
         generation.text.append(token)
@@ -334,6 +370,14 @@ class Engine:
             self._retire(generation, finish)
         return Event(generation, token, logprob, finish)
 
+    def _note(self, generation: Generation, *, first: bool) -> None:
+        """Let others share what was computed; ``first`` says that the prompt is at its end."""
+        self.prefixes.note(generation.held, generation.text)
+        if generation.generated:
+            if first:
+                self.prefixes.note_part(generation.held, generation.text)
+            self.prefixes.keep(generation.held, generation.text)
+
     def _retire(self, generation: Generation, finish: FinishReason) -> None:
         generation.finish = finish
         if generation in self._running:
@@ -343,9 +387,8 @@ class Engine:
         self._free(generation)
 
     def _free(self, generation: Generation) -> None:
-        self._pool.give_back(generation.blocks)
-        generation.blocks.clear()
-        generation.cached = 0
+        self.prefixes.end(generation.held, generation.text)
+        generation.held = Held()
 
 
 def _next_chunk(generation: Generation, count: int) -> Chunk:
@@ -354,6 +397,6 @@ def _next_chunk(generation: Generation, count: int) -> Chunk:
     return Chunk(
         tokens=tuple(generation.text[generation.cached : end]),
         start=generation.cached,
-        blocks=tuple(generation.blocks[: blocks_for(end)]),
+        blocks=tuple(generation.held.blocks[: blocks_for(end)]),
         outputs=1 if end == len(generation.text) else 0,
     )

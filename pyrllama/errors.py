@@ -84,6 +84,22 @@ class CacheFullError(RllamaError):
     """The KV cache has no free block for the requests that are running."""
 
 
+class StateError(RllamaError):
+    """A saved state cannot be written or read, is damaged, or is another model's."""
+
+    def __init__(self, path: str | os.PathLike[str], problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+
+
+class CacheFolderError(RllamaError):
+    """The folder of the prompt cache cannot be listed or cleared."""
+
+    def __init__(self, path: str | os.PathLike[str], problem: str) -> None:
+        super().__init__(f"{path}: the prompt cache {problem}")
+        self.path = path
+
+
 class BackendError(RllamaError):
     """The kernels cannot run on this machine as asked."""
 

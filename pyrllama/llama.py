@@ -27,6 +27,8 @@ from pyrllama.loading import (
     parse_weight_type,
 )
 from pyrllama.perplexity import Perplexity, measure
+from pyrllama.prompt_store import DEFAULT_BYTES
+from pyrllama.reuse import open_prefixes, open_speculation
 from pyrllama.text_chunks import cut_text
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from pyrllama.loading import Progress
     from pyrllama.memory import MemoryNeed
     from pyrllama.opencl.plan import Plan
+    from pyrllama.prefix import PrefixCache
+    from pyrllama.speculation import Speculation
     from pyrllama.tokenizer import Tokenizer
 
 
@@ -112,6 +116,7 @@ class TokenStream(Iterator[Token]):
             finish=generation.finish or FinishReason.CANCELLED,
             timings=generation.timings,
             seed=generation.sampler.seed,
+            not_reused=generation.not_reused,
         )
 
 
@@ -121,7 +126,15 @@ class Llama:
     Texts may be streamed side by side, but only from one thread.
     """
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, max_seq_len: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        max_seq_len: int,
+        *,
+        prefixes: PrefixCache | None = None,
+        speculation: Speculation | None = None,
+    ) -> None:
         self.config: ModelConfig = model.config
         self.tokenizer = tokenizer
         self.max_seq_len = max_seq_len
@@ -129,7 +142,9 @@ class Llama:
         # A generated BOS is where training began the next text, so it ends this one too.
         bos = frozenset() if tokenizer.bos_id is None else frozenset({tokenizer.bos_id})
         self._stop_ids = tokenizer.stop_ids | bos
-        self._engine = Engine(model, max_seq_len, self._stop_ids)
+        self._engine = Engine(
+            model, max_seq_len, self._stop_ids, prefixes=prefixes, speculation=speculation
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -175,10 +190,7 @@ class Llama:
     ) -> TokenStream:
         """Yield the tokens of a continuation as they come; see ``generate``."""
         chosen = dataclasses.replace(sampling or Sampling(), **settings)
-        tokens = (
-            self.tokenize(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
-        )
-        request = Request(tuple(tokens or self._bos()), chosen, max_tokens)
+        request = Request(tuple(self._tokens_of(prompt)), chosen, max_tokens)
         return TokenStream(self._engine, self.tokenizer, self._stop_ids, request)
 
     def tokenize(self, text: str, *, bos: bool | None = None) -> list[int]:
@@ -192,6 +204,34 @@ class Llama:
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Return the logits that follow each of ``tokens``: ``(len(tokens), vocab)`` float32."""
         return self._engine.logits([int(token) for token in tokens])
+
+    def embed(self, text: str | Sequence[int]) -> NDArray[np.float32]:
+        """Return a vector of length 1 that stands for a text: ``(dim,)`` float32.
+
+        It is the mean of all tokens' states behind the last layer and its norm; see
+        ``pyrllama.embedding``.  Raises ``BackendError`` where the backend does not give them.
+        """
+        from pyrllama.embedding import embed  # noqa: PLC0415
+
+        return embed(self._engine, self._tokens_of(text))
+
+    def save_state(self, path: str | os.PathLike[str], tokens: Sequence[int]) -> None:
+        """Save a text, such as a completion's ``prompt_tokens + tokens``, with its KV cache.
+
+        Raises ``StateError`` if the file cannot be written; see ``pyrllama.state_file``.
+        """
+        from pyrllama.state_file import save_state  # noqa: PLC0415
+
+        save_state(Path(path), self._engine, tokens)
+
+    def load_state(self, path: str | os.PathLike[str]) -> tuple[int, ...]:
+        """Return the tokens of a saved text; a prompt that begins with them reuses its cache.
+
+        Raises ``StateError`` for a file that is damaged or another model's.
+        """
+        from pyrllama.state_file import load_state  # noqa: PLC0415
+
+        return load_state(Path(path), self._engine)
 
     def perplexity(
         self,
@@ -272,6 +312,12 @@ class Llama:
         chosen = cut_text(self.tokenizer, text, self.max_seq_len, context=context, chunks=chunks)
         return _last(collect(self._engine, chosen, output=output), progress)
 
+    def _tokens_of(self, prompt: str | Sequence[int]) -> list[int]:
+        """Return the ids of a text, or those given; of nothing, BOS."""
+        if isinstance(prompt, str):
+            return self.tokenize(prompt) or self._bos()
+        return [int(token) for token in prompt] or self._bos()
+
     def _bos(self) -> list[int]:
         if self.tokenizer.bos_id is None:
             raise PromptError(
@@ -296,6 +342,11 @@ def load(
     on_memory: Callable[[MemoryNeed | Plan], None] | None = None,
     opencl_devices: Sequence[int] | None = None,
     gpu_share: float | None = None,
+    prompt_cache: str | os.PathLike[str] | None = None,
+    prompt_cache_bytes: int = DEFAULT_BYTES,
+    lookup: bool = False,
+    draft_model: str | os.PathLike[str] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> Llama:
     """Load a checkpoint, a file or a folder in any format that is read, and its tokenizer.
 
@@ -315,6 +366,11 @@ def load(
     With the backend ``"opencl"``, ``opencl_devices`` are the numbers of the devices to use, by
     default one (see ``pyrllama.opencl.choose_devices``), and ``gpu_share`` is the share of the
     layers that they compute, from 0 to 1, by default as many as fit; the CPU does the others.
+
+    ``prompt_cache`` names a folder in which prompts of at least 256 tokens are kept for later
+    runs, ``prompt_cache_bytes`` bounds its size, and ``on_note`` is told what it could not do.
+    ``lookup`` drafts tokens from what the text repeats, ``draft_model`` with a smaller model of
+    the same vocabulary; several are then checked in one step, and the text stays the same.
 
     Raises ``SettingError``, ``CheckpointError`` and its kinds, ``TokenizerError``,
     ``NotEnoughMemoryError``, ``BackendError`` or a kind of ``HubError``.
@@ -347,7 +403,17 @@ def load(
             opencl_devices=opencl_devices,
             gpu_share=gpu_share,
         )
-    return Llama(model, tokenizer, length)
+        try:
+            prefixes = open_prefixes(
+                model, checkpoint, converted, _optional(prompt_cache), prompt_cache_bytes, on_note
+            )
+            speculation = open_speculation(
+                config, tokenizer, length, backend, threads, _optional(draft_model), lookup=lookup
+            )
+        except BaseException:
+            model.close()
+            raise
+    return Llama(model, tokenizer, length, prefixes=prefixes, speculation=speculation)
 
 
 def _last(results: Iterator[_Result], progress: Callable[[_Result], None] | None) -> _Result:

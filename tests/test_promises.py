@@ -28,6 +28,9 @@ NETWORK = {
     "telnetlib", "urllib", "urllib3", "xmlrpc",
 }  # fmt: skip
 KNOW_THE_HUB = {"hub.py", "cli/doctor.py"}
+ASYNCHRONOUS = "asynchronous.py"
+"""It is for programs that run an event loop, and uses only what waits for its own thread."""
+WAITS = {"CancelledError", "get_running_loop", "shield", "wrap_future"}
 EVALUATE = {"eval", "exec", "__import__", "compile"}
 
 WATCHED = """
@@ -66,6 +69,15 @@ def imports(tree: ast.Module) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
+def used_of(module: str, tree: ast.Module) -> set[str]:
+    """Return the attributes of a module that a file uses."""
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == module
+    }
+
+
 def test_the_package_imports_nothing_that_runs_a_file() -> None:
     for name, tree in modules():
         assert not imports(tree) & (RUN_A_FILE | START_A_PROCESS), name
@@ -96,6 +108,9 @@ def test_arrays_are_never_loaded_with_numpys_own_pickles() -> None:
 def test_only_the_hub_knows_the_network() -> None:
     for name, tree in modules():
         found = imports(tree)
+        if name == ASYNCHRONOUS:
+            assert used_of("asyncio", tree) <= WAITS
+            found -= {"asyncio"}
         assert not found & NETWORK, name
         assert "huggingface_hub" not in found or name in KNOW_THE_HUB, name
 

@@ -24,7 +24,13 @@ MAY_KNOW = {
     "reference": NOUNS | {"checkpoints", "kvcache", "models", "quants"},
     "cpu": NOUNS | {"checkpoints", "code_cache", "models", "quants"},
     "opencl": NOUNS | {"checkpoints", "code_cache", "models", "quants", "units"},
-    "engine": NOUNS | {"kvcache", "sampling"},
+    "prefix": NOUNS | {"kvcache"},
+    "lookup": NOUNS,
+    "speculation": NOUNS,
+    "generation": NOUNS | {"prefix", "sampling"},
+    "prompt_folder": set(),
+    "prompt_store": NOUNS | {"prompt_folder"},
+    "engine": NOUNS | {"generation", "kvcache", "prefix", "sampling", "speculation"},
 }
 """Rooms that do not know who uses them; ``llama``, ``cli`` and the like put them together."""
 ONLY_THE_COMMAND_LINE = {"click", "rich"}

@@ -59,6 +59,7 @@ COMMANDS = LazyCommands(
             "quantize",
             "imatrix",
             "pull",
+            "cache",
             "doctor",
             "devices",
             "completion",

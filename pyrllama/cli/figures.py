@@ -62,11 +62,14 @@ def figures_line(completion: Completion, decode_bytes: int) -> str:
     GB/s counts the weights that every decoded token reads; memory is the peak of the process.
     """
     timings = completion.timings
-    parts = [f"prompt {timings.prompt_tokens} tokens, {timings.prompt_rate:.1f} tokens/s"]
+    reused = f" ({timings.reused_tokens} reused)" if timings.reused_tokens else ""
+    parts = [f"prompt {timings.prompt_tokens} tokens{reused}, {timings.prompt_rate:.1f} tokens/s"]
     if timings.decode_rate > 0:
         rate = timings.decode_rate
         parts.append(f"{1000 / rate:.2f} ms/token, {rate:.1f} tokens/s")
         parts.append(f"{rate * decode_bytes / 1e9:.2f} GB/s")
+    if timings.drafted_tokens:
+        parts.append(f"{timings.accepted_tokens} of {timings.drafted_tokens} drafts accepted")
     peak = peak_memory()
     if peak is not None:
         parts.append(f"{format_bytes(peak)} memory")

@@ -12,6 +12,7 @@ from pyrllama.cli import figures
 from pyrllama.cli.model import ModelOptions, model_options
 from pyrllama.cli.options import PATH
 from pyrllama.cli.prompt import read_prompt
+from pyrllama.cli.reuse_options import ReuseOptions, reuse_options
 from pyrllama.cli.terminal import PROMPT_STYLE, note, stdout, write
 from pyrllama.core import Sampling, as_dict
 
@@ -43,7 +44,7 @@ penalises it too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options(ModelOptions):
+class Options(ModelOptions, ReuseOptions):
     """The command's options as click hands them over."""
 
     prompt: str | None
@@ -68,6 +69,7 @@ class Options(ModelOptions):
 
 @click.command(epilog=EPILOG, short_help="Continue a prompt (the default).")
 @model_options()
+@reuse_options()
 @click.option("--prompt", help="Text to continue; an empty one starts from the BOS token.")
 @click.option(
     "--prompt-file", type=PATH, help="File with the prompt in UTF-8; - is standard input."
@@ -118,7 +120,9 @@ def generate(**values: Any) -> int:
     options = Options(**values)
     prompt = read_prompt(options.prompt, options.prompt_file)
     sampling = options.sampling
-    llama = options.load(max_seq_len=options.max_seq_len, quiet=options.quiet or options.as_json)
+    quiet = options.quiet or options.as_json
+    reuse = options.settings(options.chosen_backend, quiet=quiet)
+    llama = options.load(max_seq_len=options.max_seq_len, quiet=quiet, **reuse)
     with llama:
         stream = llama.stream(prompt, sampling=sampling, max_tokens=options.max_tokens)
         if options.as_json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -67,10 +67,17 @@ class ModelOptions:
         """The type to convert the weights to; raises ``SettingError`` if several are given."""
         return chosen_weight_type(self.quantize, f16=self.f16, f32=self.f32, bf16=self.bf16)
 
-    def load(self, *, max_seq_len: int | None, quiet: bool) -> Llama:
-        """Load the model; unless ``quiet``, say which one, and how much memory it needs."""
-        weight_type = self.weight_type
-        backend = chosen_backend(self.backend, self.opencl_devices, self.gpu_share)
+    @property
+    def chosen_backend(self) -> str:
+        """The backend, which an option about OpenCL devices implies."""
+        return chosen_backend(self.backend, self.opencl_devices, self.gpu_share)
+
+    def load(self, *, max_seq_len: int | None, quiet: bool, **settings: Any) -> Llama:
+        """Load the model; unless ``quiet``, say which one, and how much memory it needs.
+
+        ``settings`` are further ones of ``llama.load``.
+        """
+        weight_type, backend = self.weight_type, self.chosen_backend
         if backend == Backend.OPENCL and not quiet:
             note_devices()
         path = locate(self.model_path, quiet=quiet)
@@ -89,6 +96,7 @@ class ModelOptions:
                 progress=progress,
                 check_memory=self.check_memory,
                 on_memory=None if quiet else lambda need: note(f"the model {need}"),
+                **settings,
             )
 
 

@@ -98,11 +98,19 @@ def _numba_version() -> bytes:
     return Path(spec.origin).with_name("_version.py").read_bytes()
 
 
-def _cache_file(name: str, isa: Isa) -> Path:
+def code_key(isa: Isa | None = None) -> str:
+    """Return what tells the machine code of an instruction set from all other code.
+
+    Numbers that two runs computed can be mixed only where it is the same.
+    """
+    isa = isa or target.chosen()
     cpu, features = target.cpu_and_features(isa)
     key = "\0".join((_sources_digest(), llvm.get_default_triple(), isa.name, cpu, features))
-    folder = hashlib.blake2b(key.encode(), digest_size=_FOLDER_BYTES).hexdigest()
-    return code_cache.folder() / folder / f"{name}.o"
+    return hashlib.blake2b(key.encode(), digest_size=_FOLDER_BYTES).hexdigest()
+
+
+def _cache_file(name: str, isa: Isa) -> Path:
+    return code_cache.folder() / code_key(isa) / f"{name}.o"
 
 
 def _object_code(name: str, isa: Isa) -> tuple[bytes, int]:

@@ -52,9 +52,11 @@ class KvMemory:
     def __init__(
         self, config: ModelConfig, kv_type: TensorType, n_blocks: int, n_layers: int
     ) -> None:
+        self.n_blocks = n_blocks
         self._layer_bytes = layer_bytes_per_token(config, kv_type) * BLOCK_TOKENS
         self._block_bytes = self._layer_bytes * n_layers
         self.bytes_per_token = self._block_bytes // BLOCK_TOKENS
+        self._format = f"{kv_type.name} {n_layers}x{config.n_kv_heads}x{config.head_dim}"
         self.head_stride = head_stride(config, kv_type)
         self.blocks = _zeroed(n_blocks * self._block_bytes)
         self.store, self.attend = map(compiler.load, kernel_names(kv_type))
@@ -69,6 +71,28 @@ class KvMemory:
             "store": self.store.address,
             "attend": self.attend.address,
         }
+
+    @property
+    def block_format(self) -> str:
+        """What the bytes of a block depend on: type, layers, heads, and the code that made them."""
+        return f"cpu {self._format} {compiler.code_key()}"
+
+    def read(self, block: int) -> NDArray[np.uint8]:
+        """Return a copy of the bytes of a block."""
+        return self._bytes(block).copy()
+
+    def write(self, block: int, data: NDArray[np.uint8]) -> None:
+        """Fill a block; raises ``BackendError`` for bytes that are not a block's."""
+        if data.shape != (self._block_bytes,):
+            raise BackendError(
+                f"a block of this KV cache has {self._block_bytes} bytes, but {data.size} are given"
+            )
+        self._bytes(block)[:] = data
+
+    def _bytes(self, block: int) -> NDArray[np.uint8]:
+        if not 0 <= block < self.n_blocks:
+            raise BackendError(f"cache blocks must be from 0 to {self.n_blocks - 1}")
+        return self.blocks[block * self._block_bytes : (block + 1) * self._block_bytes]
 
 
 def _zeroed(n_bytes: int) -> NDArray[np.uint8]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pyrllama.core import Batch, Chunk, ModelConfig
 
 MAX_BATCH_TOKENS = 512
+OUTPUT_NORM = "output_norm.weight"
 BARRIERS_A_LAYER = 5
 """Of a step that decodes one token."""
 _LAYER_MATRICES = (
@@ -95,6 +96,7 @@ class CpuModel:
             self._matrices.pack_all(self._team, progress)
             self._kv = KvMemory(config, kv_type, self.n_blocks, self._n_layers)
             self.kv_bytes_per_token = self._kv.bytes_per_token
+            self.block_format = self._kv.block_format
             self._take_weights(checkpoint, self._output_name)
             self._forward = compiler.load("step.forward")
             self._allocate(config)
@@ -129,7 +131,7 @@ class CpuModel:
             layers=self._layers.address,
             embedding=matrices.address(TOKEN_EMBEDDING),
             output=matrices.address(output),
-            output_norm=self._vector(checkpoint, "output_norm.weight"),
+            output_norm=self._vector(checkpoint, OUTPUT_NORM),
             dim=config.dim,
             ffn_dim=config.ffn_dim,
             n_heads=config.n_heads,
@@ -138,6 +140,7 @@ class CpuModel:
             norm_eps=config.norm_eps,
             rope=self._rope(checkpoint),
         )
+        self._output_norm = read_vector(checkpoint, OUTPUT_NORM, config.dim)
 
     def _vector(self, checkpoint: Checkpoint, name: str) -> int:
         vector = read_vector(checkpoint, name, round_up(self.config.dim, 32))
@@ -226,6 +229,26 @@ class CpuModel:
         with self._lock:
             self._run(batch, 0)
             return self._x.values[: batch.n_tokens, : self.config.dim].copy()
+
+    def final_states(self, batch: Batch) -> NDArray[np.float32]:
+        """Run a batch and return what the output projection would read, ``(n_tokens, dim)``.
+
+        That is the states after the last layer, normalised as the model does it.
+        """
+        states = self.hidden(batch)
+        mean_square = np.mean(np.square(states), axis=-1, keepdims=True)
+        scale = np.float32(1) / np.sqrt(mean_square + np.float32(self.config.norm_eps))
+        return np.asarray(states * scale * self._output_norm[: self.config.dim])
+
+    def read_block(self, block: int) -> NDArray[np.uint8]:
+        """Return a copy of a block's keys and values; see ``engine.Model``."""
+        with self._lock:
+            return self._kv.read(block)
+
+    def write_block(self, block: int, data: NDArray[np.uint8]) -> None:
+        """Fill a block with what ``read_block`` gave of a model with this ``block_format``."""
+        with self._lock:
+            self._kv.write(block, data)
 
     def _run(self, batch: Batch, n_outputs: int) -> None:
         tables = self._place(batch)

@@ -46,6 +46,7 @@ class ReferenceBackend:
         self.decode_bytes = self.weight_bytes - unread
         cached_numbers = 2 * self.config.n_layers * self.config.kv_dim  # keys and values
         self.kv_bytes_per_token = cached_numbers * np.dtype(np.float32).itemsize
+        self.block_format = f"reference float32 {self.config.n_layers}x{self.config.kv_dim}"
         self._weights = weights
         self._squares: dict[int, NDArray[np.float64]] = {}
         self._model = ReferenceModel(self.config, weights, self.n_blocks, matmul=self._multiply)
@@ -54,6 +55,18 @@ class ReferenceBackend:
         """Return the logits that the batch asks for, ``(n_outputs, vocab)``."""
         with np.errstate(over="ignore", invalid="ignore"):  # whoever takes logits looks for NaN
             return self._model.forward(batch)
+
+    def final_states(self, batch: Batch) -> NDArray[np.float32]:
+        """Return the normalised states of all tokens after the last layer, ``(tokens, dim)``."""
+        return self._model.final_states(batch)
+
+    def read_block(self, block: int) -> NDArray[np.uint8]:
+        """Return a copy of a block's keys and values; see ``engine.Model``."""
+        return self._model.read_block(block)
+
+    def write_block(self, block: int, data: NDArray[np.uint8]) -> None:
+        """Fill a block with what ``read_block`` gave."""
+        self._model.write_block(block, data)
 
     @contextmanager
     def input_squares(self) -> Iterator[dict[str, NDArray[np.float64]]]:

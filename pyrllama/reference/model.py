@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyrllama.core import BLOCK_TOKENS
+from pyrllama.errors import BackendError
 from pyrllama.models.llama import OUTPUT, ROPE_FACTORS, TOKEN_EMBEDDING, rope_table
 from pyrllama.quants import dequantize
 from pyrllama.reference import ops
@@ -77,17 +78,33 @@ class ReferenceModel:
         The shape is ``(batch.n_outputs, vocab)``.  Keys and values of all tokens of the batch
         are left in the cache blocks that their chunks name.
         """
+        x = self.final_states(batch)[_output_rows(batch)]
+        return self._matmul(x, self._weights.get(OUTPUT, self._weights[TOKEN_EMBEDDING]))
+
+    def final_states(self, batch: Batch) -> Matrix:
+        """Return the normalised states of all tokens after the last layer, ``(tokens, dim)``."""
         eps = self.config.norm_eps
         tokens = [token for chunk in batch.chunks for token in chunk.tokens]
-        embedding = self._weights[TOKEN_EMBEDDING]
-        x = embedding[tokens]  # (tokens, dim)
+        x = self._weights[TOKEN_EMBEDDING][tokens]  # (tokens, dim)
         for layer in range(self.config.n_layers):
             h = ops.rms_norm(x, self._weight(layer, "attn_norm"), eps)
             x = x + self._attention(layer, h, batch)
             h = ops.rms_norm(x, self._weight(layer, "ffn_norm"), eps)
             x = x + self._feed_forward(layer, h)
-        x = ops.rms_norm(x[_output_rows(batch)], self._weights["output_norm.weight"], eps)
-        return self._matmul(x, self._weights.get(OUTPUT, embedding))
+        return ops.rms_norm(x, self._weights["output_norm.weight"], eps)
+
+    def read_block(self, block: int) -> NDArray[np.uint8]:
+        """Return a copy of the keys and then the values of a block, as bytes."""
+        both = np.stack([self._keys[:, _slots_of(block)], self._values[:, _slots_of(block)]])
+        return both.view(np.uint8).reshape(-1)
+
+    def write_block(self, block: int, data: NDArray[np.uint8]) -> None:
+        """Fill a block with what ``read_block`` gave; raises ``BackendError`` for another size."""
+        part = self._keys[:, _slots_of(block)]
+        if data.shape != (2 * part.nbytes,):
+            raise BackendError(f"a block has {2 * part.nbytes} bytes, but {data.size} are given")
+        both = data.view(part.dtype).reshape(2, *part.shape)
+        self._keys[:, _slots_of(block)], self._values[:, _slots_of(block)] = both
 
     def _weight(self, layer: int, name: str) -> Matrix:
         return self._weights[f"blk.{layer}.{name}.weight"]
@@ -119,6 +136,11 @@ class ReferenceModel:
         gate = self._matmul(h, self._weight(layer, "ffn_gate"))
         up = self._matmul(h, self._weight(layer, "ffn_up"))
         return self._matmul(ops.swiglu(gate, up), self._weight(layer, "ffn_down"))
+
+
+def _slots_of(block: int) -> slice:
+    """Return where the positions of a block lie."""
+    return slice(block * BLOCK_TOKENS, (block + 1) * BLOCK_TOKENS)
 
 
 def _slots(chunk: Chunk) -> NDArray[np.intp]:

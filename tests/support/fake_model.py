@@ -61,8 +61,11 @@ class FakeModel:
         if self.error is not None:
             raise self.error
         assert 0 < batch.n_tokens <= self.max_batch_tokens
-        taken = [block for chunk in batch.chunks for block in chunk.blocks]
-        assert len(set(taken)) == len(taken), "two sequences share a block"
+        written = [block for chunk in batch.chunks for block in chunk.blocks[_first(chunk) :]]
+        for chunk in batch.chunks:
+            others = chunk.blocks[: _first(chunk)]
+            assert not set(others) & set(written), "a block is written that another one reads"
+        assert len(set(written)) == len(written), "two sequences write to a block"
         rows = [row for chunk in batch.chunks for row in self._chunk(chunk)]
         return np.array(rows, np.float32).reshape(-1, VOCAB_SIZE)
 
@@ -82,6 +85,30 @@ class FakeModel:
     def close(self) -> None:
         """Remember that it was closed."""
         self.closed = True
+
+
+def _first(chunk: Chunk) -> int:
+    """Return which of a chunk's blocks is the first that it writes to."""
+    return chunk.start // BLOCK_TOKENS
+
+
+class CopyingModel(FakeModel):
+    """A fake model whose blocks can be read and written; it counts both."""
+
+    block_format = "fake"
+
+    n_read = 0
+    n_written = 0
+
+    def read_block(self, block: int) -> NDArray[np.uint8]:
+        """Return the token ids of a block as bytes."""
+        self.n_read += 1
+        return np.frombuffer(self._cache[block].tobytes(), np.uint8)
+
+    def write_block(self, block: int, data: NDArray[np.uint8]) -> None:
+        """Fill a block with token ids."""
+        self.n_written += 1
+        self._cache[block] = data.view(np.int64)
 
 
 class ByteTokenizer(Tokenizer):
