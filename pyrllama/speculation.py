@@ -61,7 +61,7 @@ class Hits:
     def __init__(self, kind: int) -> None:
         # Before there is experience: the stronger the proposal, the likelier it comes true.
         self._tried = 3.0
-        self._hits = self._tried * (1.0 - 0.25 / (1 + kind))
+        self._hits = self._tried * (1.0 - 0.2 / (1 + kind))
 
     @property
     def rate(self) -> float:
