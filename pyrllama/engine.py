@@ -172,8 +172,10 @@ class Engine:
                 generation.decode_seconds += seconds
             else:
                 generation.prompt_seconds += seconds
-        if self._speculation and decoding == [True]:
-            self._speculation.record(seconds, len(plan[0][1].tokens) - 1, len(events))
+        chunk = plan[0][1]
+        # A text that gave up its blocks is read again in steps that say nothing of drafts.
+        if self._speculation and decoding == [True] and chunk.outputs == len(chunk.tokens):
+            self._speculation.record(seconds, chunk.outputs - 1, len(events))
         self.prefixes.save_some()
         return events
 

@@ -128,14 +128,18 @@ class PrefixCache:
         None if fewer are free than it needs.
         """
         held = Held(miss=CacheMiss.OFF)
-        if self.shares:
-            self._take_known(held, text)
-        if self._missing(held, text) > self.pool.n_free:
+        try:
+            if self.shares:
+                self._take_known(held, text)
+            if self._missing(held, text) > self.pool.n_free:
+                self.pool.give_back(reversed(held.blocks))
+                return None
+            if self.shares:
+                self._take_part(held, text)
+                held.miss = self._miss(held, text)
+        except BaseException:  # an interrupt while blocks are read from disk, say
             self.pool.give_back(reversed(held.blocks))
-            return None
-        if self.shares:
-            self._take_part(held, text)
-            held.miss = self._miss(held, text)
+            raise
         held.blocks += self.pool.take(self._missing(held, text))
         return held
 
@@ -222,8 +226,16 @@ class PrefixCache:
         data = store.load(name)
         if data is None:
             return None
+        return self._filled(memory, data)
+
+    def _filled(self, memory: BlockMemory, data: NDArray[np.uint8]) -> int:
+        """Take a block and fill it."""
         (block,) = self.pool.take(1)
-        memory.write_block(block, data)
+        try:
+            memory.write_block(block, data)
+        except BaseException:
+            self.pool.give_back([block])
+            raise
         return block
 
     def _take_part(self, held: Held, text: Sequence[int]) -> None:
@@ -250,12 +262,12 @@ class PrefixCache:
         if not shared and (whole or scarce):
             self.pool.forget(block)
             return block
-        copy = None
-        if self._memory is not None and not scarce:
-            (copy,) = self.pool.take(1)
-            self._memory.write_block(copy, self._memory.read_block(block))
-        self.pool.give_back([block])
-        return copy
+        try:
+            if self._memory is None or scarce:
+                return None
+            return self._filled(self._memory, self._memory.read_block(block))
+        finally:
+            self.pool.give_back([block])
 
     def _miss(self, held: Held, text: Sequence[int]) -> CacheMiss | None:
         """Return why no more of a text is known."""

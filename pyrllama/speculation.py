@@ -61,7 +61,7 @@ class Hits:
     def __init__(self, kind: int) -> None:
         # Before there is experience: the stronger the proposal, the likelier it comes true.
         self._tried = 3.0
-        self._hits = self._tried * (1.0 - 0.4 / (1 + kind))
+        self._hits = self._tried * (1.0 - 0.2 / (1 + kind))
 
     @property
     def rate(self) -> float:
@@ -93,11 +93,20 @@ class PassTimes:
         return len(self._times.get(n_tokens, ()))
 
     def of(self, n_tokens: int) -> float:
-        """Return the seconds of a pass; one of a single token must be known."""
-        if n_tokens in self._times:
-            return median(self._times[n_tokens])
-        below = max(n for n in self._times if n < n_tokens)
-        above = min((n for n in self._times if n > n_tokens), default=None)
+        """Return the seconds of a pass; one of a single token must be known.
+
+        The first pass of a size may be slow for touching memory that no other did; it does not
+        count for more than what is guessed from the others.
+        """
+        times = list(self._times.get(n_tokens, ()))
+        if n_tokens == 1 or len(times) > 1:
+            return median(times)
+        return min([*times, self._guess(n_tokens)])
+
+    def _guess(self, n_tokens: int) -> float:
+        known = [n for n, times in self._times.items() if len(times) > 1 or n == 1]
+        below = max(n for n in known if n < n_tokens)
+        above = min((n for n in known if n > n_tokens), default=None)
         start = self.of(below)
         if above is None:
             return start + (n_tokens - below) * ROW_COST * self.of(1)

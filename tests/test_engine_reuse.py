@@ -194,6 +194,20 @@ def test_sampling_with_drafts_uses_the_same_random_numbers() -> None:
     assert sampled(Bold(PromptLookup())) == sampled(None)
 
 
+def test_a_text_that_is_read_again_says_nothing_of_drafts() -> None:
+    """The younger one gives way, and is read again alone, in several steps."""
+    speculation = Bold(Guesser(3, 0.9))
+    prefixes = PrefixCache(FakeModel(n_blocks=3), reuse=False)
+    engine = Engine(
+        FakeModel(n_blocks=3, max_batch_tokens=20), 96, prefixes=prefixes, speculation=speculation
+    )
+    generations = [engine.submit(Request((first, *range(30)), GREEDY, 60)) for first in (1, 2)]
+    run(engine)
+    for generation in generations:
+        assert generation.tokens == expected(generation.request.tokens, 60)
+    assert set(speculation._times._times) <= set(range(1, 17))
+
+
 class Harness:
     """An engine under random requests, checked after every step."""
 

@@ -133,6 +133,19 @@ def test_a_text_for_which_there_is_no_room_holds_nothing() -> None:
     assert cache.pool.n_free == 3
 
 
+def test_a_failure_on_the_way_gives_all_blocks_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = CopyingModel()
+    cache = PrefixCache(model)
+    leave(cache, list(range(80)))
+    for method in ("read_block", "write_block"):
+        with monkeypatch.context() as patch:
+            patch.setattr(model, method, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                cache.begin([*range(50), 7, 7])
+        assert cache.pool.n_free == 8
+    assert known(cache, list(range(80))) == (79, None)
+
+
 def test_a_name_stands_for_model_tokens_and_place() -> None:
     root, other = root_name(b"model"), root_name(b"another")
     block, changed = list(range(BLOCK_TOKENS)), [1, *range(1, BLOCK_TOKENS)]
