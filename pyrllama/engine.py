@@ -162,7 +162,7 @@ class Engine:
             raise PromptTooLongError(len(request.tokens), self.max_seq_len)
         limit = room if request.max_tokens is None else min(room, request.max_tokens)
         self._check_capacity(len(request.tokens) + limit - 1)  # the last token is never fed back
-        sampler = Sampler(request.sampling, request.tokens)
+        sampler = Sampler(request.sampling, request.tokens, request.rules)
         generation = Generation(request, sampler, limit, text=list(request.tokens))
         self._waiting.append(generation)
         return generation

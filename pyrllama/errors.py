@@ -135,3 +135,11 @@ class ComparisonError(RllamaError):
 
 class MissingPackageError(RllamaError):
     """What is asked for needs a package that is not installed; the message says which."""
+
+
+class StructureError(RllamaError):
+    """A JSON schema, regular expression or grammar cannot be used; the message says where."""
+
+
+class NoTokenLeftError(RllamaError):
+    """Everything that could come next is barred."""
