@@ -182,8 +182,10 @@ class Sampling:
 class TokenMatcher(Protocol):
     """How far one text has come in what it must match; a position that moves with its tokens."""
 
-    complete: bool
-    """Whether the text so far is a whole match."""
+    @property
+    def complete(self) -> bool:
+        """Whether the text so far is a whole match."""
+        ...
 
     def allowed(self, n_logits: int) -> NDArray[np.bool_]:
         """Return which tokens may come next, ``(n_logits,)``; ids that end a text may too."""

@@ -22,6 +22,8 @@ class SettingError(RllamaError, ValueError):
     def __init__(self, name: str, value: object, allowed: str) -> None:
         super().__init__(f"{name} is {value!r}, but it must be {allowed}")
         self.name = name
+        self.value = value
+        self.allowed = allowed
 
 
 class CheckpointError(RllamaError):

@@ -27,6 +27,23 @@ class SamplerStage(enum.StrEnum):
     XTC = "xtc"
 
 
+_OTHER_NAMES = {
+    "temp": SamplerStage.TEMPERATURE,
+    "nucleus": SamplerStage.TOP_P,
+    "typ": SamplerStage.TYPICAL,
+    "typical": SamplerStage.TYPICAL,
+    "typical_p": SamplerStage.TYPICAL,
+    "top_nsigma": SamplerStage.TOP_N_SIGMA,
+}
+"""What llama.cpp takes for some stages too."""
+
+
+def stage_names(text: str) -> tuple[str, ...]:
+    """Return the stages of ``top_k;top_p``; one that is not known stays as it is written."""
+    names = [name.strip().lower().replace("-", "_") for name in text.split(";")]
+    return tuple(_OTHER_NAMES.get(name, name) for name in names if name)
+
+
 def _is_whole(value: Any, low: int, high: float = math.inf) -> bool:
     return low <= operator.index(value) <= high
 

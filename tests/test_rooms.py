@@ -13,13 +13,15 @@ PACKAGE = Path(pyrllama.__file__).parent
 NOUNS = {"core", "errors"}
 MAY_KNOW = {
     "errors": set(),
-    "core": {"errors"},
+    "core": {"errors", "sampling_ranges"},
+    "sampling_ranges": set(),
     "quants": NOUNS,
     "models": NOUNS,
     "checkpoints": NOUNS | {"models", "quants"},
     "tokenizer": NOUNS | {"checkpoints"},
     "kvcache": NOUNS,
-    "sampling": NOUNS,
+    "sampling": NOUNS | {"sampling_ranges"},
+    "structured": NOUNS | {"tokenizer"},
     "reference": NOUNS | {"checkpoints", "kvcache", "models", "quants"},
     "cpu": NOUNS | {"checkpoints", "models", "quants"},
     "opencl": NOUNS | {"checkpoints", "models", "quants", "units"},

@@ -1,0 +1,107 @@
+"""What a text must match, as users write it: a JSON schema, a regular expression, a grammar."""
+
+from __future__ import annotations
+
+import enum
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pyrllama.errors import SettingError, StructureError
+from pyrllama.structured.library import llguidance
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MAX_CHARACTERS = 1 << 20
+"""Far over any grammar in use."""
+JSON_WHITESPACE = {"whitespace_flexible": True, "whitespace_pattern": r" |\n[ ]{0,32}"}
+"""What may stand between the parts of JSON: a model that likes spaces could go on for ever."""
+
+
+class StructureKind(enum.StrEnum):
+    """How a structure is written."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    GRAMMAR = "grammar"
+    """llama.cpp's GBNF, or Lark's syntax as llguidance has it; the text says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """What a text must match; ``grammar`` is in the library's own form."""
+
+    kind: StructureKind
+    grammar: str
+
+
+def read_structure(
+    json_schema: str | Mapping[str, Any] | bool | None = None,
+    regex: str | None = None,
+    grammar: str | None = None,
+    *,
+    origin: str | None = None,
+) -> Structure | None:
+    """Return what one of the arguments states, None where all are None.
+
+    ``origin`` is what messages call its source, such as a file.  Raises ``SettingError`` for two
+    of them, ``StructureError`` for one that is broken or asks for what cannot be done, and
+    ``MissingPackageError`` without llguidance.
+    """
+    given = {
+        StructureKind.JSON_SCHEMA: json_schema,
+        StructureKind.REGEX: regex,
+        StructureKind.GRAMMAR: grammar,
+    }
+    stated = {kind: source for kind, source in given.items() if source is not None}
+    if not stated:
+        return None
+    if len(stated) > 1:
+        raise SettingError("the structure", " and ".join(stated), "given only once")
+    ((kind, source),) = stated.items()
+    name = origin or f"the {kind.replace('_', ' ')}"
+    text = source if isinstance(source, str) else _as_json(source, name)
+    if len(text) > MAX_CHARACTERS:
+        raise StructureError(f"{name}: has more than {MAX_CHARACTERS} characters")
+    return Structure(kind, _checked(_translate(kind, text, name), name))
+
+
+def _as_json(schema: object, name: str) -> str:
+    try:
+        return json.dumps(schema)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise StructureError(f"{name}: is not JSON: {error}") from None
+
+
+def _translate(kind: StructureKind, text: str, name: str) -> str:
+    """Return the library's form of what a user wrote."""
+    matcher = llguidance().LLMatcher
+    if kind == StructureKind.REGEX:
+        return str(matcher.grammar_from_regex(text))
+    if kind == StructureKind.JSON_SCHEMA:
+        try:
+            schema = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise StructureError(f"{name}: is not JSON: {error}") from None
+        if not isinstance(schema, dict | bool):
+            raise StructureError(f"{name}: must be an object, or true or false")
+        return str(matcher.grammar_from_json_schema(json.dumps(schema), overrides=JSON_WHITESPACE))
+    return str(matcher.grammar_from_lark(_lark(text, name)))
+
+
+def _lark(text: str, name: str) -> str:
+    from llguidance.gbnf_to_lark import any_to_lark  # noqa: PLC0415 - an optional package
+
+    try:
+        return str(any_to_lark(text))
+    except Exception as error:
+        raise StructureError(f"{name}: the grammar cannot be read: {error}") from None
+
+
+def _checked(grammar: str, name: str) -> str:
+    """Return a grammar that the library takes; it tells what it does not like, and where."""
+    failed, messages = llguidance().LLMatcher.validate_grammar_with_warnings(grammar)
+    if failed:
+        raise StructureError(f"{name}: {messages[0].strip()}")
+    return grammar
