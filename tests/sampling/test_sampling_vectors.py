@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from pyrllama.core import Sampling, TokenRules
-from pyrllama.sampling import Sampler, distribution
+from pyrllama.sampling import distribution
 from pyrllama.sampling.candidates import Candidates
 from pyrllama.sampling.truncation import min_p
 
@@ -87,10 +86,10 @@ def left(case: Case) -> list[int]:
         shares = ids / ids.sum()
         if stage == "k":
             ids = ids[: case["top_k"]]
-        elif stage == "p":
+        elif stage == "p" and case["top_p"] < 1:
             before = np.cumsum(shares) - shares
             ids = ids[(before < case["top_p"] - 1e-6) | (np.arange(ids.size) == 0)]
-        else:
+        elif stage == "m":
             ids = ids[ids >= case["min_p"] * ids[0] * (1 - 1e-7)]
     return sorted(ids.tolist())
 
@@ -106,15 +105,3 @@ def test_stages_in_any_order(cases: dict[str, list[Case]]) -> None:
         )  # fmt: skip
         got = distribution(logits, settings)
         assert np.flatnonzero(got).tolist() == left(case), case
-
-
-def test_the_same_draws_in_the_same_order() -> None:
-    """Orders that cannot matter draw the same tokens from the same seed."""
-    logits = np.random.default_rng(3).normal(0, 2, 1000).astype(np.float32)
-    drawn = []
-    for order in itertools.permutations(("top_k", "min_p", "top_n_sigma")):
-        settings = Sampling(top_k=30, min_p=0.01, top_n_sigma=3.0, samplers=order, seed=2)
-        sampler = Sampler(settings, [])
-        drawn.append([sampler.sample(logits)[0] for _ in range(20)])
-    tops = [sorted(set(tokens)) for tokens in drawn]
-    assert all(set(tokens) <= set(np.argsort(-logits)[:30].tolist()) for tokens in tops)
