@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,10 @@ MAX_CHARACTERS = 1 << 20
 """Far over any grammar in use."""
 JSON_WHITESPACE = {"whitespace_flexible": True, "whitespace_pattern": r" |\n[ ]{0,32}"}
 """What may stand between the parts of JSON: a model that likes spaces could go on for ever."""
+
+
+FIRST_BEYOND_ASCII = 0x80
+_ESCAPE = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|.)", re.DOTALL)
 
 
 class StructureKind(enum.StrEnum):
@@ -86,17 +91,32 @@ def _translate(kind: StructureKind, text: str, name: str) -> str:
             raise StructureError(f"{name}: is not JSON: {error}") from None
         if not isinstance(schema, dict | bool):
             raise StructureError(f"{name}: must be an object, or true or false")
-        return str(matcher.grammar_from_json_schema(json.dumps(schema), overrides=JSON_WHITESPACE))
+        options = JSON_WHITESPACE if isinstance(schema, dict) else None
+        return str(matcher.grammar_from_json_schema(json.dumps(schema), overrides=options))
     return str(matcher.grammar_from_lark(_lark(text, name)))
 
 
 def _lark(text: str, name: str) -> str:
-    from llguidance.gbnf_to_lark import any_to_lark  # noqa: PLC0415 - an optional package
+    from llguidance.gbnf_to_lark import gbnf_to_lark, is_lark_syntax  # noqa: PLC0415 - optional
 
+    if is_lark_syntax(text):
+        return text
     try:
-        return str(any_to_lark(text))
+        return str(gbnf_to_lark(_ESCAPE.sub(_unescaped, text)))
     except Exception as error:
         raise StructureError(f"{name}: the grammar cannot be read: {error}") from None
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    """Return the character of a numbered escape; that of ASCII stays one, in the shortest form.
+
+    The converter drops zeros at the front of longer forms, which makes them unreadable.
+    """
+    digits = match[1] or match[2] or match[3]
+    if digits is None:
+        return match[0]
+    code = int(digits, 16)
+    return f"\\x{code:02x}" if code < FIRST_BEYOND_ASCII else chr(code)
 
 
 def _checked(grammar: str, name: str) -> str:

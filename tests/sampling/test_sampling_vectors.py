@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Case = dict[str, Any]
-ORDER = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature")
+ORDER = (
+    "penalties",
+    "dry",
+    "top_n_sigma",
+    "top_k",
+    "typ_p",
+    "top_p",
+    "min_p",
+    "xtc",
+    "temperature",
+)
 SHORT = {"k": "top_k", "p": "top_p", "m": "min_p"}
 
 
