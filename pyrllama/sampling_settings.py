@@ -15,6 +15,11 @@ from pyrllama.core import Sampling
 from pyrllama.errors import SettingError
 from pyrllama.sampling_ranges import SAMPLING_RANGES, stage_names
 
+LONGEST_SHOWN = 80
+"""Characters of a model's senseless value that a message shows."""
+OFF_ELSEWHERE = range(-1, 1)
+"""What models' files say for no top-k at all."""
+
 
 class SamplingSettings(TypedDict, total=False):
     """The fields of ``Sampling`` as keyword arguments."""
@@ -86,6 +91,8 @@ def resolve(
             if name not in SAMPLING_RANGES:
                 raise TypeError(f"there is no setting {name!r} of the sampler")
             values[name] = plain(name, value)
+            if source == Source.MODEL and name == "top_k" and value in OFF_ELSEWHERE:
+                values[name] = 0
             sources[name] = source
     try:
         return Resolved(Sampling(**values), sources)
@@ -94,9 +101,20 @@ def resolve(
             raise
         raise SettingError(
             f"{error.name} in the model's own settings",
-            error.value,
+            Shown(error.value),
             f"{error.allowed}; mend its files, or leave their settings out (--no-model-sampling)",
         ) from None
+
+
+class Shown:
+    """A value as messages show it: cut, where a file makes it endless."""
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        text = repr(self._value)
+        return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."
 
 
 def plain(name: str, value: Any) -> Any:

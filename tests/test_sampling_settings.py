@@ -82,6 +82,19 @@ def test_the_model_is_named_where_its_setting_is_bad() -> None:
     assert resolve(model={"top_p": 7}, flags={"top_p": 0.5}).sampling.top_p == 0.5
 
 
+@pytest.mark.parametrize("value", [0, -1])
+def test_models_files_say_no_top_k_in_two_ways(value: int) -> None:
+    assert resolve(model={"top_k": value}).sampling.top_k == 0
+    with pytest.raises(SettingError):
+        resolve(flags={"top_k": -1})
+
+
+def test_an_endless_value_is_cut() -> None:
+    with pytest.raises(SettingError) as caught:
+        resolve(model={"temperature": "x" * 10_000})
+    assert len(str(caught.value)) < 400
+
+
 def test_names_of_stages() -> None:
     assert stage_names("Top-K; temp ;;min_p") == ("top_k", "temperature", "min_p")
     assert stage_names("") == ()

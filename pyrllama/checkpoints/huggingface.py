@@ -104,7 +104,9 @@ class HuggingFaceCheckpoint(StoredCheckpoint):
 
     def sampling_settings(self) -> dict[str, Any]:
         """Return what ``generation_config.json`` says; transformers penalises the whole text."""
-        config = self.metadata.get("generation_config", {})
+        config = self.metadata.get("generation_config")
+        if not isinstance(config, dict):  # config.json may have a key of that name
+            return {}
         settings = {
             name: config[key]
             for key, name in SAMPLING_FIELDS.items()

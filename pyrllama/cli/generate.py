@@ -32,7 +32,7 @@ Examples:
   rllama generate --model-path hf:TheBloke/Llama-2-7B-GGUF:Q4_0 --prompt "Snow is"
   git log -1 | rllama generate --model-path LLaMA/7B --prompt-file - --quantize q8_0
   rllama generate --prompt "Once upon a time" --seed 3 --json
-  rllama generate --prompt "A name: " --regex "[A-Z][a-z]+" --n 3 -q
+  rllama generate --prompt "A name: " --regex "[A-Z][a-z]{2,7}" --n 3 -q
 
 Prompt and generated text go to standard output, told apart by colour on a terminal; progress,
 figures and errors go to standard error. Ctrl-C ends with the text so far and exit status 130;
