@@ -42,6 +42,8 @@ def dry(
     if tokens.size <= allowed or most < allowed:
         return
     following, lengths = continuations(tokens, allowed, most)
+    if not following.size:
+        return
     single = [breaker[0] for breaker in breakers if len(breaker) == 1]
     penalised = ~np.isin(following, single)
     following, lengths = following[penalised], lengths[penalised]
@@ -91,6 +93,8 @@ def continuations(tokens: Ids, shortest: int, longest: int) -> tuple[Ids, Ids]:
         if not ends.size:
             break
     repeated = np.flatnonzero(lengths >= shortest)
+    if not repeated.size:
+        return repeated, repeated
     following, inverse = np.unique(tokens[repeated + 1], return_inverse=True)
     most = np.zeros(following.size, np.int64)
     np.maximum.at(most, inverse, lengths[repeated])

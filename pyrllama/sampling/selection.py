@@ -117,6 +117,8 @@ def _reaching(weights: Row, mass: float) -> tuple[np.float32, int]:
 
 def run_sums(weights: Row) -> NDArray[np.float64]:
     """Return the sums of runs of ``RUN`` weights: in float32 within a run, to be cheap."""
+    if weights.size < RUN:
+        return np.array([weights.sum()], np.float64)
     whole = weights.size // RUN * RUN
     sums = np.einsum("ij->i", weights[:whole].reshape(-1, RUN)).astype(np.float64)
     return sums if whole == weights.size else np.append(sums, weights[whole:].sum())

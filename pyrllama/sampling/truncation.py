@@ -82,8 +82,11 @@ def top_n_sigma(candidates: Candidates, n: float) -> None:
     """
     candidates.close_up()
     logits = candidates.logits
-    finite = logits if np.min(logits) > -np.inf else logits[logits > -np.inf]
-    distances = finite - np.mean(finite)
+    finite, total = logits, run_sums(logits).sum()
+    if not np.isfinite(total):
+        finite = logits[logits > -np.inf]
+        total = run_sums(finite).sum()
+    distances = finite - np.float32(total / finite.size)
     sigma = math.sqrt(sum_of_products(distances, distances) / finite.size)
     candidates.keep(np.flatnonzero(logits >= np.max(logits) - np.float32(n * sigma)))
 
