@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyrllama.core import Completion, FinishReason, ModelConfig, Sampling, Timings, Token
+from pyrllama.core import (
+    Completion,
+    FinishReason,
+    ModelConfig,
+    Sampling,
+    Timings,
+    Token,
+    TopLogprobs,
+)
 from pyrllama.errors import RllamaError
 
 if TYPE_CHECKING:
@@ -28,6 +36,7 @@ __all__ = [
     "Sampling",
     "Timings",
     "Token",
+    "TopLogprobs",
     "__version__",
     "load",
 ]

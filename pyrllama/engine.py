@@ -25,7 +25,14 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from pyrllama.core import BLOCK_TOKENS, Batch, Chunk, FinishReason, Timings
-from pyrllama.errors import CacheFullError, PromptError, PromptTooLongError, SettingError
+from pyrllama.errors import (
+    CacheFullError,
+    NoTokenLeftError,
+    PromptError,
+    PromptTooLongError,
+    SettingError,
+    StructureError,
+)
 from pyrllama.kvcache import BlockPool, blocks_for
 from pyrllama.sampling import Sampler
 
@@ -35,6 +42,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pyrllama.core import ModelConfig, Request
+    from pyrllama.errors import RllamaError
 
 
 class Model(Protocol):
@@ -73,6 +81,8 @@ class Generation:
     """The prompt's ids and the generated ones behind them."""
     logprobs: list[float] = field(default_factory=list)
     finish: FinishReason | None = None
+    error: RllamaError | None = None
+    """Why this text alone could not go on."""
     blocks: list[int] = field(default_factory=list)
     cached: int = 0
     """Tokens of ``text`` whose keys and values the cache holds."""
@@ -182,7 +192,8 @@ class Engine:
         """Run one batch through the model and return the tokens that it gave.
 
         A step that only reads the beginning of a prompt gives none.  If the model or a sampler
-        raises, the requests of that batch are cancelled and the error goes on to the caller.
+        raises, the requests of that batch are cancelled and the error goes on to the caller;
+        where a request's own bans or grammar leave it no token, it alone is, and keeps the error.
         """
         plan = self._schedule()
         if not plan:
@@ -317,7 +328,12 @@ class Engine:
         for generation, chunk in plan:
             generation.cached += len(chunk.tokens)
             if chunk.outputs:
-                events.append(self._sample(generation, next(rows)))
+                row = next(rows)
+                try:
+                    events.append(self._sample(generation, row))
+                except (NoTokenLeftError, StructureError) as error:
+                    generation.error = error  # the texts beside it go on
+                    self._retire(generation, FinishReason.CANCELLED)
         return events
 
     def _sample(self, generation: Generation, row: NDArray[np.float32]) -> Event:

@@ -82,6 +82,8 @@ class TokenStream(Iterator[Token]):
         if self._finish is not None:
             raise StopIteration
         while generation.generated == given:
+            if generation.error is not None:
+                raise generation.error
             if generation.finish is not None:
                 raise StopIteration
             self._engine.step()

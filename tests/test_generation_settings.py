@@ -12,7 +12,7 @@ from support.fake_model import BOS, EOS, VOCAB_SIZE, ByteTokenizer, FakeModel
 
 import pyrllama
 from pyrllama.core import FinishReason, Sampling
-from pyrllama.errors import SettingError, StructureError
+from pyrllama.errors import NoTokenLeftError, SettingError, StructureError
 from pyrllama.llama import Llama
 
 if TYPE_CHECKING:
@@ -157,6 +157,18 @@ def test_a_text_that_the_limit_cuts_off_says_so() -> None:
     completion = llama.generate("x", regex="[a-z]{4}", max_tokens=4)
     assert completion.finish is FinishReason.LENGTH
     assert completion.complete
+
+
+def test_a_text_without_a_token_left_does_not_end_those_beside_it() -> None:
+    llama = fake_llama()
+    stuck = llama.stream("x", regex="ab", banned_tokens=list(b"b"), temperature=0)
+    other = llama.stream("x", temperature=0, max_tokens=9)
+    assert next(stuck).text == "a"
+    assert len(list(other)) == 9
+    with pytest.raises(NoTokenLeftError):
+        next(stuck)
+    assert stuck.completion().finish is FinishReason.CANCELLED
+    assert llama._engine.free_blocks == 8
 
 
 def test_a_grammar_that_cannot_be_read() -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 MAX_CHARACTERS = 1 << 20
 """Far over any grammar in use."""
+LONGEST_MESSAGE = 1000
+"""Characters of the library's messages, which may quote all of a grammar."""
 JSON_WHITESPACE = {"whitespace_flexible": True, "whitespace_pattern": r" |\n[ ]{0,32}"}
 """What may stand between the parts of JSON: a model that likes spaces could go on for ever."""
 
@@ -92,7 +94,10 @@ def _translate(kind: StructureKind, text: str, name: str) -> str:
         if not isinstance(schema, dict | bool):
             raise StructureError(f"{name}: must be an object, or true or false")
         options = JSON_WHITESPACE if isinstance(schema, dict) else None
-        return str(matcher.grammar_from_json_schema(json.dumps(schema), overrides=options))
+        try:
+            return str(matcher.grammar_from_json_schema(json.dumps(schema), overrides=options))
+        except ValueError as error:
+            raise StructureError(f"{name}: {error}") from None
     return str(matcher.grammar_from_lark(_lark(text, name)))
 
 
@@ -123,5 +128,5 @@ def _checked(grammar: str, name: str) -> str:
     """Return a grammar that the library takes; it tells what it does not like, and where."""
     failed, messages = llguidance().LLMatcher.validate_grammar_with_warnings(grammar)
     if failed:
-        raise StructureError(f"{name}: {messages[0].strip()}")
+        raise StructureError(f"{name}: {messages[0].strip()[:LONGEST_MESSAGE]}")
     return grammar

@@ -176,6 +176,7 @@ def test_control_tokens_and_rows_of_padding_never_come() -> None:
         ({"json_schema": {"not": {}}}, 'Unimplemented keys: \\["not"\\]'),
         ({"json_schema": False}, "Unsatisfiable schema"),
         ({"json_schema": {"pattern": "(", "type": "string"}}, "unclosed group"),
+        ({"json_schema": '{"items":' * 300 + "{}" + "}" * 300}, "recursion limit"),
         ({"regex": "(a"}, "the regex: .*unclosed group"),
         ({"regex": "a(?=b)"}, "look-around"),
         ({"grammar": 'root ::= "a" b'}, "the grammar: .* Rule 'b' not found"),
