@@ -26,6 +26,9 @@ MAY_KNOW = {
     "cpu": NOUNS | {"checkpoints", "models", "quants"},
     "opencl": NOUNS | {"checkpoints", "models", "quants", "units"},
     "engine": NOUNS | {"kvcache", "sampling"},
+    "sampling_settings": NOUNS | {"sampling_ranges"},
+    "stop_strings": NOUNS,
+    "request_maker": NOUNS | {"sampling_settings", "stop_strings", "structured", "tokenizer"},
 }
 """Rooms that do not know who uses them; ``llama``, ``cli`` and the like put them together."""
 ONLY_THE_COMMAND_LINE = {"click", "rich"}

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyrllama.errors import NoTokenLeftError
+from pyrllama.sampling.selection import FLOAT32
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pyrllama.core import Sampling, TokenMatcher, TokenRules
     from pyrllama.sampling.candidates import Candidates
-    from pyrllama.sampling.history import Ids
+    from pyrllama.sampling.selection import Ids, Row
 
 
 class Bars:
@@ -20,7 +23,8 @@ class Bars:
     def __init__(self, sampling: Sampling, rules: TokenRules) -> None:
         biases = dict(sampling.logit_bias)
         self._biased = _ids(biases)
-        self._bias = np.array([biases[token] for token in self._biased.tolist()], np.float32)
+        # In float64, what is added cannot overflow before it is cut to float32.
+        self._bias = np.array([biases[token] for token in self._biased.tolist()], np.float64)
         self._banned = _ids(sampling.banned_tokens)
         self._stops = _ids(rules.stop_ids)
         self._stops_from = np.inf if sampling.ignore_eos else sampling.min_tokens
@@ -39,7 +43,12 @@ class Bars:
             candidates.keep(np.flatnonzero(matcher.allowed(n_logits)))
         if self._biased.size:
             where, which = candidates.positions(_known(self._biased, n_logits))
-            candidates.editable()[where] += self._bias[which]
+            logits = candidates.editable()
+            logits[where] = np.clip(
+                logits[where] + self._bias[which],
+                np.where(logits[where] == -np.inf, -np.inf, FLOAT32.min),
+                FLOAT32.max,
+            )
         _bar(candidates, _known(self._banned, n_logits))
         if stops:
             _bar_stops(candidates, _known(self._stops, n_logits), matcher)
@@ -61,7 +70,7 @@ def _bar(candidates: Candidates, tokens: Ids) -> None:
         candidates.editable()[where] = -np.inf
 
 
-def _others(candidates: Candidates, tokens: Ids) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def _others(candidates: Candidates, tokens: Ids) -> Row:
     """Return the logits of all candidates but ``tokens``."""
     where, _ = candidates.positions(tokens)
     return np.delete(candidates.logits, where)
@@ -72,5 +81,5 @@ def _known(tokens: Ids, n_logits: int) -> Ids:
     return tokens[: int(np.searchsorted(tokens, n_logits))]
 
 
-def _ids(tokens: object) -> Ids:
-    return np.array(sorted(set(tokens)), np.int64)  # type: ignore[call-overload]
+def _ids(tokens: Iterable[int]) -> Ids:
+    return np.array(sorted(set(tokens)), np.int64)

@@ -51,14 +51,13 @@ class Candidates:
 
     def editable(self) -> Row:
         """Return the logits, divided by the temperature, to be changed in place."""
-        self.close_up()
+        self._put_in_order()
         if self.temperature != 1.0:
             self.logits = divide(self.logits, self.temperature)
             self.temperature = 1.0
         elif not self._owned:
             self.logits = self.logits.copy()
         self._owned = True
-        self.falling = False
         self._weights = None
         return self.logits
 
@@ -101,8 +100,15 @@ class Candidates:
 
         The second array says which of ``tokens`` stands at each position.
         """
+        self._put_in_order()
         if self.ids is None:
             return tokens, np.arange(tokens.size)
         where = np.minimum(np.searchsorted(tokens, self.ids), max(tokens.size - 1, 0))
         found = np.flatnonzero(tokens[where] == self.ids) if tokens.size else tokens
         return found, where[found]
+
+    def _put_in_order(self) -> None:
+        """Put the candidates in the order of their ids, which equals are told apart by."""
+        self.close_up()
+        if self.falling and self.ids is not None:
+            self.keep(np.argsort(self.ids), falling=False)

@@ -47,7 +47,6 @@ def dry(
     single = [breaker[0] for breaker in breakers if len(breaker) == 1]
     penalised = ~np.isin(following, single)
     following, lengths = following[penalised], lengths[penalised]
-    candidates.close_up()
     where, which = candidates.positions(following)
     if where.size:
         logits = candidates.editable()

@@ -9,6 +9,7 @@ import numpy as np
 
 from pyrllama.sampling.entropy import surprises
 from pyrllama.sampling.selection import (
+    FLOAT32,
     MASS_TOLERANCE,
     SORTED_AT_ONCE,
     largest,
@@ -70,8 +71,9 @@ def min_p(candidates: Candidates, p: float) -> None:
     """
     candidates.close_up()
     logits = candidates.logits
-    floor = np.max(logits) + np.float32(math.log(p) * candidates.temperature)
-    candidates.keep(np.flatnonzero(logits >= min(floor, np.max(logits))))
+    top = np.max(logits)
+    floor = float(top) + math.log(p) * candidates.temperature
+    candidates.keep(np.flatnonzero(logits >= min(_as_float32(floor), top)))
 
 
 def top_n_sigma(candidates: Candidates, n: float) -> None:
@@ -88,7 +90,12 @@ def top_n_sigma(candidates: Candidates, n: float) -> None:
         total = run_sums(finite).sum()
     distances = finite - np.float32(total / finite.size)
     sigma = math.sqrt(sum_of_products(distances, distances) / finite.size)
-    candidates.keep(np.flatnonzero(logits >= np.max(logits) - np.float32(n * sigma)))
+    candidates.keep(np.flatnonzero(logits >= _as_float32(float(np.max(logits)) - n * sigma)))
+
+
+def _as_float32(bound: float) -> np.float32:
+    """Return a bound of logits in their type; one below all of them becomes the lowest."""
+    return np.float32(max(bound, float(FLOAT32.min)))
 
 
 def typical(candidates: Candidates, p: float) -> None:
@@ -120,7 +127,8 @@ def _nearest(distances: Row, weights: Row, p: float) -> Ids:
     if float(weights[near].sum(dtype=np.float64)) <= p * total:
         near = np.arange(distances.size)
     distances, weights = distances[near], weights[near]
-    bins = np.minimum(distances * np.float32(BINS / reach), BINS - 1).astype(np.int64)
+    parts = np.minimum(distances, np.float32(reach)) * np.float32(BINS / reach)
+    bins = np.minimum(parts, BINS - 1).astype(np.int64)
     masses = np.cumsum(np.bincount(bins, weights, BINS))
     last = min(int(np.searchsorted(masses, p * total, side="right")), BINS - 1)
     missing = p * total - (float(masses[last - 1]) if last else 0.0)

@@ -177,16 +177,19 @@ def sorted_typical(logits: Row, p: float) -> list[int]:
     """Return what locally typical sampling keeps, by definition."""
     shares = np.exp(logits.astype(np.float64) - logits.max())
     shares /= shares.sum()
-    distance = np.abs(-np.log(shares) - np.sum(shares * -np.log(shares)))
+    surprise = -np.log(np.maximum(shares, 1e-300))
+    distance = np.abs(surprise - np.sum(shares * surprise))
     order = np.argsort(distance, kind="stable")
     return sorted(order[: int(np.searchsorted(np.cumsum(shares[order]), p, "right")) + 1].tolist())
 
 
 @pytest.mark.parametrize("size", [5, 100, 2049, 30_000])
-@pytest.mark.parametrize("p", [0.05, 0.5, 0.9])
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.9, 0.9999])
 @pytest.mark.parametrize("spread", [0.2, 3.0, 9.0])
 def test_typical_equals_a_full_sort(size: int, p: float, spread: float) -> None:
     logits = np.random.default_rng(size).normal(0, spread, size).astype(np.float32)
+    if size > 2049:
+        logits[::7] = -np.inf
     candidates = Candidates(logits)
     typical(candidates, p)
     assert candidates.ids is not None
@@ -265,6 +268,18 @@ def test_mirostat_holds_its_target() -> None:
 def test_a_bias_is_added() -> None:
     got = chances(row(1, 2, 3), logit_bias=((0, 2.0), (2, -1.0)))
     np.testing.assert_allclose(got, chances(row(3, 2, 2)), rtol=1e-6)
+
+
+def test_a_huge_bias_does_not_overflow() -> None:
+    got = chances(row(3e38, 2, 3), logit_bias=((0, 1e300), (1, -1e300)))
+    assert got.tolist() == [1, 0, 0]
+
+
+def test_penalties_behind_top_k_keep_the_order_of_equals() -> None:
+    order = ("top_k", "penalties", "top_p")
+    sampling = Sampling(top_k=3, top_p=0.3, presence_penalty=2.0, samplers=order)
+    got = distribution(row(1, 3, 3, 5), sampling, [3])  # all three come to 3
+    assert np.flatnonzero(got).tolist() == [1]
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 0.0}, {}, {"top_k": 2}])
@@ -359,6 +374,8 @@ def test_a_stage_that_is_not_named_is_left_out() -> None:
     assert kept(logits, top_k=1, samplers=()) == [0, 1, 2, 3]
 
 
+LOGITS = st.floats(-50, 50, width=32) | st.floats(-(2.0**99), 2.0**99, width=32)
+
 ON: dict[str, Any] = {
     "temperature": 0.8, "top_k": 15, "top_p": 0.9, "repetition_penalty": 0.95,
     "repeat_penalty": 1.1, "presence_penalty": 0.1, "frequency_penalty": 0.1,
@@ -369,7 +386,7 @@ ON: dict[str, Any] = {
 
 
 @given(
-    logits=arrays(np.float32, st.integers(6, 60), elements=st.floats(-50, 50, width=32)),
+    logits=arrays(np.float32, st.integers(6, 60), elements=LOGITS),
     order=st.permutations(list(SamplerStage)),
     on=st.sets(st.sampled_from(sorted(ON))),
     prompt=st.lists(st.integers(0, 59), max_size=30),
