@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pyrllama.sampling.dry import dry
+from pyrllama.sampling.dry import Breakers, dry
 from pyrllama.sampling.entropy import dynamic_temperature
 from pyrllama.sampling.penalties import repeat, repetition
 from pyrllama.sampling.truncation import min_p, top_k, top_n_sigma, top_p, typical, xtc
@@ -60,7 +60,7 @@ def _stage(
         case SamplerStage.PENALTIES if _repeats_count(s):
             return _repeat_stage(s, text)
         case SamplerStage.DRY if s.dry_multiplier > 0.0 and s.dry_penalty_last_n != 0:
-            return partial(dry, text=text, sampling=s, breakers=rules.dry_breakers)
+            return partial(dry, text=text, sampling=s, breakers=Breakers(rules.dry_breakers))
         case SamplerStage.TEMPERATURE if s.temperature != 1.0 or s.dynatemp_range > 0.0:
             return partial(_heat, sampling=s)
         case SamplerStage.XTC if s.xtc_probability > 0.0:

@@ -19,61 +19,72 @@ import numpy as np
 from pyrllama.sampling.selection import FLOAT32
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
 
     from pyrllama.core import Sampling
     from pyrllama.sampling.candidates import Candidates
     from pyrllama.sampling.history import History, Ids
 
+LARGE_PENALTY = 1e6
+"""A logit lowered by this much has no chance left: longer sequences are not looked for."""
 MAX_EXPONENT = 1000
-"""Longest sequence over the allowed length that is told from a longer one."""
+"""Tokens over the allowed length that count at most, where the base is close to 1."""
 
 
-def dry(
-    candidates: Candidates,
-    text: History,
-    sampling: Sampling,
-    breakers: Sequence[tuple[int, ...]],
-) -> None:
+class Breakers:
+    """Sequences of tokens over which no repetition reaches; most are one token long."""
+
+    def __init__(self, sequences: Iterable[tuple[int, ...]]) -> None:
+        known = list(sequences)
+        self._longer = [sequence for sequence in known if len(sequence) > 1]
+        alone = np.array([tokens[0] for tokens in known if len(tokens) == 1], np.int64)
+        self._alone = np.zeros(int(alone.max(initial=-1)) + 2, np.bool_)  # the last is False
+        self._alone[alone] = True
+
+    def among(self, tokens: Ids) -> NDArray[np.bool_]:
+        """Return for each token whether it is a breaker by itself."""
+        return np.asarray(self._alone[np.minimum(tokens, self._alone.size - 1)])
+
+    def since(self, tokens: Ids) -> int:
+        """Return how many tokens a text has behind its last breaker."""
+        end = tokens.size
+        places = np.flatnonzero(self.among(tokens))
+        nearest = end - 1 - int(places[-1]) if places.size else end
+        for sequence in self._longer:
+            starts = np.flatnonzero(tokens[: end - len(sequence) + 1] == sequence[0])
+            for offset, token in enumerate(sequence[1:], 1):
+                starts = starts[tokens[starts + offset] == token]
+            if starts.size:
+                nearest = min(nearest, end - int(starts[-1]) - len(sequence))
+        return nearest
+
+
+def dry(candidates: Candidates, text: History, sampling: Sampling, breakers: Breakers) -> None:
     """Lower the logits of tokens that would prolong a repeated sequence."""
     tokens = text.last(sampling.dry_penalty_last_n)
     allowed = sampling.dry_allowed_length
-    most = min(since_breaker(tokens, breakers), allowed + _most_exponent(sampling.dry_base))
+    most = min(breakers.since(tokens), allowed + _most_exponent(sampling))
     if tokens.size <= allowed or most < allowed:
         return
     following, lengths = continuations(tokens, allowed, most)
-    if not following.size:
-        return
-    single = [breaker[0] for breaker in breakers if len(breaker) == 1]
-    penalised = ~np.isin(following, single)
-    following, lengths = following[penalised], lengths[penalised]
-    where, which = candidates.positions(following)
+    penalised = ~breakers.among(following)
+    where, which = candidates.positions(following[penalised])
     if where.size:
         logits = candidates.editable()
-        penalty = sampling.dry_multiplier * sampling.dry_base ** (lengths[which] - float(allowed))
-        logits[where] = np.maximum(
-            logits[where] - penalty, np.where(np.isinf(logits[where]), -np.inf, FLOAT32.min)
-        )
+        excess = lengths[penalised][which] - float(allowed)
+        penalty = sampling.dry_multiplier * sampling.dry_base**excess
+        low = np.where(np.isinf(logits[where]), -np.inf, FLOAT32.min)
+        logits[where] = np.maximum(logits[where] - penalty, low)
 
 
-def _most_exponent(base: float) -> int:
-    """Return the exponent from which on a penalty is as good as infinite."""
-    if base <= 1.0:
+def _most_exponent(sampling: Sampling) -> int:
+    """Return the exponent from which on a longer sequence makes no difference."""
+    if sampling.dry_base <= 1.0:
         return 0
-    return min(MAX_EXPONENT, int(math.log(float(FLOAT32.max)) / math.log(base)))
-
-
-def since_breaker(tokens: Ids, breakers: Sequence[tuple[int, ...]]) -> int:
-    """Return how many tokens the text has behind its last breaker."""
-    end = tokens.size
-    nearest = end
-    for breaker in breakers:
-        starts = np.flatnonzero(tokens[: end - len(breaker) + 1] == breaker[0])
-        for offset, token in enumerate(breaker[1:], 1):
-            starts = starts[tokens[starts + offset] == token]
-        if starts.size:
-            nearest = min(nearest, end - int(starts[-1]) - len(breaker))
-    return nearest
+    growth = math.log(LARGE_PENALTY / sampling.dry_multiplier) / math.log(sampling.dry_base)
+    return min(MAX_EXPONENT, max(0, math.ceil(growth)))
 
 
 def continuations(tokens: Ids, shortest: int, longest: int) -> tuple[Ids, Ids]:

@@ -65,15 +65,14 @@ class TokenBytes:
         that token and the rest in the longest tokens.
         """
         wanted = text.encode()
-        found: list[tuple[int, ...]] = []
-        for token, spelled in enumerate(self.tokens):
-            if wanted in spelled:
-                found.append((token,))
-                continue
-            cuts = range(min(len(wanted) - 1, len(spelled)), 0, -1)
+        found: list[tuple[int, ...]] = [
+            (token,) for token, spelled in enumerate(self.tokens) if wanted in spelled
+        ]
+        for cut in range(1, len(wanted)):
+            head, rest = wanted[:cut], tuple(self._longest_first(wanted[cut:]))
             found += [
-                (token, *self._longest_first(wanted[cut:]))
-                for cut in cuts
-                if spelled.endswith(wanted[:cut])
+                (token, *rest)
+                for token, spelled in enumerate(self.tokens)
+                if spelled.endswith(head) and wanted not in spelled
             ]
         return found

@@ -16,7 +16,7 @@ from pyrllama.core import Sampling, TokenRules
 from pyrllama.errors import NoTokenLeftError, SettingError
 from pyrllama.sampling import Sampler, distribution
 from pyrllama.sampling.candidates import Candidates
-from pyrllama.sampling.dry import continuations, since_breaker
+from pyrllama.sampling.dry import Breakers, continuations
 from pyrllama.sampling.entropy import dynamic_temperature
 from pyrllama.sampling.history import History
 from pyrllama.sampling.truncation import typical
@@ -140,8 +140,10 @@ def test_dry_stops_at_a_breaker_and_spares_it() -> None:
         rules = TokenRules(dry_breakers=tuple(breakers))
         got = chances(flat, prompt, rules, dry_multiplier=2.0)
         np.testing.assert_allclose(got, np.full(10, 0.1), rtol=1e-6)
-    assert since_breaker(np.array([1, 2, 3, 4]), [(2, 3), (1,)]) == 1
-    assert since_breaker(np.array([1, 2]), [(2, 3), (5,)]) == 2
+    assert Breakers([(2, 3), (1,)]).since(np.array([1, 2, 3, 4])) == 1
+    assert Breakers([(2, 3), (5,)]).since(np.array([1, 2, 900])) == 3
+    assert Breakers([(3,), (1, 2, 3, 4, 5)]).since(np.array([3, 1, 3])) == 0
+    assert Breakers([]).since(np.array([1, 2])) == 2
 
 
 def test_dry_never_overflows() -> None:
