@@ -146,6 +146,7 @@ class Llama:
         model: Model,
         tokenizer: Tokenizer,
         max_seq_len: int,
+        *,
         model_settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.config: ModelConfig = model.config
@@ -405,7 +406,7 @@ def load(
             gpu_share=gpu_share,
         )
         settings = checkpoint.sampling_settings()
-    return Llama(model, tokenizer, length, settings)
+    return Llama(model, tokenizer, length, model_settings=settings)
 
 
 def _last(results: Iterator[_Result], progress: Callable[[_Result], None] | None) -> _Result:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def fake_llama(text: bytes = b"", **settings: Any) -> Llama:
     """Return a Llama that goes on with a text after a prompt of BOS and one byte."""
     script = {2 + i: byte for i, byte in enumerate(text)}
-    return Llama(FakeModel(script=script), ByteTokenizer(), 64, settings or None)
+    return Llama(FakeModel(script=script), ByteTokenizer(), 64, model_settings=settings)
 
 
 def test_a_stop_string_ends_the_text_before_it() -> None:

@@ -90,13 +90,12 @@ def generate(**values: Any) -> int:
     settings = options.sampling.settings()
     llama = options.load(max_seq_len=options.max_seq_len, quiet=options.quiet or options.as_json)
     with llama:
-        resolved = options.sampling.resolved(llama)
         if options.verbose:
-            note_settings(resolved)
+            note_settings(options.sampling.resolved(llama))
         streams = llama.streams(
             prompt,
             options.n,
-            sampling=resolved.sampling,
+            sampling=options.sampling.base,
             max_tokens=options.max_tokens,
             **settings,
         )

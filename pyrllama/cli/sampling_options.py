@@ -13,6 +13,7 @@ import click
 from pyrllama.cli.prompt import read_text
 from pyrllama.cli.sampling_flags import SAMPLING_FLAGS
 from pyrllama.cli.terminal import note
+from pyrllama.core import Sampling
 from pyrllama.request_maker import GenerationSettings
 from pyrllama.sampling_ranges import SAMPLING_RANGES
 from pyrllama.sampling_settings import Resolved, SamplingSettings, Source, resolve
@@ -93,13 +94,18 @@ class SamplingOptions:
         rest = {field.name: values.pop(field.name) for field in fields(cls)[1:]}
         return cls(flags=SamplingSettings(**flags), **rest)  # type: ignore[typeddict-item]
 
+    @property
+    def base(self) -> Sampling | None:
+        """What stands behind the settings: None is the model's own and then the defaults."""
+        return None if self.model_sampling else Sampling()
+
     def resolved(self, llama: Llama) -> Resolved:
         """Return the settings of the sampler that are in force for a model."""
         model = llama.model_settings if self.model_sampling else None
         return resolve(flags=self.flags, model=model)
 
     def settings(self) -> GenerationSettings:
-        """Return everything but the sampler's settings, as ``Llama.stream`` takes it.
+        """Return what was given, as ``Llama.stream`` takes it beside ``base``.
 
         Nothing of a model is needed to find what is wrong: raises ``SettingError`` for settings
         out of range, ``PromptError`` for a schema or a grammar that cannot be read, and
@@ -109,6 +115,7 @@ class SamplingOptions:
         schema, grammar = self._texts()
         read_structure(schema, self.regex, grammar, origin=self._origin())
         return GenerationSettings(
+            **self.flags,
             stop=self.stop,
             logprobs=self.logprobs,
             json_schema=schema,

@@ -31,7 +31,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     def load(path: Path, **_: Any) -> Llama:
         model = FakeModel(script={2 + i: token for i, token in enumerate(given["script"])})
-        return Llama(model, ByteTokenizer(), 64, given["settings"])
+        return Llama(model, ByteTokenizer(), 64, model_settings=given["settings"])
 
     monkeypatch.setattr("pyrllama.cli.model.load", load)
     return given
