@@ -53,7 +53,7 @@ class Breakers:
         places = np.flatnonzero(self.among(tokens))
         nearest = end - 1 - int(places[-1]) if places.size else end
         for sequence in self._longer:
-            starts = np.flatnonzero(tokens[: end - len(sequence) + 1] == sequence[0])
+            starts = np.flatnonzero(tokens[: max(0, end - len(sequence) + 1)] == sequence[0])
             for offset, token in enumerate(sequence[1:], 1):
                 starts = starts[tokens[starts + offset] == token]
             if starts.size:

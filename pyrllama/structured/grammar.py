@@ -20,8 +20,6 @@ LONGEST_MESSAGE = 1000
 """Characters of the library's messages, which may quote all of a grammar."""
 JSON_WHITESPACE = {"whitespace_flexible": True, "whitespace_pattern": r" |\n[ ]{0,32}"}
 """What may stand between the parts of JSON: a model that likes spaces could go on for ever."""
-
-
 FIRST_BEYOND_ASCII = 0x80
 _ESCAPE = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|.)", re.DOTALL)
 

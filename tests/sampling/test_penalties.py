@@ -104,6 +104,7 @@ def test_dry_stops_at_a_breaker_and_spares_it() -> None:
     assert Breakers([(2, 3), (1,)]).since(np.array([1, 2, 3, 4])) == 1
     assert Breakers([(2, 3), (5,)]).since(np.array([1, 2, 900])) == 3
     assert Breakers([(3,), (1, 2, 3, 4, 5)]).since(np.array([3, 1, 3])) == 0
+    assert Breakers([(1, 2, 3, 4, 5)]).since(np.array([9, 1, 2])) == 3
     assert Breakers([]).since(np.array([1, 2])) == 2
 
 
