@@ -9,7 +9,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyrllama.core import CacheMiss, Completion, FinishReason, ModelConfig, Sampling, Timings, Token
+from pyrllama.core import (
+    CacheMiss,
+    Completion,
+    FinishReason,
+    ModelConfig,
+    Sampling,
+    Timings,
+    Token,
+    TopLogprobs,
+)
 from pyrllama.errors import RllamaError
 
 if TYPE_CHECKING:
@@ -31,6 +40,7 @@ __all__ = [
     "Sampling",
     "Timings",
     "Token",
+    "TopLogprobs",
     "__version__",
     "load",
 ]

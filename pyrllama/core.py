@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pyrllama.errors import SettingError
+from pyrllama.sampling_ranges import SAMPLING_RANGES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,7 +129,8 @@ class Sampling:
 
     ``temperature`` 0 is greedy.  ``top_k`` 0 and ``top_p`` 1 switch the filters off.
     ``repetition_penalty`` is the original RLLaMA's: under 1.0 penalises, 1.0 is off.
-    ``seed`` None takes a fresh seed for every request.
+    ``seed`` None takes a fresh seed for every request.  What follows is off by default:
+    ``docs/sampling.md`` has a table of it.  Raises ``SettingError`` for a value out of range.
     """
 
     temperature: float = 1.0
@@ -136,20 +138,83 @@ class Sampling:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    repeat_penalty: float = 1.0
+    """llama.cpp's: over 1.0 penalises."""
+    repeat_last_n: int = 64
+    """Tokens that the repeat, presence and frequency penalties look at; -1 is all."""
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    top_n_sigma: float = 0.0
+    typical_p: float = 1.0
+    min_p: float = 0.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Pairs of a token's id and what is added to its logit."""
+    banned_tokens: tuple[int, ...] = ()
+    samplers: tuple[str, ...] | None = None
+    """The stages in their order; None is that of ``SamplerStage``."""
+    min_tokens: int = 0
+    """Tokens before which a text does not end by itself."""
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.temperature < float("inf"):
-            raise SettingError("temperature", self.temperature, "a number from 0 (greedy) upwards")
-        if self.top_k < 0:
-            raise SettingError("top_k", self.top_k, "a whole number from 0 (off) upwards")
-        if not 0.0 < self.top_p <= 1.0:
-            raise SettingError("top_p", self.top_p, "a number over 0 and at most 1 (off)")
-        if not 0.0 < self.repetition_penalty < float("inf"):
-            raise SettingError(
-                "repetition_penalty", self.repetition_penalty, "a number over 0; under 1 penalises"
-            )
-        if self.seed is not None and not 0 <= self.seed < 2**64:
-            raise SettingError("seed", self.seed, "a whole number from 0 to 2^64-1")
+        for name, (holds, allowed) in SAMPLING_RANGES.items():
+            value = getattr(self, name)
+            try:
+                valid = holds(value)
+            except (TypeError, ValueError):
+                valid = False
+            if not valid:
+                raise SettingError(name, value, allowed)
+
+
+class TokenMatcher(Protocol):
+    """How far one text has come in what it must match; a position that moves with its tokens."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the text so far is a whole match."""
+        ...
+
+    def allowed(self, n_logits: int) -> NDArray[np.bool_]:
+        """Return which tokens may come next, ``(n_logits,)``; ids that end a text may too."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """Move on by a token that was allowed."""
+        ...
+
+
+class TokenConstraint(Protocol):
+    """What texts must match, over the tokens of one vocabulary; many texts can share it."""
+
+    def start(self) -> TokenMatcher:
+        """Return the position before the first token."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRules:
+    """What of the choice of tokens depends on the model's vocabulary, or on it alone."""
+
+    stop_ids: frozenset[int] = frozenset()
+    """Tokens that end a text."""
+    dry_breakers: tuple[tuple[int, ...], ...] = ()
+    """Sequences of tokens over which DRY sees no repetition."""
+    constraint: TokenConstraint | None = None
+    top_logprobs: int = 0
+    """How many of the likeliest tokens to report of each choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +225,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int | None = None
     """Tokens to generate at most; None goes on to the end of the context."""
+    rules: TokenRules = field(default_factory=TokenRules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +273,7 @@ class FinishReason(enum.StrEnum):
     """Why a generation ended."""
 
     STOP = "stop"
-    """The model chose an end-of-text token."""
+    """The model chose an end-of-text token, or a stop string came."""
     LENGTH = "length"
     """``max_tokens`` or the end of the context was reached."""
     CANCELLED = "cancelled"
@@ -215,18 +281,31 @@ class FinishReason(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class TopLogprobs:
+    """The likeliest tokens in the model's own eyes: before any stage, at temperature 1."""
+
+    chosen: float
+    """Natural logarithm of the probability of the token that was chosen."""
+    tokens: tuple[int, ...]
+    """The likeliest first."""
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     """One generated token as it streams out.
 
-    ``text`` is what can be shown now: it may be empty while a UTF-8 character is incomplete,
-    and the last event carries whatever was held back.  ``logprob`` is the natural logarithm
-    of the probability with which the sampler chose it.
+    ``text`` is what can be shown now: it may be empty while a UTF-8 character is incomplete or
+    a stop string may be coming, and the last event carries whatever was held back.
+    ``logprob`` is the natural logarithm of the probability with which the sampler chose it.
     """
 
     id: int
     text: str
     logprob: float
     finish: FinishReason | None = None
+    top: TopLogprobs | None = None
+    """What came second and so on, where that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +351,12 @@ class Completion:
     """The seed that reproduces it, also when none was given."""
     not_reused: CacheMiss | None = None
     """Why more of the prompt was not reused; None where only its last token was computed."""
+    top: tuple[TopLogprobs, ...] = ()
+    """For each token the likeliest ones, where that was asked for."""
+    stop_string: str | None = None
+    """The stop string that ended it, which is not in the text."""
+    complete: bool = True
+    """False where a limit cut a text off before it matched its schema or grammar."""
 
 
 def as_dict(noun: Any) -> dict[str, Any]:

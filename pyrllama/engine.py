@@ -30,7 +30,14 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from pyrllama.core import BLOCK_TOKENS, Batch, Chunk, FinishReason
-from pyrllama.errors import CacheFullError, PromptError, PromptTooLongError, SettingError
+from pyrllama.errors import (
+    CacheFullError,
+    NoTokenLeftError,
+    PromptError,
+    PromptTooLongError,
+    SettingError,
+    StructureError,
+)
 from pyrllama.generation import Event, Generation
 from pyrllama.kvcache import blocks_for
 from pyrllama.prefix import Held, PrefixCache, shared_blocks
@@ -129,7 +136,7 @@ class Engine:
             raise PromptTooLongError(len(request.tokens), self.max_seq_len)
         limit = room if request.max_tokens is None else min(room, request.max_tokens)
         self._check_capacity(len(request.tokens) + limit - 1)  # the last token is never fed back
-        sampler = Sampler(request.sampling, request.tokens)
+        sampler = Sampler(request.sampling, request.tokens, request.rules)
         generation = Generation(request, sampler, limit, text=list(request.tokens))
         self._waiting.append(generation)
         return generation
@@ -152,7 +159,8 @@ class Engine:
         """Run one batch through the model and return the tokens that it gave.
 
         A step that only reads the beginning of a prompt gives none.  If the model or a sampler
-        raises, the requests of that batch are cancelled and the error goes on to the caller.
+        raises, the requests of that batch are cancelled and the error goes on to the caller;
+        where a request's own bans or grammar leave it no token, it alone is, and keeps the error.
         """
         started = perf_counter()
         plan = self._schedule()
@@ -350,7 +358,12 @@ class Engine:
         """
         events = []
         for row, draft in zip(rows, (*drafts, None), strict=False):
-            event = self._sample(generation, row)
+            try:
+                event = self._sample(generation, row)
+            except (NoTokenLeftError, StructureError) as error:
+                generation.error = error  # the texts beside it go on
+                self._retire(generation, FinishReason.CANCELLED)
+                break
             events.append(event)
             generation.accepted += event.token == draft
             if event.finish is not None or event.token != draft:

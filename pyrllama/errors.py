@@ -22,6 +22,8 @@ class SettingError(RllamaError, ValueError):
     def __init__(self, name: str, value: object, allowed: str) -> None:
         super().__init__(f"{name} is {value!r}, but it must be {allowed}")
         self.name = name
+        self.value = value
+        self.allowed = allowed
 
 
 class CheckpointError(RllamaError):
@@ -151,3 +153,11 @@ class ComparisonError(RllamaError):
 
 class MissingPackageError(RllamaError):
     """What is asked for needs a package that is not installed; the message says which."""
+
+
+class StructureError(RllamaError):
+    """A JSON schema, regular expression or grammar cannot be used; the message says where."""
+
+
+class NoTokenLeftError(RllamaError):
+    """Everything that could come next is barred."""

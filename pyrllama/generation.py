@@ -10,6 +10,7 @@ from pyrllama.prefix import Held
 
 if TYPE_CHECKING:
     from pyrllama.core import CacheMiss, FinishReason, Request
+    from pyrllama.errors import RllamaError
     from pyrllama.sampling import Sampler
 
 
@@ -25,6 +26,8 @@ class Generation:
     """The prompt's ids and the generated ones behind them."""
     logprobs: list[float] = field(default_factory=list)
     finish: FinishReason | None = None
+    error: RllamaError | None = None
+    """Why this text alone could not go on."""
     held: Held = field(default_factory=Held)
     prompt_seconds: float = 0.0
     decode_seconds: float = 0.0

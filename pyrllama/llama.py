@@ -8,16 +8,16 @@
 
 from __future__ import annotations
 
-import dataclasses
+import secrets
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
-from pyrllama.core import Completion, FinishReason, Request, Sampling, Token
+from pyrllama.core import Completion, FinishReason, Token
 from pyrllama.engine import Engine
-from pyrllama.errors import PromptError
+from pyrllama.errors import PromptError, SettingError
 from pyrllama.loading import (
     Backend,
     context_length,
@@ -28,40 +28,33 @@ from pyrllama.loading import (
 )
 from pyrllama.perplexity import Perplexity, measure
 from pyrllama.prompt_store import DEFAULT_BYTES
+from pyrllama.request_maker import GenerationSettings, RequestMaker
 from pyrllama.reuse import open_prefixes, open_speculation
+from pyrllama.sampling.sampler import SEED_BITS
 from pyrllama.text_chunks import cut_text
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     import numpy as np
     from numpy.typing import NDArray
 
     from pyrllama.collecting import Collection
-    from pyrllama.core import ModelConfig, TensorType
+    from pyrllama.core import ModelConfig, Sampling, TensorType, TopLogprobs
     from pyrllama.divergence import Base, Divergence
     from pyrllama.engine import Model
     from pyrllama.loading import Progress
     from pyrllama.memory import MemoryNeed
     from pyrllama.opencl.plan import Plan
     from pyrllama.prefix import PrefixCache
+    from pyrllama.request_maker import Asked
     from pyrllama.speculation import Speculation
     from pyrllama.tokenizer import Tokenizer
 
 
 _Result = TypeVar("_Result")
-
-
-class SamplingSettings(TypedDict, total=False):
-    """The fields of ``Sampling`` as keyword arguments."""
-
-    temperature: float
-    top_k: int
-    top_p: float
-    repetition_penalty: float
-    seed: int | None
 
 
 class TokenStream(Iterator[Token]):
@@ -71,21 +64,30 @@ class TokenStream(Iterator[Token]):
     """
 
     def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, stop_ids: frozenset[int], request: Request
+        self, engine: Engine, tokenizer: Tokenizer, stop_ids: frozenset[int], asked: Asked
     ) -> None:
+        request = asked.request
         self._engine = engine
         self._stop_ids = stop_ids
+        self._stops = asked.stops
         self._n_spelled = tokenizer.vocab_size
         self._generation = engine.submit(request)
-        self._detokenizer = tokenizer.stream(request.tokens)
+        # What must match a grammar shows all that matches, a space at the beginning too.
+        whole = request.rules.constraint is not None
+        self._detokenizer = tokenizer.stream(request.tokens, keep_first_space=whole)
         self._pieces: list[str] = []
+        self._finish: FinishReason | None = None
         self._cancel = weakref.finalize(self, engine.cancel, self._generation)
         self._cancel.atexit = False
 
     def __next__(self) -> Token:
         generation = self._generation
         given = len(self._pieces)
+        if self._finish is not None:
+            raise StopIteration
         while generation.generated == given:
+            if generation.error is not None:
+                raise generation.error
             if generation.finish is not None:
                 raise StopIteration
             self._engine.step()
@@ -93,13 +95,28 @@ class TokenStream(Iterator[Token]):
         # Other streams' steps may have advanced this one by several tokens.
         last = given + 1 == generation.generated
         finish = generation.finish if last else None
+        text = self._text_of(token, finish)
+        if self._stops.found is not None:
+            finish = FinishReason.STOP
+            self._cancel()
+        self._finish = finish
+        self._pieces.append(text)
+        return Token(token, text, generation.logprobs[given], finish, self._top(given))
+
+    def _text_of(self, token: int, finish: FinishReason | None) -> str:
+        """Return the text that a token makes clear: of the last one all that was held back."""
         # The embedding may be padded beyond the tokenizer's vocabulary.
         silent = token in self._stop_ids or token >= self._n_spelled
         text = "" if silent else self._detokenizer.push(token)
         if finish is not None:
             text += self._detokenizer.flush()
-        self._pieces.append(text)
-        return Token(token, text, generation.logprobs[given], finish)
+        if len(self._pieces) + 1 >= self._generation.request.sampling.min_tokens:
+            text = self._stops.push(text)
+        return text if finish is None else text + self._stops.flush()
+
+    def _top(self, index: int) -> TopLogprobs | None:
+        top = self._generation.sampler.top
+        return top[index] if index < len(top) else None
 
     def close(self) -> None:
         """Stop generating; ``completion`` still tells what came so far."""
@@ -113,10 +130,13 @@ class TokenStream(Iterator[Token]):
             tokens=generation.tokens[:given],
             logprobs=tuple(generation.logprobs[:given]),
             prompt_tokens=generation.request.tokens,
-            finish=generation.finish or FinishReason.CANCELLED,
+            finish=self._finish or generation.finish or FinishReason.CANCELLED,
             timings=generation.timings,
             seed=generation.sampler.seed,
             not_reused=generation.not_reused,
+            top=tuple(generation.sampler.top[:given]),
+            stop_string=self._stops.found,
+            complete=generation.sampler.complete,
         )
 
 
@@ -132,6 +152,7 @@ class Llama:
         tokenizer: Tokenizer,
         max_seq_len: int,
         *,
+        model_settings: Mapping[str, Any] | None = None,
         prefixes: PrefixCache | None = None,
         speculation: Speculation | None = None,
     ) -> None:
@@ -142,6 +163,11 @@ class Llama:
         # A generated BOS is where training began the next text, so it ends this one too.
         bos = frozenset() if tokenizer.bos_id is None else frozenset({tokenizer.bos_id})
         self._stop_ids = tokenizer.stop_ids | bos
+        self.model_settings: Mapping[str, Any] = model_settings or {}
+        """Settings of the sampler that the model's own files give."""
+        self._requests = RequestMaker(
+            tokenizer, self._stop_ids, model.config.vocab_size, self.model_settings
+        )
         self._engine = Engine(
             model, max_seq_len, self._stop_ids, prefixes=prefixes, speculation=speculation
         )
@@ -167,13 +193,15 @@ class Llama:
         *,
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
-        **settings: Unpack[SamplingSettings],
+        **settings: Unpack[GenerationSettings],
     ) -> Completion:
         """Generate a whole continuation of a text, or of token ids taken as they are.
 
-        ``settings`` are fields of ``Sampling`` and override those of ``sampling``.  A text
-        gets the BOS token before it if the model is trained so; an empty one is BOS alone.
-        Raises ``PromptError``, ``PromptTooLongError`` or ``SettingError`` before any work.
+        ``settings`` are fields of ``Sampling`` and those of ``GenerationSettings``.  What they
+        leave open is what ``sampling`` says; without it, what the model's own files say
+        (``model_settings``), and then the defaults of ``Sampling``.  A text gets the BOS token
+        before it if the model is trained so; an empty one is BOS alone.  Raises ``PromptError``,
+        ``PromptTooLongError``, ``SettingError`` or ``StructureError`` before any work.
         """
         stream = self.stream(prompt, sampling=sampling, max_tokens=max_tokens, **settings)
         for _ in stream:
@@ -186,12 +214,36 @@ class Llama:
         *,
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
-        **settings: Unpack[SamplingSettings],
+        **settings: Unpack[GenerationSettings],
     ) -> TokenStream:
         """Yield the tokens of a continuation as they come; see ``generate``."""
-        chosen = dataclasses.replace(sampling or Sampling(), **settings)
-        request = Request(tuple(self._tokens_of(prompt)), chosen, max_tokens)
-        return TokenStream(self._engine, self.tokenizer, self._stop_ids, request)
+        asked = self._requests.make(self._tokens_of(prompt), sampling, max_tokens, settings)
+        return TokenStream(self._engine, self.tokenizer, self._stop_ids, asked)
+
+    def streams(
+        self,
+        prompt: str | Sequence[int],
+        n: int,
+        *,
+        sampling: Sampling | None = None,
+        max_tokens: int | None = None,
+        **settings: Unpack[GenerationSettings],
+    ) -> list[TokenStream]:
+        """Return ``n`` continuations of one prompt, which advance side by side; see ``generate``.
+
+        Their seeds are a seed and those that follow it, so that each can be had again alone.
+        """
+        if n < 1:
+            raise SettingError("n", n, "a whole number from 1 upwards")
+        seed = settings.pop("seed", None if sampling is None else sampling.seed)
+        first = secrets.randbits(SEED_BITS) if seed is None else seed
+        streams = []
+        for i in range(n):
+            settings["seed"] = (first + i) % 2**64 if i else first
+            streams.append(
+                self.stream(prompt, sampling=sampling, max_tokens=max_tokens, **settings)
+            )
+        return streams
 
     def tokenize(self, text: str, *, bos: bool | None = None) -> list[int]:
         """Return the token ids of a text; ``bos`` None adds BOS as the model expects it."""
@@ -413,7 +465,15 @@ def load(
         except BaseException:
             model.close()
             raise
-    return Llama(model, tokenizer, length, prefixes=prefixes, speculation=speculation)
+        settings = checkpoint.sampling_settings()
+    return Llama(
+        model,
+        tokenizer,
+        length,
+        model_settings=settings,
+        prefixes=prefixes,
+        speculation=speculation,
+    )
 
 
 def _last(results: Iterator[_Result], progress: Callable[[_Result], None] | None) -> _Result:

@@ -13,14 +13,16 @@ PACKAGE = Path(pyrllama.__file__).parent
 NOUNS = {"core", "errors"}
 MAY_KNOW = {
     "errors": set(),
-    "core": {"errors"},
+    "core": {"errors", "sampling_ranges"},
+    "sampling_ranges": set(),
     "quants": NOUNS,
     "code_cache": set(),
     "models": NOUNS,
     "checkpoints": NOUNS | {"models", "quants"},
     "tokenizer": NOUNS | {"checkpoints"},
     "kvcache": NOUNS,
-    "sampling": NOUNS,
+    "sampling": NOUNS | {"sampling_ranges"},
+    "structured": NOUNS | {"tokenizer"},
     "reference": NOUNS | {"checkpoints", "kvcache", "models", "quants"},
     "cpu": NOUNS | {"checkpoints", "code_cache", "models", "quants"},
     "opencl": NOUNS | {"checkpoints", "code_cache", "models", "quants", "units"},
@@ -31,6 +33,9 @@ MAY_KNOW = {
     "prompt_folder": set(),
     "prompt_store": NOUNS | {"prompt_folder"},
     "engine": NOUNS | {"generation", "kvcache", "prefix", "sampling", "speculation"},
+    "sampling_settings": NOUNS | {"sampling_ranges"},
+    "stop_strings": NOUNS,
+    "request_maker": NOUNS | {"sampling_settings", "stop_strings", "structured", "tokenizer"},
 }
 """Rooms that do not know who uses them; ``llama``, ``cli`` and the like put them together."""
 ONLY_THE_COMMAND_LINE = {"click", "rich"}

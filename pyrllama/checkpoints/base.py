@@ -29,6 +29,13 @@ class Checkpoint(ABC):
     metadata: Mapping[str, Any]
     """What else the files say of the model, under their own keys."""
 
+    def sampling_settings(self) -> dict[str, Any]:
+        """Return what the files say of how to sample, under the names of ``Sampling``'s fields.
+
+        Nothing of it is checked: whoever uses it does.
+        """
+        return {}
+
     @abstractmethod
     def read(self, name: str) -> Tensor:
         """Return a tensor's bytes: a view of the mapped file, or joined or permuted in memory.

@@ -32,6 +32,22 @@ __all__ = ["ARCHITECTURES", "GgufCheckpoint", "GgufFile"]
 ARCHITECTURES = ("llama",)
 """Values of ``general.architecture`` that can be run."""
 DEFAULT_ROPE_THETA = 10_000.0
+SAMPLING_PREFIX = "general.sampling."
+SAMPLING_KEYS = {
+    "sequence": "samplers",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "xtc_probability": "xtc_probability",
+    "xtc_threshold": "xtc_threshold",
+    "temp": "temperature",
+    "penalty_last_n": "repeat_last_n",
+    "penalty_repeat": "repeat_penalty",
+    "mirostat": "mirostat",
+    "mirostat_tau": "mirostat_tau",
+    "mirostat_eta": "mirostat_eta",
+}
+"""Keys behind the prefix and what ``Sampling`` calls them; from ggml's ``gguf-py``."""
 
 
 class GgufCheckpoint(Checkpoint):
@@ -54,6 +70,14 @@ class GgufCheckpoint(Checkpoint):
         except BaseException:
             self._file.close()
             raise
+
+    def sampling_settings(self) -> dict[str, Any]:
+        """Return what the keys ``general.sampling.*`` say."""
+        return {
+            name: self.metadata[SAMPLING_PREFIX + key]
+            for key, name in SAMPLING_KEYS.items()
+            if SAMPLING_PREFIX + key in self.metadata
+        }
 
     def read(self, name: str) -> Tensor:
         """Return a view of the tensor's bytes in the file."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyrllama.checkpoints.huggingface_config import read_config
 from pyrllama.checkpoints.json_file import Fields, read_json
@@ -31,6 +31,15 @@ CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 
 SAFETENSORS, PYTORCH = "safetensors", "PyTorch"
+SAMPLING_FIELDS = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "typical_p": "typical_p",
+    "repetition_penalty": "repeat_penalty",
+}
+"""Fields of ``generation_config.json`` and what ``Sampling`` calls them."""
 WEIGHTS = {
     "model.safetensors": SAFETENSORS,
     "model.safetensors.index.json": SAFETENSORS,
@@ -92,6 +101,20 @@ class HuggingFaceCheckpoint(StoredCheckpoint):
                 self.path, f"lm_head.weight is not there, though {CONFIG} does not tie it"
             )
         self._set_sources({name: self._source_of(name, tensors[name]) for name in tensors})
+
+    def sampling_settings(self) -> dict[str, Any]:
+        """Return what ``generation_config.json`` says; transformers penalises the whole text."""
+        config = self.metadata.get("generation_config")
+        if not isinstance(config, dict):  # config.json may have a key of that name
+            return {}
+        settings = {
+            name: config[key]
+            for key, name in SAMPLING_FIELDS.items()
+            if config.get(key) is not None
+        }
+        if "repeat_penalty" in settings:
+            settings["repeat_last_n"] = -1
+        return settings
 
     def _metadata(self, config: Fields) -> dict[str, object]:
         generation = self.path / GENERATION_CONFIG

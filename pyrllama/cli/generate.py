@@ -13,8 +13,9 @@ from pyrllama.cli.model import ModelOptions, model_options
 from pyrllama.cli.options import PATH
 from pyrllama.cli.prompt import read_prompt
 from pyrllama.cli.reuse_options import ReuseOptions, reuse_options
+from pyrllama.cli.sampling_options import SamplingOptions, note_settings, sampling_options
 from pyrllama.cli.terminal import PROMPT_STYLE, note, stdout, write
-from pyrllama.core import Sampling, as_dict
+from pyrllama.core import FinishReason, as_dict
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pyrllama.llama import Llama, TokenStream
 
 EXIT_INTERRUPTED = 130
+CUT_OFF = "the text was cut off before it matched its schema or grammar; raise --max-tokens"
 
 EPILOG = """\b
 Examples:
@@ -31,16 +33,12 @@ Examples:
   rllama generate --model-path hf:TheBloke/Llama-2-7B-GGUF:Q4_0 --prompt "Snow is"
   git log -1 | rllama generate --model-path LLaMA/7B --prompt-file - --quantize q8_0
   rllama generate --prompt "Once upon a time" --seed 3 --json
+  rllama generate --prompt "A name: " --regex "[A-Z][a-z]{2,7}" --n 3 -q
 
 Prompt and generated text go to standard output, told apart by colour on a terminal; progress,
 figures and errors go to standard error. Ctrl-C ends with the text so far and exit status 130;
 an error that you can mend has exit status 2.
 """
-
-PENALTY_HELP = """Multiply the logit of a token by PENALTY^occurrences in the text so far, prompt
-included, as the original RLLaMA does: values under 1.0 penalise repetition, values over 1.0
-encourage it, 1.0 is off. A negative logit is divided instead, so that a value under 1.0
-penalises it too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,20 +49,11 @@ class Options(ModelOptions, ReuseOptions):
     prompt_file: Path | None
     max_seq_len: int | None
     max_tokens: int | None
-    temperature: float
-    top_p: float
-    top_k: int
-    repetition_penalty: float
-    seed: int | None
+    n: int
     quiet: bool
+    verbose: bool
     as_json: bool
-
-    @property
-    def sampling(self) -> Sampling:
-        """The settings of the sampler."""
-        return Sampling(
-            self.temperature, self.top_k, self.top_p, self.repetition_penalty, self.seed
-        )
+    sampling: SamplingOptions
 
 
 @click.command(epilog=EPILOG, short_help="Continue a prompt (the default).")
@@ -80,34 +69,15 @@ class Options(ModelOptions, ReuseOptions):
     help="Tokens of prompt and continuation together.  [default: 1024, or the model's context]",
 )
 @click.option("--max-tokens", type=int, help="Tokens to generate at most.")
+@sampling_options()
 @click.option(
-    "--temperature", type=float, default=1.0, show_default=True, help="0 takes the likeliest token."
+    "--n", type=int, default=1, show_default=True, help="Write so many continuations side by side."
 )
-@click.option(
-    "--top-p",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="Keep the likeliest tokens up to this mass; 1 is off.",
-)
-@click.option(
-    "--top-k",
-    type=int,
-    default=20,
-    show_default=True,
-    help="Keep this many of the likeliest tokens; 0 is off.",
-)
-@click.option(
-    "--repetition-penalty",
-    type=float,
-    default=1.0,
-    show_default=True,
-    metavar="PENALTY",
-    help=PENALTY_HELP,
-)
-@click.option("--seed", type=int, help="Reproduces a text exactly; by default a fresh one.")
 @click.option(
     "-q", "--quiet", is_flag=True, help="Print the generated text alone: no prompt, no figures."
+)
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Say which settings are in force, and who set them."
 )
 @click.option(
     "--json",
@@ -117,17 +87,37 @@ class Options(ModelOptions, ReuseOptions):
 )
 def generate(**values: Any) -> int:
     """Continue a prompt with a model, and print the text as it comes."""
-    options = Options(**values)
+    options = Options(sampling=SamplingOptions.taken_from(values), **values)
     prompt = read_prompt(options.prompt, options.prompt_file)
-    sampling = options.sampling
+    settings = options.sampling.settings()
     quiet = options.quiet or options.as_json
     reuse = options.settings(options.chosen_backend, quiet=quiet)
     llama = options.load(max_seq_len=options.max_seq_len, quiet=quiet, **reuse)
     with llama:
-        stream = llama.stream(prompt, sampling=sampling, max_tokens=options.max_tokens)
+        if options.verbose:
+            note_settings(options.sampling.resolved(llama))
+        streams = llama.streams(
+            prompt,
+            options.n,
+            sampling=options.sampling.base,
+            max_tokens=options.max_tokens,
+            **settings,
+        )
         if options.as_json:
-            return _print_json(llama, stream, prompt, options)
-        return _print_text(llama, stream, prompt, options)
+            return _print_json(llama, streams, prompt, options)
+        return _print_texts(llama, streams, prompt, options)
+
+
+def _print_texts(llama: Llama, streams: list[TokenStream], prompt: str, options: Options) -> int:
+    """Print the texts one after another; the first as it comes."""
+    status = 0
+    for i, stream in enumerate(streams, 1):
+        if len(streams) > 1 and not options.quiet:
+            note(f"continuation {i} of {len(streams)}")
+        status = _print_text(llama, stream, prompt, options) or status
+        if status:
+            break
+    return status
 
 
 def _print_text(llama: Llama, stream: TokenStream, prompt: str, options: Options) -> int:
@@ -143,29 +133,53 @@ def _print_text(llama: Llama, stream: TokenStream, prompt: str, options: Options
         stream.close()
         status = EXIT_INTERRUPTED
     write(console, "\n")
+    completion = stream.completion()
+    if not completion.complete and completion.finish is FinishReason.LENGTH:
+        note(CUT_OFF)
     if not options.quiet:
-        note(figures.figures_line(stream.completion(), llama.model.decode_bytes))
+        note(figures.figures_line(completion, llama.model.decode_bytes))
     return status
 
 
-def _print_json(llama: Llama, stream: TokenStream, prompt: str, options: Options) -> int:
+def _print_json(llama: Llama, streams: list[TokenStream], prompt: str, options: Options) -> int:
     """Print everything about the generation as one JSON object."""
     status = 0
     try:
-        for _ in stream:
-            pass
+        for stream in streams:
+            for _ in stream:
+                pass
     except KeyboardInterrupt:
-        stream.close()
+        for stream in streams:
+            stream.close()
         status = EXIT_INTERRUPTED
-    click.echo(json.dumps(_report(llama, stream.completion(), prompt, options)))
+    completions = [stream.completion() for stream in streams]
+    report = _report(llama, completions[0], prompt, options)
+    if len(completions) > 1:
+        report["completions"] = [_as_dict(llama, completion) for completion in completions]
+    click.echo(json.dumps(report))
     return status
+
+
+def _as_dict(llama: Llama, completion: Completion) -> dict[str, Any]:
+    """Return a completion as plain values, with the texts of the likeliest tokens."""
+    values = as_dict(completion)
+    n_spelled = llama.tokenizer.vocab_size
+    for top in values["top"]:
+        top["texts"] = [
+            llama.tokenizer.token_bytes(token).decode("utf-8", "replace")
+            if token < n_spelled
+            else ""
+            for token in top["tokens"]
+        ]
+    return values
 
 
 def _report(llama: Llama, completion: Completion, prompt: str, options: Options) -> dict[str, Any]:
     timings, model = completion.timings, llama.model
+    resolved = options.sampling.resolved(llama)
     return {
         "prompt": prompt,
-        **as_dict(completion),
+        **_as_dict(llama, completion),
         "timings": {
             **as_dict(timings),
             "prompt_tokens_per_second": timings.prompt_rate,
@@ -174,13 +188,14 @@ def _report(llama: Llama, completion: Completion, prompt: str, options: Options)
             "peak_memory_bytes": figures.peak_memory(),
         },
         "settings": {
-            **as_dict(options.sampling),
+            **as_dict(resolved.sampling),
             "seed": completion.seed,
             "max_tokens": options.max_tokens,
             "max_seq_len": llama.max_seq_len,
             "threads": options.threads,
             "backend": options.backend,
         },
+        "sources": dict(resolved.sources),
         "model": {
             "path": options.model_name,
             **as_dict(llama.config),

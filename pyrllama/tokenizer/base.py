@@ -63,9 +63,12 @@ class Tokenizer(ABC):
             )
         return self._token_bytes(token)
 
-    def stream(self, context: Sequence[int] = ()) -> Detokenizer:
-        """Start to decode token by token what follows ``context`` (the prompt's ids)."""
-        return Detokenizer(self, context)
+    def stream(self, context: Sequence[int] = (), *, keep_first_space: bool = False) -> Detokenizer:
+        """Start to decode token by token what follows ``context`` (the prompt's ids).
+
+        ``keep_first_space`` keeps a space that decoding a whole text takes off.
+        """
+        return Detokenizer(self, context, keep_first_space=keep_first_space)
 
     @abstractmethod
     def _encode(self, text: str, special: bool) -> list[int]:
@@ -83,7 +86,13 @@ class Detokenizer:
     ids, continued from the context.
     """
 
-    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        context: Sequence[int] = (),
+        *,
+        keep_first_space: bool = False,
+    ) -> None:
         self._token_bytes = tokenizer.token_bytes
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         ending = b""
@@ -91,7 +100,8 @@ class Detokenizer:
             ending = tokenizer.token_bytes(token) + ending
             if len(ending) >= _LONGEST_CHARACTER:
                 break
-        self._drop_space = tokenizer.drops_first_space and not ending
+        drops = tokenizer.drops_first_space and not keep_first_space
+        self._drop_space = drops and not ending
         self._utf8.decode(ending)  # What follows may complete a character of the context.
 
     def push(self, token: int) -> str:

@@ -26,6 +26,7 @@ from pyrllama.errors import (
     UnsupportedTypeError,
 )
 from pyrllama.quants import dequantize, row_bytes
+from pyrllama.sampling_settings import resolve
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,6 +130,26 @@ def test_senseless_keys(path: Path, metadata: dict[str, Any], problem: str) -> N
     write_model(path, CONFIG, random_weights(CONFIG), metadata=metadata)
     with pytest.raises(CorruptFileError, match=problem):
         GgufCheckpoint(path)
+
+
+def test_keys_that_say_how_to_sample(path: Path) -> None:
+    with GgufCheckpoint(written(path)) as checkpoint:
+        assert checkpoint.sampling_settings() == {}
+    keys = {
+        "general.sampling.temp": 0.5,
+        "general.sampling.top_k": 7,
+        "general.sampling.sequence": "top_k;temp",
+        "general.sampling.penalty_repeat": 1.25,
+        "general.sampling.unheard_of": 3,
+    }
+    path = write_model(path, CONFIG, random_weights(CONFIG), metadata=keys)
+    with GgufCheckpoint(path) as checkpoint:
+        settings = checkpoint.sampling_settings()
+    assert settings == {
+        "samplers": "top_k;temp", "top_k": 7, "temperature": 0.5, "repeat_penalty": 1.25,
+    }  # fmt: skip
+    chosen = resolve(model=settings).sampling
+    assert chosen.samplers == ("top_k", "temperature")
 
 
 def test_a_sliding_window_ends_the_context(path: Path) -> None:

@@ -152,6 +152,30 @@ def test_metadata_is_both_configs(folder: Path) -> None:
         assert checkpoint.metadata["generation_config"] == {"eos_token_id": [1, 2]}
 
 
+def test_generation_config_says_how_to_sample(folder: Path) -> None:
+    write_hf_folder(folder, CONFIG, WEIGHTS)
+    with HuggingFaceCheckpoint(folder) as checkpoint:
+        assert checkpoint.sampling_settings() == {}
+    said = {"temperature": 0.6, "top_p": 0.9, "top_k": None, "do_sample": True}
+    (folder / "generation_config.json").write_text(json.dumps(said))
+    with HuggingFaceCheckpoint(folder) as checkpoint:
+        assert checkpoint.sampling_settings() == {"temperature": 0.6, "top_p": 0.9}
+    said = {"repetition_penalty": 1.1, "typical_p": 0.9, "min_p": 0.1, "top_k": 5}
+    (folder / "generation_config.json").write_text(json.dumps(said))
+    with HuggingFaceCheckpoint(folder) as checkpoint:
+        assert checkpoint.sampling_settings() == {
+            "top_k": 5, "min_p": 0.1, "typical_p": 0.9, "repeat_penalty": 1.1, "repeat_last_n": -1,
+        }  # fmt: skip
+
+
+def test_a_config_with_a_field_of_that_name_says_nothing(folder: Path) -> None:
+    write_hf_folder(folder, CONFIG, WEIGHTS)
+    config = json.loads((folder / "config.json").read_text()) | {"generation_config": "x"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with HuggingFaceCheckpoint(folder) as checkpoint:
+        assert checkpoint.sampling_settings() == {}
+
+
 def test_rope_frequencies_of_early_files_are_left_out(folder: Path) -> None:
     write_hf_folder(folder, CONFIG, WEIGHTS)
     extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8, np.float64)}

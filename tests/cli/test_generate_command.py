@@ -116,10 +116,12 @@ def test_settings_reach_the_sampler(run: Run, fake: dict[str, Any]) -> None:
         "--max-threads", "2", "--quantize", "Q8_0",
     )  # fmt: skip
     report = json.loads(done.out)
-    assert report["settings"] == {
+    assert report["settings"].items() >= {
         "temperature": 0.5, "top_k": 3, "top_p": 0.9, "repetition_penalty": 0.8, "seed": 11,
         "max_tokens": 4, "max_seq_len": 64, "threads": 2, "backend": "reference",
-    }  # fmt: skip
+    }.items()  # fmt: skip
+    given = {name for name, source in report["sources"].items() if source == "flag"}
+    assert given == {"temperature", "top_k", "top_p", "repetition_penalty", "seed"}
     assert fake["threads"] == 2
     assert fake["quantize"].name == "Q8_0"
     assert len(report["tokens"]) == len(report["logprobs"]) == 4
