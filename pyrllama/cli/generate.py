@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyrllama.cli import figures
+from pyrllama.cli.interactive import (
+    InteractiveOptions,
+    check_no_prompt,
+    converse,
+    interactive_options,
+)
 from pyrllama.cli.model import ModelOptions, model_options
 from pyrllama.cli.options import PATH
 from pyrllama.cli.prompt import read_prompt
@@ -68,6 +74,7 @@ class Options(ModelOptions):
 
 @click.command(epilog=EPILOG, short_help="Continue a prompt (the default).")
 @model_options()
+@interactive_options()
 @click.option("--prompt", help="Text to continue; an empty one starts from the BOS token.")
 @click.option(
     "--prompt-file", type=PATH, help="File with the prompt in UTF-8; - is standard input."
@@ -115,7 +122,10 @@ class Options(ModelOptions):
 )
 def generate(**values: Any) -> int:
     """Continue a prompt with a model, and print the text as it comes."""
+    chat = InteractiveOptions.taken_from(values)
     options = Options(**values)
+    if chat.start_interactive:
+        return _converse(options, chat)
     prompt = read_prompt(options.prompt, options.prompt_file)
     sampling = options.sampling
     llama = options.load(max_seq_len=options.max_seq_len, quiet=options.quiet or options.as_json)
@@ -124,6 +134,14 @@ def generate(**values: Any) -> int:
         if options.as_json:
             return _print_json(llama, stream, prompt, options)
         return _print_text(llama, stream, prompt, options)
+
+
+def _converse(options: Options, chat: InteractiveOptions) -> int:
+    """Talk with the model as ``--start-interactive`` asks for."""
+    check_no_prompt(options.prompt, options.prompt_file)
+    settings = chat.settings(options.sampling, options.max_tokens)
+    with options.load(max_seq_len=options.max_seq_len, quiet=options.quiet) as llama:
+        return converse(llama, chat.interactive_system_prompt, settings, quiet=options.quiet)
 
 
 def _print_text(llama: Llama, stream: TokenStream, prompt: str, options: Options) -> int:

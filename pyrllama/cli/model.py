@@ -19,7 +19,7 @@ from pyrllama.cli.options import (
 )
 from pyrllama.cli.terminal import loading_bar, note
 from pyrllama.llama import load
-from pyrllama.loading import KV_TYPES, Backend, local_path
+from pyrllama.loading import DEFAULT_MAX_SEQ_LEN, KV_TYPES, Backend, local_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,8 +67,13 @@ class ModelOptions:
         """The type to convert the weights to; raises ``SettingError`` if several are given."""
         return chosen_weight_type(self.quantize, f16=self.f16, f32=self.f32, bf16=self.bf16)
 
-    def load(self, *, max_seq_len: int | None, quiet: bool) -> Llama:
-        """Load the model; unless ``quiet``, say which one, and how much memory it needs."""
+    def load(
+        self, *, max_seq_len: int | None, quiet: bool, usual_seq_len: int = DEFAULT_MAX_SEQ_LEN
+    ) -> Llama:
+        """Load the model; unless ``quiet``, say which one, and how much memory it needs.
+
+        Without ``max_seq_len`` its context is ``usual_seq_len``, or the model's if that is less.
+        """
         weight_type = self.weight_type
         backend = chosen_backend(self.backend, self.opencl_devices, self.gpu_share)
         if backend == Backend.OPENCL and not quiet:
@@ -82,6 +87,7 @@ class ModelOptions:
                 quantize=weight_type,
                 kv_type=self.kv_type,
                 max_seq_len=max_seq_len,
+                usual_seq_len=usual_seq_len,
                 threads=self.threads,
                 backend=backend,
                 opencl_devices=self.opencl_devices,
