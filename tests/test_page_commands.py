@@ -12,6 +12,7 @@ import pytest
 from support.markdown import fenced_blocks
 from test_docs import PAGES, ROOT, commands
 
+from pyrllama.chat.files import save_messages
 from pyrllama.cli import main
 from pyrllama.data import default_model_path
 
@@ -22,6 +23,7 @@ SHELL = {"sh", "bash", "console", "shell"}
 STORY = "Once upon a time there was a dog. The dog had a red ball and liked to run. " * 80
 SMALL = {
     "generate": ["--max-tokens", "2"],
+    "chat": ["--prompt", "Hi", "--max-tokens", "2"],
     "bench": ["--prompt-tokens", "4", "--generate-tokens", "2", "--repetitions", "1"],
     "perplexity": ["--chunks", "1"],
     "imatrix": ["--chunks", "1"],
@@ -60,6 +62,8 @@ def page_commands() -> list[list[str]]:
 
 def runnable(arguments: list[str], story: Path) -> list[str]:
     """Return a command with the packaged model in place of the page's."""
+    conversation = story.with_name("conversation.json")
+    save_messages(conversation, [{"role": "user", "content": "Hi"}])
     replaced = {
         "--model-path": str(default_model_path()),
         "--shape": str(default_model_path()),
@@ -67,6 +71,7 @@ def runnable(arguments: list[str], story: Path) -> list[str]:
         "--file": str(story),
         "--text": str(story),
         "--prompt-file": str(story),
+        "--load": str(conversation),
     }
     words, out = iter(arguments), []
     for word in words:

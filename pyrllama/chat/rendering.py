@@ -114,7 +114,7 @@ class Renderer:
 
 def without(text: str, mark: str) -> str:
     """Return a text without marks, also those that JSON has spelled in ASCII."""
-    return text.replace(mark, "").replace(f"\\u{ord(mark):04x}", "")
+    return text.replace(mark, "").replace(_in_ascii(mark), "")
 
 
 def _any_of(spellings: Iterable[str]) -> re.Pattern[str]:
@@ -150,12 +150,13 @@ def _marked(value: Any, marking: Marking) -> Any:
 def _unused_mark(texts: Iterable[str]) -> str:
     """Draw a character that occurs nowhere, so that nobody can have written it on purpose."""
     written = "".join(texts).lower()
-    used = set(written)
-    free = [
-        chr(code)
-        for code in _PRIVATE_USE
-        if chr(code) not in used and f"\\u{code:04x}" not in written
-    ]
-    if not free:
-        raise MessageError("the messages hold every character of Unicode's private use")
-    return secrets.choice(free)
+    first = secrets.randbelow(len(_PRIVATE_USE))
+    for code in (*_PRIVATE_USE[first:], *_PRIVATE_USE[:first]):
+        if chr(code) not in written and _in_ascii(chr(code)) not in written:
+            return chr(code)
+    raise MessageError("the messages hold every character of Unicode's private use")
+
+
+def _in_ascii(mark: str) -> str:
+    """Return how JSON in ASCII spells a mark."""
+    return f"\\u{ord(mark):04x}"

@@ -166,7 +166,9 @@ def chat(**values: Any) -> int:
             return _converse(llama, conversation, options)
         if options.as_json:
             return _print_json(llama, conversation, question)
-        session = ChatSession(llama, conversation, show_tokens=options.show_tokens)
+        session = ChatSession(
+            llama, conversation, show_tokens=options.show_tokens, quiet=options.quiet
+        )
         finish = session.show_answer(lambda: conversation.ask(question))
         return EXIT_INTERRUPTED if finish is FinishReason.CANCELLED else 0
 
@@ -179,6 +181,7 @@ def _converse(llama: Llama, conversation: Conversation, options: Options) -> int
         markdown=options.markdown,
         show_tokens=options.show_tokens,
         model_name=options.model_name,
+        quiet=options.quiet,
     )
     history = (options.history or default_history()) if options.keep_history else None
     if not options.quiet:

@@ -35,6 +35,7 @@ class ChatSession:
         markdown: bool = False,
         show_tokens: bool = False,
         model_name: str = "",
+        quiet: bool = False,
     ) -> None:
         self.llama = llama
         self.conversation = conversation
@@ -45,6 +46,7 @@ class ChatSession:
         self._markdown = markdown
         self._show_tokens = show_tokens
         self._model_name = model_name
+        self._quiet = quiet
         self._console = stdout()
 
     def run(self, reader: Reader) -> None:
@@ -82,7 +84,7 @@ class ChatSession:
                     finish = token.finish or finish
         except KeyboardInterrupt:
             answer.close()
-            note(STOPPED)
+            self._tell(STOPPED)
         finally:
             answer.close()
         self._tell_tokens("answer", answer.completion().tokens)
@@ -93,8 +95,8 @@ class ChatSession:
         """Return the line under the input: the model, and how full the context is."""
         state = self.conversation.state
         parts = [self._model_name, f"context {state.tokens} of {state.limit} tokens"]
-        if self.conversation.dropped:
-            parts.append(f"{self.conversation.dropped} turns dropped")
+        if dropped := self.conversation.dropped:
+            parts.append("1 turn dropped" if dropped == 1 else f"{dropped} turns dropped")
         parts.append(f"temperature {self.conversation.settings.sampling.temperature:g}")
         return printable(" | ".join([*parts, "/help"]))
 
@@ -108,28 +110,34 @@ class ChatSession:
     def _view(self) -> View:
         return MarkdownView(self._console) if self._markdown else PlainView(self._console)
 
+    def _tell(self, message: str) -> None:
+        if not self._quiet:
+            note(message)
+
     def _tell_of_dropped(self) -> None:
         now = self.conversation.dropped_now
         if now:
             what = "the oldest turn was" if now == 1 else f"the {now} oldest turns were"
-            note(f"the context is full: {what} dropped, which the model does not see any more")
+            self._tell(
+                f"the context is full: {what} dropped, which the model does not see any more"
+            )
 
     def _tell_of_end(self, answer: Answer, finish: FinishReason) -> None:
         """Say why an answer ended where that is not plain to see."""
         if answer.shifts:
-            note(
+            self._tell(
                 f"the context was full: its older half was dropped "
                 f"{'once' if answer.shifts == 1 else f'{answer.shifts} times'} on the way"
             )
         if finish is not FinishReason.LENGTH:
             return
         if self.conversation.state.tokens >= self.llama.max_seq_len:
-            note(
+            self._tell(
                 "the answer ends here as the context is full; --context-shift lets it go on, "
                 "--max-seq-len makes room"
             )
         else:
-            note("the answer ends here as --max-tokens says")
+            self._tell("the answer ends here as --max-tokens says")
 
     def _tell_tokens(self, name: str, tokens: tuple[int, ...]) -> None:
         """List ids and pieces if they were asked for."""

@@ -144,7 +144,7 @@ def converse(llama: Llama, system: str, settings: ChatSettings, *, quiet: bool) 
     """Converse with whoever sits at the terminal, or with the lines of a pipe."""
     conversation = Conversation(llama, settings)
     conversation.system = system
-    session = ChatSession(llama, conversation)
+    session = ChatSession(llama, conversation, quiet=quiet)
     if not is_interactive():
         session.run(LineReader(sys.stdin))
         return 0

@@ -157,7 +157,9 @@ def test_a_long_refusal_is_cut() -> None:
     assert len(str(caught.value)) < 700
 
 
-DOUBLING = "{{% set ns = namespace(x={0}) %}}{{% for i in range(60) %}}{1}{{% endfor %}}{{{{ ns.x }}}}"
+DOUBLING = (
+    "{{% set ns = namespace(x={0}) %}}{{% for i in range(60) %}}{1}{{% endfor %}}{{{{ ns.x }}}}"
+)
 """A value that becomes twice as large sixty times."""
 
 GREEDY = {
@@ -172,8 +174,12 @@ GREEDY = {
     "a tuple in tuples": DOUBLING.format("1", "{% set ns.x = (ns.x, ns.x) %}"),
     "a mapping in mappings": DOUBLING.format("1", "{% set ns.x = {1: ns.x, 2: ns.x} %}"),
     "a mapping that is called": DOUBLING.format("1", "{% set ns.x = dict(a=ns.x, b=ns.x) %}"),
-    "a block": DOUBLING.format("'a'", "{% set y %}{{ ns.x }}{{ ns.x }}{% endset %}{% set ns.x = y %}"),
-    "a macro": "{% macro m(n) %}{% if n %}{{ m(n-1) }}{{ m(n-1) }}{% endif %}{% endmacro %}{{ m(99) }}",
+    "a block": DOUBLING.format(
+        "'a'", "{% set y %}{{ ns.x }}{{ ns.x }}{% endset %}{% set ns.x = y %}"
+    ),
+    "a macro": (
+        "{% macro m(n) %}{% if n %}{{ m(n-1) }}{{ m(n-1) }}{% endif %}{% endmacro %}{{ m(99) }}"
+    ),
     "a separator": "{{ ('b' * 99999).join(range(99999) | map('string')) }}",
     "a separator of a filter": "{{ range(99999) | join('b' * 99999) }}",
     "a replacement": "{{ ('a' * 99999).replace('a', 'b' * 99999) }}",

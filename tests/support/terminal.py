@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import select
+import struct
 import subprocess
+import sys
+import termios
 from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Self
@@ -19,6 +23,11 @@ PATIENCE = 60.0
 """Seconds after which something that does not appear will not."""
 COLUMNS, LINES = 100, 200
 ENTER, ALT_ENTER, CTRL_C, CTRL_D, UP = "\r", "\x1b\r", "\x03", "\x04", "\x1b[A"
+AT_THE_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+"""Makes the terminal the one whose Ctrl-C interrupts, and becomes the program."""
 
 
 class _Screen(pyte.Screen):
@@ -40,20 +49,14 @@ class Terminal:
         self._screen = _Screen(self._answers)
         self._stream = pyte.ByteStream(self._screen)
         self._master, slave = pty.openpty()
-        # The programs of a terminal learn its size from it.
-        import fcntl  # noqa: PLC0415 - with the others where there are pseudo-terminals at all
-        import struct  # noqa: PLC0415
-        import termios  # noqa: PLC0415
-
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
         self._process = subprocess.Popen(
-            command,
+            [sys.executable, "-c", AT_THE_TERMINAL, *command],
             stdin=slave,
             stdout=slave,
             stderr=slave,
             env={**environment, "TERM": "xterm-256color"},
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
         os.close(slave)
 
@@ -67,8 +70,8 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """What the screen shows, without the empty lines at its end."""
-        return "\n".join(line.rstrip() for line in self._screen.display).rstrip()
+        """What the screen shows: a line end before each line, no empty ones behind the last."""
+        return "\n" + "\n".join(line.rstrip() for line in self._screen.display).rstrip()
 
     def type(self, keys: str) -> None:
         """Press keys."""
