@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyrllama.chat.answer import Answer
 from pyrllama.chat.messages import OPENING_ROLES, checked_messages, checked_tools
 from pyrllama.chat.template import ChatTemplate
-from pyrllama.core import Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +19,13 @@ if TYPE_CHECKING:
     from pyrllama.chat.rendering import Rendering
     from pyrllama.chat.sources import Templates
     from pyrllama.chat.template import TemplateSource
-    from pyrllama.core import Completion
+    from pyrllama.core import Completion, Sampling
     from pyrllama.llama import SamplingSettings, TokenStream
     from pyrllama.tokenizer import Tokenizer
+
+
+SEEDS = 2**64
+"""Numbers that can be a seed."""
 
 
 class ChatPrompt(NamedTuple):
@@ -51,6 +53,7 @@ class Chat:
             *,
             sampling: Sampling | None = None,
             max_tokens: int | None = None,
+            **settings: Unpack[SamplingSettings],
         ) -> TokenStream:
             """Yield the tokens of a continuation."""
 
@@ -113,13 +116,12 @@ class Chat:
         prompt = self.chat_prompt(
             messages, tools, template=template, template_arguments=template_arguments
         )
-        chosen = dataclasses.replace(sampling or Sampling(), **settings)
+        seed = settings.get("seed", None if sampling is None else sampling.seed)
 
         def start(tokens: Sequence[int], most: int | None, shifts: int) -> TokenStream:
-            seed = None if chosen.seed is None else (chosen.seed + shifts) % 2**64
-            return self.stream(
-                tokens, sampling=dataclasses.replace(chosen, seed=seed), max_tokens=most
-            )
+            if seed is not None:  # what follows a shift must not repeat what came before
+                settings["seed"] = (seed + shifts) % SEEDS
+            return self.stream(tokens, sampling=sampling, max_tokens=most, **settings)
 
         def ended(answer: Answer) -> None:
             ids = answer.completion().tokens

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyrllama.chat.messages import OPENING_ROLES, checked_messages
-from pyrllama.core import Sampling
 from pyrllama.errors import MessageError, PromptTooLongError
 
 if TYPE_CHECKING:
@@ -36,7 +35,8 @@ class ChatSettings:
 
     template: str | Path | TemplateSource | None = None
     template_arguments: Mapping[str, Any] | None = None
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of ``Sampling`` that are set; the others are the model's or the program's."""
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     context_shift: bool = False
@@ -168,11 +168,11 @@ class Conversation:
                 self._seen(self.dropped),
                 template=self.settings.template,
                 template_arguments=self.settings.template_arguments,
-                sampling=self.settings.sampling,
                 max_tokens=self.settings.max_tokens,
                 stop=self.settings.stop,
                 context_shift=self.settings.context_shift,
                 on_end=self._keep,
+                **self.settings.sampling,
             )
         except BaseException:
             self.dropped = before

@@ -50,10 +50,10 @@ class Options(ModelOptions):
     template_argument: tuple[str, ...]
     max_seq_len: int | None
     max_tokens: int | None
-    temperature: float
-    top_p: float
-    top_k: int
-    repetition_penalty: float
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    repetition_penalty: float | None
     seed: int | None
     stop: tuple[str, ...]
     context_shift: bool
@@ -65,14 +65,20 @@ class Options(ModelOptions):
     quiet: bool
 
     @property
+    def sampling(self) -> dict[str, Any]:
+        """The fields of ``Sampling`` that were given; raises ``SettingError``."""
+        fields = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
+        given = {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
+        Sampling(**given)
+        return given
+
+    @property
     def settings(self) -> ChatSettings:
         """How answers are made."""
         return ChatSettings(
             template=self.chat_template,
             template_arguments=dict(map(_argument, self.template_argument)),
-            sampling=Sampling(
-                self.temperature, self.top_k, self.top_p, self.repetition_penalty, self.seed
-            ),
+            sampling=self.sampling,
             max_tokens=self.max_tokens,
             stop=self.stop,
             context_shift=self.context_shift,
@@ -104,17 +110,13 @@ class Options(ModelOptions):
     help="Tokens of the whole conversation.  [default: 4096, or the model's context]",
 )
 @click.option("--max-tokens", type=int, help="Tokens of an answer at most.")
-@click.option(
-    "--temperature", type=float, default=1.0, show_default=True, help="0 takes the likeliest token."
-)
-@click.option("--top-p", type=float, default=1.0, show_default=True, help="1 is off.")
-@click.option("--top-k", type=int, default=20, show_default=True, help="0 is off.")
+@click.option("--temperature", type=float, help="0 takes the likeliest token.  [default: 1.0]")
+@click.option("--top-p", type=float, help="Mass of the tokens kept; 1 is off.  [default: 1.0]")
+@click.option("--top-k", type=int, help="Number of the tokens kept; 0 is off.  [default: 20]")
 @click.option(
     "--repetition-penalty",
     type=float,
-    default=1.0,
-    show_default=True,
-    help="Under 1 penalises what was said before; see 'rllama generate --help'.",
+    help="Under 1 penalises what was said before; see 'rllama generate --help'.  [default: 1.0]",
 )
 @click.option("--seed", type=int, help="Reproduces answers exactly; by default fresh ones.")
 @click.option(

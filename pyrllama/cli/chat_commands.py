@@ -111,7 +111,7 @@ def _set(session: ChatSession, text: str) -> None:
         conversation.settings = changed(conversation.settings, name, value.strip())
     settings = conversation.settings
     shown = {
-        **dataclasses.asdict(settings.sampling),
+        **dataclasses.asdict(Sampling(**settings.sampling)),
         **{field: getattr(settings, field) for field in _CHAT_SETTINGS},
     }
     chosen = {name: shown[name]} if name else shown
@@ -164,10 +164,9 @@ def changed(settings: ChatSettings, name: str, text: str) -> ChatSettings:
     if name not in names:
         allowed = ", ".join([*names, *_CHAT_SETTINGS])
         raise SettingError("the name of the setting", name, f"one of {allowed}")
-    value = _parsed(name, _type_of(Sampling, name), text)
-    return dataclasses.replace(
-        settings, sampling=dataclasses.replace(settings.sampling, **{name: value})
-    )
+    sampling = {**settings.sampling, name: _parsed(name, _type_of(Sampling, name), text)}
+    Sampling(**sampling)  # raises what is to be raised
+    return dataclasses.replace(settings, sampling=sampling)
 
 
 def _type_of(kind: type[ChatSettings | Sampling], name: str) -> str:

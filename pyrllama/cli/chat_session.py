@@ -8,7 +8,7 @@ from pyrllama.cli import figures
 from pyrllama.cli.chat_commands import COMMANDS, run_command
 from pyrllama.cli.chat_view import MarkdownView, PlainView
 from pyrllama.cli.terminal import note, print_error, printable, stdout
-from pyrllama.core import FinishReason
+from pyrllama.core import FinishReason, Sampling
 from pyrllama.errors import RllamaError
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ class ChatSession:
         parts = [self._model_name, f"context {state.tokens} of {state.limit} tokens"]
         if dropped := self.conversation.dropped:
             parts.append("1 turn dropped" if dropped == 1 else f"{dropped} turns dropped")
-        parts.append(f"temperature {self.conversation.settings.sampling.temperature:g}")
+        temperature = Sampling(**self.conversation.settings.sampling).temperature
+        parts.append(f"temperature {temperature:g}")
         return printable(" | ".join([*parts, "/help"]))
 
     def figures(self) -> str | None:

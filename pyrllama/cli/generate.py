@@ -139,7 +139,7 @@ def generate(**values: Any) -> int:
 def _converse(options: Options, chat: InteractiveOptions) -> int:
     """Talk with the model as ``--start-interactive`` asks for."""
     check_no_prompt(options.prompt, options.prompt_file)
-    settings = chat.settings(options.sampling, options.max_tokens)
+    settings = chat.settings(as_dict(options.sampling), options.max_tokens)
     with options.load(max_seq_len=options.max_seq_len, quiet=options.quiet) as llama:
         return converse(llama, chat.interactive_system_prompt, settings, quiet=options.quiet)
 

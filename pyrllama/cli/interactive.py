@@ -22,10 +22,9 @@ from pyrllama.cli.terminal import note
 from pyrllama.errors import PromptError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from pyrllama.cli.options import Decorator
-    from pyrllama.core import Sampling
     from pyrllama.llama import Llama
 
 SYSTEM_PROMPT = (
@@ -69,7 +68,7 @@ class InteractiveOptions:
         """Take these options out of those of a command."""
         return cls(**{field.name: values.pop(field.name) for field in dataclasses.fields(cls)})
 
-    def settings(self, sampling: Sampling, max_tokens: int | None) -> ChatSettings:
+    def settings(self, sampling: Mapping[str, Any], max_tokens: int | None) -> ChatSettings:
         """Return how answers are made."""
         stops = self.interactive_stop or tuple(
             before + stop for stop in STOPS for before in _BEFORE_STOP

@@ -9,7 +9,7 @@ from support.chat_models import TEMPLATE, script, talking
 from support.fake_model import BOS, EOS
 
 from pyrllama.chat.conversation import ChatSettings, Conversation
-from pyrllama.core import FinishReason, Sampling
+from pyrllama.core import FinishReason
 from pyrllama.errors import MessageError, PromptTooLongError
 
 if TYPE_CHECKING:
@@ -19,10 +19,14 @@ LONG = 128
 
 
 def begin(llama: Llama, system: str | None = None, **settings: object) -> Conversation:
-    changed = {"template": TEMPLATE, "sampling": Sampling(temperature=0), **settings}
+    changed = {"template": TEMPLATE, "sampling": {"temperature": 0}, **settings}
     conversation = Conversation(llama, ChatSettings(**changed))  # type: ignore[arg-type]
     conversation.system = system
     return conversation
+
+
+def said(conversation: Conversation) -> list[str]:
+    return [message["content"] for message in conversation.messages]
 
 
 def prompt(*texts: str) -> list[int]:
@@ -42,7 +46,7 @@ def test_turns_build_on_each_other() -> None:
     assert list(answer.prompt) == prompt("[a]", "one", "[b]")
     assert [token.text for token in answer] == ["t", "w", "o", ""]
     assert answer.completion().finish is FinishReason.STOP
-    assert [message["content"] for message in conversation.messages] == ["a", "one", "b", "two"]
+    assert said(conversation) == ["a", "one", "b", "two"]
     assert conversation.state == (len(prompt("[a]", "one", "[b]", "two")), 64)
 
 
@@ -94,19 +98,19 @@ def test_retry_undo_and_clear() -> None:
     conversation = begin(talking(answers))
     list(conversation.ask("a"))
     list(conversation.retry())
-    assert [message["content"] for message in conversation.messages] == ["a", "one"]
+    assert said(conversation) == ["a", "one"]
     assert conversation.last_question == "a"
     assert conversation.undo() == "a"
-    assert len(conversation.messages) == 0
+    assert said(conversation) == []
     assert begin(talking()).last_question is None
     for empty in (conversation.undo, conversation.retry):
         with pytest.raises(MessageError, match="there is nothing yet"):
             empty()
     list(conversation.ask("bbbbb"))
-    assert conversation.messages[1]["content"] == "two"
+    assert said(conversation) == ["bbbbb", "two"]
     conversation.system = "s"
     conversation.clear()
-    assert [message["content"] for message in conversation.messages] == ["s"]
+    assert said(conversation) == ["s"]
     assert conversation.state.tokens == 0
 
 
@@ -116,7 +120,7 @@ def test_a_message_that_does_not_fit_leaves_no_trace() -> None:
         PromptTooLongError, match="the prompt has 103 tokens, but the context holds 64"
     ):
         conversation.ask("a" * 100)
-    assert conversation.messages == ()
+    assert said(conversation) == []
     conversation.ask("a").close()
     conversation.replace([{"role": "user", "content": "b" * 100}])
     with pytest.raises(PromptTooLongError):
@@ -191,7 +195,7 @@ def test_a_shift_keeps_characters_whole() -> None:
 
 
 def test_seeds_go_on_over_a_shift() -> None:
-    sampling = Sampling(temperature=50.0, top_k=0, seed=2**64 - 1)
+    sampling = {"temperature": 50.0, "top_k": 0, "seed": 2**64 - 1}
     texts = set()
     for _ in range(2):
         conversation = begin(talking(), sampling=sampling, context_shift=True, max_tokens=150)
