@@ -22,6 +22,8 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class Answer(Iterator[Token]):
     """The tokens of one answer; the last one carries the reason of the end.
 
+    It ends as the stream that it comes from does, and also before a stop text or with one of
+    ``end_ids``.
     With ``keep``, a context that is full is shifted: of the tokens behind the first ``keep``
     ones the older half is dropped, and the answer goes on.
     """
@@ -33,12 +35,14 @@ class Answer(Iterator[Token]):
         *,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        end_ids: frozenset[int] = frozenset(),
         keep: int | None = None,
         on_end: Callable[[Answer], None] | None = None,
     ) -> None:
         self._start = start
         self.prompt = tuple(prompt)
         self._max_tokens = max_tokens
+        self._end_ids = end_ids
         self._keep = keep
         self._on_end = on_end
         self._stops = StopTexts(stop)
@@ -78,7 +82,10 @@ class Answer(Iterator[Token]):
             self.close()
             raise
         text, finish = token.text, token.finish
-        if finish is FinishReason.LENGTH and self._may_go_on():
+        if finish is None and token.id in self._end_ids:
+            self._stream.close()
+            finish = FinishReason.STOP
+        elif finish is FinishReason.LENGTH and self._may_go_on():
             # A character that is incomplete here is completed by what follows the shift.
             text, finish = text.rstrip(_REPLACEMENT), None
             self._shift()

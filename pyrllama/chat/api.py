@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyrllama.chat.answer import Answer
 from pyrllama.chat.messages import OPENING_ROLES, checked_messages, checked_tools
 from pyrllama.chat.template import ChatTemplate
+from pyrllama.errors import ChatTemplateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +28,12 @@ if TYPE_CHECKING:
 
 SEEDS = 2**64
 """Numbers that can be a seed."""
+_ANSWER = "Certainly."
+_EXCHANGE: list[Message] = [
+    {"role": "user", "content": "Really?"},
+    {"role": "assistant", "content": _ANSWER},
+]
+"""What is rendered to see how a template ends an answer."""
 
 
 class ChatPrompt(NamedTuple):
@@ -35,6 +43,8 @@ class ChatPrompt(NamedTuple):
     rendering: Rendering
     stop: tuple[str, ...]
     """Texts that end the answer in the template's form."""
+    end_ids: frozenset[int]
+    """Control tokens that end it in that form."""
 
 
 class Chat:
@@ -125,7 +135,8 @@ class Chat:
 
         def ended(answer: Answer) -> None:
             ids = answer.completion().tokens
-            said = ids[:-1] if ids and ids[-1] in self.tokenizer.stop_ids else ids
+            ends = self.tokenizer.stop_ids | prompt.end_ids
+            said = ids[:-1] if ids and ids[-1] in ends else ids
             if not answer.shifts:
                 self.chat_encoder.remember(prompt.rendering, prompt.tokens, said)
             if on_end is not None:
@@ -137,6 +148,7 @@ class Chat:
             prompt.tokens,
             max_tokens=max_tokens,
             stop=(*prompt.stop, *stop),
+            end_ids=prompt.end_ids,
             keep=keep,
             on_end=ended,
         )
@@ -158,7 +170,8 @@ class Chat:
         rendering = self.chat_encoder.renderer.render(
             compiled, checked, described, template_arguments
         )
-        return ChatPrompt(self.chat_encoder.encode(rendering), rendering, compiled.source.stop)
+        tokens = self.chat_encoder.encode(rendering)
+        return ChatPrompt(tokens, rendering, compiled.source.stop, self._end_ids(compiled))
 
     def chat_template(
         self, wanted: str | Path | TemplateSource | None = None, *, tools: bool = False
@@ -179,6 +192,30 @@ class Chat:
         from pyrllama.chat.encoder import ChatEncoder  # noqa: PLC0415
 
         return ChatEncoder(self.tokenizer)
+
+    def _end_ids(self, template: ChatTemplate) -> frozenset[int]:
+        """Return the control token that a template puts behind an answer, if it does.
+
+        It is what the model learned to end its turns with, and not every vocabulary tells.
+        """
+        if template.source not in self._ends:
+            try:
+                parts = self.chat_encoder.renderer.render(
+                    template, _EXCHANGE, add_generation_prompt=False
+                ).parts
+            except ChatTemplateError:  # it wants other messages, whose end it does not tell
+                parts = ()
+            behind = [
+                end
+                for part, end in pairwise(parts)
+                if isinstance(part, str) and part.strip().endswith(_ANSWER) and isinstance(end, int)
+            ]
+            self._ends[template.source] = frozenset(behind)
+        return self._ends[template.source]
+
+    @cached_property
+    def _ends(self) -> dict[TemplateSource, frozenset[int]]:
+        return {}
 
     @cached_property
     def _compiled(self) -> dict[TemplateSource, ChatTemplate]:

@@ -104,27 +104,33 @@ class Conversation:
     def ask(self, text: str) -> Answer:
         """Say something and return the answer, which becomes part of the conversation.
 
-        What came of an answer until it is closed is kept.  Raises what ``Llama.stream_chat``
+        What came of an answer until it is closed is kept; a question that got none gives way to
+        this one, for many templates want turns to alternate.  Raises what ``Llama.stream_chat``
         raises, and leaves the conversation as it was.
         """
+        self.close()
+        before = list(self._messages)
+        if before and before[-1]["role"] == "user":
+            self._messages.pop()
         self._messages.append({"role": "user", "content": text})
         try:
             return self._answered()
         except BaseException:
-            self._messages.pop()
+            self._messages = before
             raise
 
     def retry(self) -> Answer:
         """Answer the last question again; raises ``MessageError`` before the first one."""
+        self.close()
         starts = self._turn_starts()
         if not starts:
             raise MessageError("there is nothing yet to answer again")
-        replaced = self._messages[starts[-1] + 1 :]
+        before = list(self._messages)
         del self._messages[starts[-1] + 1 :]
         try:
             return self._answered()
         except BaseException:
-            self._messages += replaced
+            self._messages = before
             raise
 
     def undo(self) -> str:
@@ -132,6 +138,7 @@ class Conversation:
 
         Raises ``MessageError`` before the first one.
         """
+        self.close()
         starts = self._turn_starts()
         if not starts:
             raise MessageError("there is nothing yet to take back")
@@ -142,6 +149,7 @@ class Conversation:
 
     def clear(self) -> None:
         """Forget all turns; the system prompt stays."""
+        self.close()
         del self._messages[self._opening() :]
         self.dropped = self.dropped_now = 0
         self.answer = None
@@ -151,6 +159,11 @@ class Conversation:
         checked = checked_messages(messages) if messages else []
         self.clear()
         self._messages = checked
+
+    def close(self) -> None:
+        """End an answer that is still on its way; what came of it is kept."""
+        if self.answer is not None:
+            self.answer.close()
 
     def prompt_tokens(self, dropped: int = 0) -> list[int]:
         """Return the prompt's ids for the messages as they are, without the first turns."""

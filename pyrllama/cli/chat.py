@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +161,9 @@ def chat(**values: Any) -> int:
     with options.load(
         max_seq_len=options.max_seq_len, quiet=quiet, usual_seq_len=CHAT_MAX_SEQ_LEN
     ) as llama:
-        llama.chat_template(settings.template)  # before the user has typed anything
+        # Found and compiled before anything is typed, and a file is not read again.
+        template = llama.chat_template(settings.template).source
+        settings = dataclasses.replace(settings, template=template)
         conversation = Conversation(llama, settings, messages)
         if options.system is not None:
             conversation.system = options.system

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from support.chat_models import TEMPLATE, script, talking
+from support.chat_models import EOT, TEMPLATE, script, talking
 from support.fake_model import BOS
 
 import pyrllama
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from pyrllama.llama import Llama
 
+HELLO = [{"role": "user", "content": "a"}]
 DOG = [{"role": "user", "content": "Tell me a story about a dog and a red ball."}]
 
 
@@ -65,6 +66,23 @@ def test_a_model_without_a_template() -> None:
         llama.chat([{"role": "user", "content": "a"}])
     completion = llama.chat([{"role": "user", "content": "a"}], template=TEMPLATE, temperature=0)
     assert completion.text == "b"
+
+
+def test_an_answer_ends_where_the_template_ends_one() -> None:
+    """Also where the vocabulary does not tell that the token ends a turn."""
+    text = "{% for m in messages %}{{ m.content }}{{ '<turn>' if m.role != 'user' }}{% endfor %}"
+    template = TemplateSource(text, "test")
+    llama = talking(script([BOS, *b"a"], "b", end=False) | {3: EOT})
+    assert llama.chat_prompt(HELLO, template=template).end_ids == {EOT}
+    completion = llama.chat(HELLO, template=template, temperature=0)
+    assert completion.finish is FinishReason.STOP
+    assert completion.tokens == (98, EOT)
+
+
+def test_a_template_that_wants_other_messages_tells_no_end() -> None:
+    text = "{{ raise_exception('') if messages | length > 1 else messages[0].content }}"
+    template = TemplateSource(text, "test")
+    assert talking().chat_prompt(HELLO, template=template).end_ids == frozenset()
 
 
 def test_wrong_messages(stories: Llama) -> None:

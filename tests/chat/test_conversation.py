@@ -52,12 +52,12 @@ def test_turns_build_on_each_other() -> None:
 
 def test_the_system_prompt_comes_first_and_can_be_changed() -> None:
     conversation = begin(talking(), system="s")
-    conversation.ask("a").close()
+    next(conversation.ask("a"))
     conversation.system = "t"
-    assert bytes(conversation.ask("b").prompt[1:]) == b"(t)[a][b]"
+    assert bytes(conversation.ask("b").prompt[1:8]) == b"(t)[a]" + said(conversation)[2].encode()
     conversation.system = None
     assert conversation.system is None
-    assert bytes(conversation.ask("c").prompt[1:]) == b"[a][b][c]"
+    assert bytes(conversation.ask("c").prompt[1:4]) == b"[a]"
 
 
 def test_an_answer_that_is_stopped_is_kept() -> None:
@@ -71,6 +71,26 @@ def test_an_answer_that_is_stopped_is_kept() -> None:
     assert conversation.messages[1] == {"role": "assistant", "content": "one"}
     assert answer.completion().finish is FinishReason.CANCELLED
     assert conversation.state.tokens == len(prompt("[a]")) + 4
+
+
+def test_a_question_without_an_answer_gives_way() -> None:
+    conversation = begin(talking(), system="s")
+    conversation.ask("a").close()
+    answer = conversation.ask("b")
+    assert bytes(answer.prompt[1:]) == b"(s)[b]"
+    with pytest.raises(PromptTooLongError):
+        conversation.ask("c" * 100)
+    assert said(conversation) == ["s", "b"]
+
+
+def test_an_answer_on_its_way_ends_when_the_next_is_asked_for() -> None:
+    conversation = begin(talking(script(prompt("[a]"), "one")))
+    next(conversation.ask("a"))
+    conversation.ask("b")
+    assert said(conversation) == ["a", "o", "b"]
+    conversation.retry()
+    conversation.undo()
+    assert said(conversation) == ["a", "o"]
 
 
 def test_stop_texts_end_an_answer() -> None:

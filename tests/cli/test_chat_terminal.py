@@ -139,7 +139,7 @@ def test_messages_over_several_lines(talk: Talk, tmp_path: Path) -> None:
 
 def test_ctrl_c_stops_an_answer_and_keeps_it(tmp_path: Path) -> None:
     path = tmp_path / "talk.json"
-    with terminal("chat", "--temperature", "0", "--no-history", "--no-markdown") as shown:
+    with terminal("chat", "--temperature", "0", "--no-history") as shown:
         talk = Talk(shown)
         shown.type(DOG + ENTER)
         shown.wait_for("Once upon")

@@ -13,7 +13,9 @@ from pyrllama.tokenizer.special import SpecialTokens
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-CONTROL = {"<s>": BOS, "</s>": EOS}
+EOT = 7
+"""A byte that is a control token of which nobody says that it ends a turn."""
+CONTROL = {"<s>": BOS, "</s>": EOS, "<turn>": EOT}
 TEMPLATE = TemplateSource(
     "<s>{% for m in messages %}{% if m.role == 'system' %}({{ m.content }})"
     "{% elif m.role == 'user' %}[{{ m.content }}]{% else %}{{ m.content }}</s>{% endif %}"
