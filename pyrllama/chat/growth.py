@@ -9,7 +9,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from pyrllama.chat.meter import MEMBER_WEIGHT, LimitError, Meter
+from pyrllama.chat.meter import (
+    MAX_INPUT_WEIGHT,
+    MAX_WEIGHT,
+    MEMBER_WEIGHT,
+    LimitError,
+    Meter,
+    weigh,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -27,7 +34,7 @@ _WIDE_PERCENT = re.compile(r"%[^%a-zA-Z]*(\d{4}|\*)")
 def check_operation(meter: Meter, operator: str, left: Any, right: Any) -> None:
     """Refuse what an operator would make if that is too much."""
     if operator == "%" and isinstance(left, str):
-        check_percent(left)
+        _check_percent(meter, left, right)
     elif operator == "+":
         _check_sum(meter, left, right)
     elif operator == "*":
@@ -65,19 +72,31 @@ def replace(meter: Meter, text: str, old: str, new: str, count: int = -1) -> str
     return text.replace(old, new, count)
 
 
-def check_braces(text: str) -> None:
-    """Refuse a text for ``str.format`` that makes columns wide."""
+def formatted(
+    meter: Meter, text: str, method: Callable[..., str], *args: Any, **kwargs: Any
+) -> str:
+    """Do what ``str.format`` does; ``method`` is the sandbox's own."""
     _check_format(text, _WIDE_FORMAT)
+    meter.reserve(text.count("{") * weigh([args, kwargs], MAX_WEIGHT))
+    return method(*args, **kwargs)
 
 
-def check_percent(text: str) -> None:
-    """Refuse a text for the operator ``%`` that makes columns wide."""
+def check_json(meter: Meter, value: Any, indent: Any, separators: Any) -> None:
+    """Refuse JSON whose members would be set far apart."""
+    between = 0
+    if indent is not None:
+        _check_count("indent", indent, MAX_WIDTH)
+        between += abs(indent)
+    for separator in separators or ():
+        _check_count("separator", len(separator), MAX_WIDTH)
+        between += len(separator)
+    meter.reserve(weigh(value, MAX_INPUT_WEIGHT) * (1 + between))
+
+
+def _check_percent(meter: Meter, text: str, values: Any) -> None:
+    """Refuse what the operator ``%`` makes of wide columns or of values that come often."""
     _check_format(text, _WIDE_PERCENT)
-
-
-def check_indent(width: Any) -> None:
-    """Refuse a wide indentation."""
-    _check_count("indent", width, MAX_WIDTH)
+    meter.reserve(text.count("%") * weigh(values, MAX_WEIGHT))
 
 
 def _listed(meter: Meter, value: Any, d: str = "", attribute: Any = None) -> list[Any]:  # noqa: ARG001
@@ -108,8 +127,8 @@ def _check_round(meter: Meter, value: Any, precision: Any = 0, *args: Any, **kwa
     return value
 
 
-def _check_columns(meter: Meter, value: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG001
-    check_percent(str(value))
+def _check_columns(meter: Meter, value: Any, *args: Any, **kwargs: Any) -> Any:
+    _check_percent(meter, str(value), [args, kwargs])
     return value
 
 

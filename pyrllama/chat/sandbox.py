@@ -20,7 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, pass_context
 
 from pyrllama.chat import growth
-from pyrllama.chat.meter import MEMBER_WEIGHT, LimitError, Meter, weigh
+from pyrllama.chat.meter import LimitError, Meter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -173,7 +173,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             if attribute == "replace":
                 return partial(growth.replace, self.meter, obj)
             if attribute == "format":
-                return partial(_format, obj, value)
+                return partial(growth.formatted, self.meter, obj, value)
         return value
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -216,9 +216,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         sort_keys: bool = False,
     ) -> str:
         """Write JSON as transformers does: no HTML escapes, and Unicode as it is."""
-        if indent is not None:
-            growth.check_indent(indent)
-            self.meter.reserve(weigh(value, MEMBER_WEIGHT << 20) * (1 + indent))
+        growth.check_json(self.meter, value, indent, separators)
         options = {"indent": indent, "separators": separators, "sort_keys": sort_keys}
         text = json.dumps(value, ensure_ascii=ensure_ascii, **options)
         return self.meter.charge(text)
@@ -227,11 +225,6 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         if len(format) > MAX_TIME_FORMAT or self.now is None:
             raise LimitError(f"a format of a time has more than {MAX_TIME_FORMAT} characters")
         return self.now.strftime(format)
-
-
-def _format(text: str, formatted: Callable[..., str], *args: Any, **kwargs: Any) -> str:
-    growth.check_braces(text)
-    return formatted(*args, **kwargs)
 
 
 def _raise_exception(message: object) -> None:

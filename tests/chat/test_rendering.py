@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyrllama.chat.forms import FORMS
@@ -88,6 +88,7 @@ def test_published_templates_make_of_messages_what_they_always_do(data: Path) ->
     assert compared > 300
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("<|>[/]sINTeo_idt ", max_size=12), min_size=3, max_size=3))
 def test_no_way_to_spell_a_token(contents: list[str]) -> None:
     """Neither within a message, nor over the seam of two that a template joins."""

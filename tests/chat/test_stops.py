@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyrllama.chat.stops import StopTexts
@@ -31,6 +31,7 @@ def test_pieces(
     assert texts.found == found
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
     st.lists(st.text("abc", max_size=3), max_size=12),
