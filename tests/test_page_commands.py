@@ -6,6 +6,7 @@ work is made small; the options are those of the page.
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING
 
 import pytest
@@ -99,6 +100,7 @@ def test_a_command_of_the_pages(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)  # for what a command writes
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # nobody says anything
     story = tmp_path / "story.txt"
     story.write_text("Once upon a time" if "--prompt-file" in arguments else STORY, "utf-8")
     status = main(runnable(arguments, story))
