@@ -82,6 +82,28 @@ class PromptTooLongError(PromptError):
         self.max_seq_len = max_seq_len
 
 
+class ChatTemplateError(RllamaError):
+    """A chat template is missing, broken, or refuses a conversation; lines count from 1."""
+
+    def __init__(self, origin: str, problem: str, line: int | None = None) -> None:
+        where = "" if line is None else f", line {line}"
+        super().__init__(f"{origin}{where}: the chat template {problem}")
+        self.origin = origin
+        self.line = line
+
+
+class MessageError(RllamaError, ValueError):
+    """A message or tool of a conversation is not what it must be."""
+
+
+class ConversationFileError(RllamaError):
+    """A saved conversation cannot be read or written."""
+
+    def __init__(self, path: str | os.PathLike[str], problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+
+
 class CacheFullError(RllamaError):
     """The KV cache has no free block for the requests that are running."""
 

@@ -15,10 +15,13 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
+from pyrllama.chat.api import Chat
+from pyrllama.chat.sources import Templates
 from pyrllama.core import Completion, FinishReason, Token
 from pyrllama.engine import Engine
 from pyrllama.errors import PromptError, SettingError
 from pyrllama.loading import (
+    DEFAULT_MAX_SEQ_LEN,
     Backend,
     context_length,
     load_model,
@@ -140,7 +143,7 @@ class TokenStream(Iterator[Token]):
         )
 
 
-class Llama:
+class Llama(Chat):
     """A loaded model with its tokenizer; a context manager that frees both.
 
     Texts may be streamed side by side, but only from one thread.
@@ -151,6 +154,7 @@ class Llama:
         model: Model,
         tokenizer: Tokenizer,
         max_seq_len: int,
+        templates: Templates | None = None,
         *,
         model_settings: Mapping[str, Any] | None = None,
         prefixes: PrefixCache | None = None,
@@ -159,6 +163,7 @@ class Llama:
         self.config: ModelConfig = model.config
         self.tokenizer = tokenizer
         self.max_seq_len = max_seq_len
+        self.templates = templates
         self.model = model
         # A generated BOS is where training began the next text, so it ends this one too.
         bos = frozenset() if tokenizer.bos_id is None else frozenset({tokenizer.bos_id})
@@ -399,6 +404,7 @@ def load(
     lookup: bool = False,
     draft_model: str | os.PathLike[str] | None = None,
     on_note: Callable[[str], None] | None = None,
+    usual_seq_len: int = DEFAULT_MAX_SEQ_LEN,
 ) -> Llama:
     """Load a checkpoint, a file or a folder in any format that is read, and its tokenizer.
 
@@ -410,8 +416,8 @@ def load(
     ``quantize`` names the type to convert the weights to (a key of ``WEIGHT_TYPES``); None
     keeps the checkpoint's own.  ``kv_type`` is that of the KV cache: ``"f16"``, ``"f32"``,
     which takes twice the memory and rounds nothing, or ``"q8_0"``, which takes half of it.
-    ``max_seq_len`` counts prompt and continuation together, by default 1024 or the model's
-    whole context if that is less.
+    ``max_seq_len`` counts prompt and continuation together, by default ``usual_seq_len`` or
+    the model's whole context if that is less.
     ``on_memory`` is told, before a weight is read, how much memory the model needs;
     ``check_memory`` refuses one that cannot fit into what is free.
 
@@ -438,7 +444,7 @@ def load(
     path = local_path(path, progress=progress is not None)
     with open_checkpoint(path, _optional(param_path)) as checkpoint:
         config = checkpoint.config
-        length = context_length(config, max_seq_len)
+        length = context_length(config, max_seq_len, usual_seq_len)
         file = find_tokenizer(path, _optional(tokenizer_path), config.vocab_size)
         tokenizer = load_tokenizer(file, checkpoint.metadata if file == path else None)
         check_tokenizer(tokenizer, config.vocab_size, file)
@@ -466,10 +472,12 @@ def load(
             model.close()
             raise
         settings = checkpoint.sampling_settings()
+        templates = Templates(path, checkpoint.metadata, None if file == path else file)
     return Llama(
         model,
         tokenizer,
         length,
+        templates,
         model_settings=settings,
         prefixes=prefixes,
         speculation=speculation,

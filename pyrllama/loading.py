@@ -25,6 +25,8 @@ Progress = Callable[[int, int], None]
 
 DEFAULT_MAX_SEQ_LEN = 1024
 """Tokens of context unless told otherwise, as in the original RLLaMA."""
+CHAT_MAX_SEQ_LEN = 4096
+"""The same for conversations, which grow."""
 
 WEIGHT_TYPES = {
     member.name.lower(): member
@@ -226,10 +228,15 @@ def parse_kv_type(name: str | TensorType) -> TensorType:
     return KV_TYPES[name.lower()]
 
 
-def context_length(config: ModelConfig, wanted: int | None) -> int:
-    """Return how many tokens a sequence may have; raises ``SettingError`` beyond the model's."""
+def context_length(
+    config: ModelConfig, wanted: int | None, usual: int = DEFAULT_MAX_SEQ_LEN
+) -> int:
+    """Return how many tokens a sequence may have; raises ``SettingError`` beyond the model's.
+
+    ``usual`` is taken if nothing is wanted and the model has as many.
+    """
     if wanted is None:
-        return min(config.context_length, DEFAULT_MAX_SEQ_LEN)
+        return min(config.context_length, usual)
     if not 1 <= wanted <= config.context_length:
         raise SettingError(
             "max_seq_len", wanted, f"from 1 to the model's context of {config.context_length}"

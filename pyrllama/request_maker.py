@@ -25,19 +25,27 @@ CACHED_CONSTRAINTS = 16
 """Structures whose compiled grammar is kept."""
 
 
-class GenerationSettings(SamplingSettings, total=False):
-    """What a caller may say of a generation besides its prompt and its length.
+class WritingSettings(SamplingSettings, total=False):
+    """What a caller may say of how a text is written.
 
-    ``stop`` is a string or several that end the text, which is cut before them; ``logprobs``
-    is how many of the likeliest tokens to report with each token.  One of ``json_schema`` (a
-    dictionary or its JSON), ``regex`` and ``grammar`` (GBNF or Lark) is what the text must match.
+    ``logprobs`` is how many of the likeliest tokens to report with each token.  One of
+    ``json_schema`` (a dictionary or its JSON), ``regex`` and ``grammar`` (GBNF or Lark) is what
+    the text must match.
     """
 
-    stop: str | Sequence[str]
     logprobs: int
     json_schema: str | Mapping[str, Any] | bool | None
     regex: str | None
     grammar: str | None
+
+
+class GenerationSettings(WritingSettings, total=False):
+    """What a caller may say of a generation besides its prompt and its length.
+
+    ``stop`` is a string or several that end the text, which is cut before them.
+    """
+
+    stop: str | Sequence[str]
 
 
 class Asked(NamedTuple):

@@ -6,12 +6,14 @@ work is made small; the options are those of the page.
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING
 
 import pytest
 from support.markdown import fenced_blocks
 from test_docs import PAGES, ROOT, commands
 
+from pyrllama.chat.files import save_messages
 from pyrllama.cli import main
 from pyrllama.data import default_model_path
 
@@ -22,6 +24,7 @@ SHELL = {"sh", "bash", "console", "shell"}
 STORY = "Once upon a time there was a dog. The dog had a red ball and liked to run. " * 80
 SMALL = {
     "generate": ["--max-tokens", "2"],
+    "chat": ["--prompt", "Hi", "--max-tokens", "2"],
     "bench": ["--prompt-tokens", "4", "--generate-tokens", "2", "--repetitions", "1"],
     "perplexity": ["--chunks", "1"],
     "imatrix": ["--chunks", "1"],
@@ -60,6 +63,8 @@ def page_commands() -> list[list[str]]:
 
 def runnable(arguments: list[str], story: Path) -> list[str]:
     """Return a command with the packaged model in place of the page's."""
+    conversation = story.with_name("conversation.json")
+    save_messages(conversation, [{"role": "user", "content": "Hi"}])
     replaced = {
         "--model-path": str(default_model_path()),
         "--shape": str(default_model_path()),
@@ -67,6 +72,7 @@ def runnable(arguments: list[str], story: Path) -> list[str]:
         "--file": str(story),
         "--text": str(story),
         "--prompt-file": str(story),
+        "--load": str(conversation),
     }
     words, out = iter(arguments), []
     for word in words:
@@ -94,6 +100,7 @@ def test_a_command_of_the_pages(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)  # for what a command writes
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # nobody says anything
     story = tmp_path / "story.txt"
     story.write_text("Once upon a time" if "--prompt-file" in arguments else STORY, "utf-8")
     status = main(runnable(arguments, story))

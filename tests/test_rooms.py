@@ -38,7 +38,7 @@ MAY_KNOW = {
     "request_maker": NOUNS | {"sampling_settings", "stop_strings", "structured", "tokenizer"},
 }
 """Rooms that do not know who uses them; ``llama``, ``cli`` and the like put them together."""
-ONLY_THE_COMMAND_LINE = {"click", "rich"}
+ONLY_THE_COMMAND_LINE = {"click", "prompt_toolkit", "rich"}
 
 
 def sources(room: str) -> list[Path]:

@@ -28,6 +28,7 @@ Examples:
   rllama --model-path model.gguf --prompt-file story.txt --temperature 0
   rllama --tokenizer-path LLaMA/tokenizer.model --model-path LLaMA/7B \\
          --param-path LLaMA/7B/params.json --f16 --prompt "The meaning of life is"
+  rllama chat --model-path model.gguf
   rllama inspect model.gguf
   rllama bench --shape 7b --quantize q4_0
   rllama perplexity --model-path model.gguf --file wiki.test.raw
@@ -53,6 +54,7 @@ COMMANDS = LazyCommands(
     dict.fromkeys(
         (
             "generate",
+            "chat",
             "inspect",
             "bench",
             "perplexity",

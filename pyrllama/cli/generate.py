@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyrllama.cli import figures
+from pyrllama.cli.interactive import (
+    InteractiveOptions,
+    check_no_prompt,
+    converse,
+    interactive_options,
+)
 from pyrllama.cli.model import ModelOptions, model_options
 from pyrllama.cli.options import PATH
 from pyrllama.cli.prompt import read_prompt
@@ -59,6 +65,7 @@ class Options(ModelOptions, ReuseOptions):
 @click.command(epilog=EPILOG, short_help="Continue a prompt (the default).")
 @model_options()
 @reuse_options()
+@interactive_options()
 @click.option("--prompt", help="Text to continue; an empty one starts from the BOS token.")
 @click.option(
     "--prompt-file", type=PATH, help="File with the prompt in UTF-8; - is standard input."
@@ -87,7 +94,10 @@ class Options(ModelOptions, ReuseOptions):
 )
 def generate(**values: Any) -> int:
     """Continue a prompt with a model, and print the text as it comes."""
+    chat = InteractiveOptions.taken_from(values)
     options = Options(sampling=SamplingOptions.taken_from(values), **values)
+    if chat.start_interactive:
+        return _converse(options, chat)
     prompt = read_prompt(options.prompt, options.prompt_file)
     settings = options.sampling.settings()
     quiet = options.quiet or options.as_json
@@ -118,6 +128,15 @@ def _print_texts(llama: Llama, streams: list[TokenStream], prompt: str, options:
         if status:
             break
     return status
+
+
+def _converse(options: Options, chat: InteractiveOptions) -> int:
+    """Talk with the model as ``--start-interactive`` asks for."""
+    check_no_prompt(options.prompt, options.prompt_file)
+    settings = chat.settings(options.sampling, options.max_tokens)
+    reuse = options.settings(options.chosen_backend, quiet=options.quiet)
+    with options.load(max_seq_len=options.max_seq_len, quiet=options.quiet, **reuse) as llama:
+        return converse(llama, chat.interactive_system_prompt, settings, quiet=options.quiet)
 
 
 def _print_text(llama: Llama, stream: TokenStream, prompt: str, options: Options) -> int:

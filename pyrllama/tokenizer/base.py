@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import codecs
 from abc import ABC, abstractmethod
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pyrllama.errors import TokenizerError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 _LONGEST_CHARACTER = 4
 """Bytes of the longest UTF-8 character."""
@@ -31,6 +32,8 @@ class Tokenizer(ABC):
     """Whether the model expects its prompts to start with BOS."""
     kind: str
     """The format, for people: ``"SentencePiece BPE"``, ``"GGUF llama-bpe"``."""
+    control: Mapping[str, int] = MappingProxyType({})
+    """The control tokens by spelling: they stand for themselves where ``special`` is asked for."""
     drops_first_space = False
     """Whether the space that encoding puts before a text is taken off when decoding."""
 

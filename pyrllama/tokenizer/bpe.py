@@ -61,6 +61,7 @@ class BytePairTokenizer(Tokenizer):
         self._ids = tokens
         self._pair_rank = pair_rank
         self._rules = rules
+        self.control = control
         self._always = SpecialTokens(user_defined)
         self._special = SpecialTokens({**user_defined, **control})
         self._silent = frozenset(control.values())

@@ -46,6 +46,7 @@ class JsonTokenizer(Tokenizer):
         self.drops_first_space = self._decoder.drops_first_space
         added = self._model.get_added_tokens_decoder()
         self._added = {i: b"" if t.special else t.content.encode() for i, t in added.items()}
+        self.control = {t.content: i for i, t in added.items() if t.special and t.content}
         self.vocab_size = 1 + max(self._model.get_vocab().values(), default=-1)
         self._set_roles({token.content: i for i, token in added.items()}, folder)
 

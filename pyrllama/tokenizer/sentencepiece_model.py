@@ -113,7 +113,8 @@ class SentencePieceTokenizer(Tokenizer):
         self.kind = kind
         self.drops_first_space = add_space_prefix
         unknown = self._model.unk_id()
-        self._special = SpecialTokens(special | {self._pieces[unknown]: unknown})
+        self.control = special | {self._pieces[unknown]: unknown}
+        self._special = SpecialTokens(self.control)
 
     def _encode(self, text: str, special: bool) -> list[int]:
         if not special:
