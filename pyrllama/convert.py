@@ -18,7 +18,8 @@ import numpy as np
 from pyrllama.checkpoints.gguf_writer import PendingTensor, write_gguf
 from pyrllama.core import TensorInfo, TensorType
 from pyrllama.errors import SettingError
-from pyrllama.models.llama import ROPE_FACTORS, expected_tensors, rope_frequencies
+from pyrllama.models.llama import expected_tensors
+from pyrllama.models.rope import ROPE_FACTORS, rope_frequencies
 from pyrllama.quants import RUNNABLE, block_size, dequantize, quantize, runnable_names
 from pyrllama.tokenizer.to_gguf import vocabulary_metadata
 

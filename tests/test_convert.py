@@ -15,9 +15,9 @@ from pyrllama.checkpoints import open_checkpoint
 from pyrllama.checkpoints.gguf_file import GgufFile
 from pyrllama.checkpoints.llama2c import Llama2cCheckpoint
 from pyrllama.convert import export_gguf
-from pyrllama.core import RopeScaling, TensorType
+from pyrllama.core import Llama3Rope, TensorType
 from pyrllama.errors import SettingError, TokenizerError
-from pyrllama.models.llama import ROPE_FACTORS, rope_frequencies
+from pyrllama.models.rope import ROPE_FACTORS, rope_frequencies
 from pyrllama.quants import dequantize, quantize
 from pyrllama.tokenizer import load_tokenizer
 from pyrllama.tokenizer.sentencepiece_model import Piece, PieceType, bpe_model
@@ -170,7 +170,7 @@ def test_the_vocabulary_of_a_gguf_file_is_taken_over(tmp_path: Path, tokenizer: 
 
 
 def test_stretched_rope_becomes_stored_factors(tmp_path: Path, tokenizer: Path) -> None:
-    config = config_of(rope_scaling=RopeScaling(original_context=64))
+    config = config_of(rope_scaling=Llama3Rope(original_context=64))
     path = tmp_path / "model.gguf"
     export_gguf(checkpoint_of(config), tokenizer, path, TensorType.F32)
     with open_checkpoint(path) as checkpoint:

@@ -11,7 +11,8 @@ from support.tiny_models import GOLDEN, tiny_config
 from pyrllama.core import TensorInfo, TensorType
 from pyrllama.errors import SettingError
 from pyrllama.mixtures import Mixture, parse_mixture, tensor_types
-from pyrllama.models.llama import OUTPUT, ROPE_FACTORS, expected_tensors
+from pyrllama.models.llama import OUTPUT, expected_tensors
+from pyrllama.models.rope import ROPE_FACTORS
 
 MODELS: dict[str, dict[str, Any]] = json.loads((GOLDEN / "mixtures.json").read_text("utf-8"))
 IMPORTANCE = " imatrix"

@@ -14,11 +14,11 @@ import pyrllama
 from pyrllama.checkpoints import open_checkpoint
 from pyrllama.checkpoints.gguf_file import GgufFile
 from pyrllama.convert import export_gguf
-from pyrllama.core import RopeScaling, TensorType
+from pyrllama.core import Llama3Rope, TensorType
 from pyrllama.errors import CorruptFileError, SettingError, TensorError, UnsupportedTypeError
 from pyrllama.importance import Importance
 from pyrllama.mixtures import Mixture
-from pyrllama.models.llama import ROPE_FACTORS
+from pyrllama.models.rope import ROPE_FACTORS
 from pyrllama.quantize import quantize_checkpoint
 from pyrllama.quants import dequantize, quantize_fitted
 from pyrllama.tokenizer.sentencepiece_model import Piece, PieceType, bpe_model
@@ -213,7 +213,7 @@ def test_importance_of_another_model(tmp_path: Path, tokenizer: Path) -> None:
 
 
 def test_stretched_rope_is_stored(tmp_path: Path, tokenizer: Path) -> None:
-    source, path = checkpoint_of(rope_scaling=RopeScaling(original_context=64)), tmp_path / "m"
+    source, path = checkpoint_of(rope_scaling=Llama3Rope(original_context=64)), tmp_path / "m"
     quantize_checkpoint(source, tokenizer, path, Mixture.Q8_0)
     with open_checkpoint(path) as checkpoint:
         assert checkpoint.tensors[ROPE_FACTORS].shape == (32,)

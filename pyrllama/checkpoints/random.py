@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyrllama.checkpoints.base import Checkpoint
-from pyrllama.core import ModelConfig, RopeScaling, Tensor, TensorInfo, TensorType
+from pyrllama.core import Llama3Rope, ModelConfig, Tensor, TensorInfo, TensorType
 from pyrllama.errors import SettingError, TensorError
-from pyrllama.models.llama import OUTPUT, ROPE_FACTORS, expected_tensors
+from pyrllama.models.llama import OUTPUT, expected_tensors
+from pyrllama.models.rope import ROPE_FACTORS
 from pyrllama.quants import RUNNABLE, quantize, row_bytes, runnable_names
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ SHAPES: dict[str, ModelConfig] = {
         norm_eps=1e-5,
         rope_theta=500_000.0,
         context_length=131_072,
-        rope_scaling=RopeScaling(factor=32.0),
+        rope_scaling=Llama3Rope(factor=32.0),
     ),
     "110m": ModelConfig(
         architecture="llama",

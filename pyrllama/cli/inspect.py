@@ -28,7 +28,7 @@ from pyrllama.errors import (
     UnsupportedModelError,
 )
 from pyrllama.kvcache import blocks_for
-from pyrllama.models.llama import ROPE_FACTORS
+from pyrllama.models.rope import ROPE_FACTORS
 from pyrllama.quants import row_bytes
 from pyrllama.tokenizer import find_tokenizer, load_tokenizer
 

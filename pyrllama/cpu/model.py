@@ -18,7 +18,8 @@ from pyrllama.cpu.square_sums import LAYER_INPUTS, SquareSums
 from pyrllama.cpu.team import Team, fitting_patience, fitting_threads
 from pyrllama.cpu.weights import Matrices, read_vector
 from pyrllama.errors import BackendError, SettingError
-from pyrllama.models.llama import OUTPUT, ROPE_FACTORS, TOKEN_EMBEDDING, rope_table
+from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING
+from pyrllama.models.rope import ROPE_FACTORS, rope_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -48,7 +48,9 @@ class ReferenceBackend:
         self.kv_bytes_per_token = cached_numbers * np.dtype(np.float32).itemsize
         self._weights = weights
         self._squares: dict[int, NDArray[np.float64]] = {}
-        self._model = ReferenceModel(self.config, weights, self.n_blocks, matmul=self._multiply)
+        self._model = ReferenceModel(
+            self.config, weights, self.n_blocks, matmul=self._multiply, max_seq_len=max_seq_len
+        )
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
         """Return the logits that the batch asks for, ``(n_outputs, vocab)``."""

@@ -12,23 +12,22 @@ from sentencepiece import SentencePieceProcessor
 from support.cpu_models import cpu_model, reference_of
 from support.kernels import QUANTISED, TYPES, each_exact_isa, each_isa, use_isa
 from support.tiny_models import (
-    FIXTURE_FOLDERS,
     GOLDEN,
     MemoryCheckpoint,
     Weights,
     chunk_of,
     greedy,
-    load_fixture,
     logits_of,
     random_weights,
     tiny_config,
 )
+from support.transformers_models import FIXTURE_FOLDERS, load_fixture
 
 from pyrllama.checkpoints.llama2c import Llama2cCheckpoint
-from pyrllama.core import Batch, ModelConfig, RopeScaling, TensorType
+from pyrllama.core import Batch, Llama3Rope, ModelConfig, TensorType
 from pyrllama.cpu.model import load_model
 from pyrllama.cpu.target import Isa, chosen
-from pyrllama.models.llama import ROPE_FACTORS, rope_frequencies
+from pyrllama.models.rope import ROPE_FACTORS, rope_frequencies
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -148,7 +147,7 @@ def test_greedy_text_equals_what_llama2_c_expects(
 
 @each_exact_isa
 def test_stored_rope_factors_equal_the_scaling_that_they_state(isa: Isa) -> None:
-    scaled = tiny_config(head_dim=20, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 64))
+    scaled = tiny_config(head_dim=20, rope_scaling=Llama3Rope(8.0, 1.0, 4.0, 64))
     plain = tiny_config(head_dim=20)
     weights = random_weights(plain)
     factors = (rope_frequencies(plain) / rope_frequencies(scaled)).astype(np.float32)

@@ -8,16 +8,8 @@ import numpy as np
 import pytest
 from sentencepiece import SentencePieceProcessor
 from support.opencl_models import QUANTISED, each_type, opencl_model, reference_of
-from support.tiny_models import (
-    FIXTURE_FOLDERS,
-    GOLDEN,
-    chunk_of,
-    greedy,
-    load_fixture,
-    logits_of,
-    random_weights,
-    tiny_config,
-)
+from support.tiny_models import GOLDEN, chunk_of, greedy, logits_of, random_weights, tiny_config
+from support.transformers_models import FIXTURE_FOLDERS, load_fixture
 
 from pyrllama.checkpoints.llama2c import Llama2cCheckpoint
 from pyrllama.core import Batch, Chunk, TensorType

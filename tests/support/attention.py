@@ -14,7 +14,7 @@ from pyrllama.cpu.kv_memory import KvMemory
 from pyrllama.cpu.records import ACTIVATIONS, SPAN, STEP, Records
 from pyrllama.cpu.scratch import round_up
 from pyrllama.cpu.spans import Spans, attends_to_itself
-from pyrllama.models.llama import rope_table
+from pyrllama.models.rope import rope_table
 from pyrllama.reference import ops
 
 if TYPE_CHECKING:
