@@ -14,7 +14,7 @@ import pyrllama
 from pyrllama.checkpoints import open_checkpoint
 from pyrllama.checkpoints.gguf_file import GgufFile
 from pyrllama.convert import export_gguf
-from pyrllama.core import Llama3Rope, TensorType
+from pyrllama.core import Experts, Llama3Rope, TensorType
 from pyrllama.errors import CorruptFileError, SettingError, TensorError, UnsupportedTypeError
 from pyrllama.importance import Importance
 from pyrllama.mixtures import Mixture
@@ -296,3 +296,21 @@ def test_a_hugging_face_folder(tmp_path: Path, data: Path) -> None:
         constants = {"norm_eps": pytest.approx(config.norm_eps)}
         assert dataclasses.asdict(checkpoint.config) == dataclasses.asdict(config) | constants
         assert checkpoint.metadata["general.name"] == "tiny-random-llama-hf"
+
+
+def test_experts_are_quantised_and_their_router_is_not(tmp_path: Path, tokenizer: Path) -> None:
+    source = checkpoint_of(
+        architecture="qwen3moe", qk_norm=True, experts=Experts(4, 2), ffn_dim=256
+    )
+    path = tmp_path / "m.gguf"
+    done = quantize_checkpoint(source, tokenizer, path, Mixture.Q4_K_S)
+    types = {tensor.name: tensor.type for tensor in done.tensors}
+    assert types["blk.1.ffn_up_exps.weight"] is TensorType.Q4_K
+    assert types["blk.1.ffn_gate_inp.weight"] is TensorType.F32
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.config.experts == Experts(4, 2)
+        for name, info in checkpoint.tensors.items():
+            assert info.shape == source.tensors[name].shape
+            x = dequantize(TensorType.F32, source.read(name).data, info.shape[-1])
+            stored = checkpoint.read(name).data
+            np.testing.assert_array_equal(stored, quantize_fitted(info.type, x), name)

@@ -16,7 +16,7 @@ from pyrllama.cpu import compiler, target
 from pyrllama.cpu.records import BYTES, FLOATS, LINE, MATRIX, PACKING, Records
 from pyrllama.cpu.scratch import huge_pages, round_up
 from pyrllama.errors import BackendError, UnsupportedTypeError
-from pyrllama.models.llama import ROUTER
+from pyrllama.models.llama import is_router
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -62,8 +62,7 @@ def packed_type(info: TensorInfo, wanted: TensorType | None) -> TensorType:
     The routers to experts stay as they are stored.  Columns that are no whole blocks cannot be
     quantised; such a matrix is held in F16.
     """
-    is_router = info.name.endswith(f".{ROUTER}.weight")
-    kind = info.type if wanted is None or is_router else wanted
+    kind = info.type if wanted is None or is_router(info.name) else wanted
     if quants.block_size(kind) > 1 and info.shape[-1] % BLOCK:
         return TensorType.F16 if info.type is not TensorType.BF16 else TensorType.BF16
     return kind

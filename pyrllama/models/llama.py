@@ -88,6 +88,11 @@ def _ffn_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
+def is_router(name: str) -> bool:
+    """Whether a tensor is a router to experts."""
+    return name.endswith(f".{ROUTER}.weight")
+
+
 def n_parameters(config: ModelConfig, *, tied: bool = False) -> int:
     """Return how many weights a model has, with all experts; ``tied`` counts the embedding once."""
     skipped = OPTIONAL if tied else OPTIONAL - {OUTPUT}
