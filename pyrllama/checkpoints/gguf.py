@@ -18,7 +18,7 @@ from pyrllama.core import Tensor, TensorInfo
 from pyrllama.errors import TensorError, UnsupportedTypeError
 from pyrllama.models.llama import check_tensors
 from pyrllama.models.rows import Pairing, rotated_heads, take_rows, to_neighbours
-from pyrllama.quants import READABLE, names_of
+from pyrllama.quants import READABLE, block_size, names_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,7 +84,15 @@ class GgufCheckpoint(Checkpoint):
             return np.concatenate([self._file.data(part) for part in self._parts[name]])
         data = self._file.data(name)
         n_heads = rotated_heads(name, self.config) if self._by_halves else None
-        return take_rows(data, to_neighbours(info.shape[0], n_heads)) if n_heads else data
+        if n_heads is None:
+            return data
+        if len(info.shape) == 1 and block_size(info.type) > 1:
+            raise UnsupportedTypeError(
+                self.path,
+                f"the vector {name} is stored as {info.type.name}, whose numbers cannot be "
+                f"reordered; convert the model again, with its vectors in F32",
+            )
+        return take_rows(data, to_neighbours(info.shape[0], n_heads))
 
     def release(self, name: str) -> None:
         """Give the tensor's pages back to the system."""

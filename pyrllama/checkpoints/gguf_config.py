@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pyrllama.models.families import Architecture
 
 DEFAULT_ROPE_THETA = 10_000.0
+_MOST_STRETCHED = 2.0**20
+"""Factor beyond which a context is too long for any model."""
 SOFTMAX = 1
 """``expert_gating_func`` of routers whose probabilities are a softmax."""
 
@@ -125,13 +127,17 @@ def _context(keys: Keys) -> tuple[int, RopeScaling | None]:
         beta_fast=keys.number("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1.0),
     )
-    return max(context, round(original * min(max(factor, 1.0), 2.0**20))), scaling
+    if not factor > 1.0:  # nor for a NaN, which is refused with the other constants
+        return context, scaling
+    return max(context, round(original * min(factor, _MOST_STRETCHED))), scaling
 
 
 def _attention_factor(keys: Keys, factor: float) -> float:
     """Return by what YaRN multiplies cosines and sines."""
     usual = default_attention_factor(factor)
     less = keys.number("rope.scaling.yarn_log_multiplier", 0.0)
+    if not 0.0 <= less < math.inf:
+        raise keys.wrong("rope.scaling.yarn_log_multiplier", less, "a finite number from 0 upwards")
     if less and factor > 1.0:
         usual /= 0.1 * less * math.log(factor) + 1.0
     return usual * keys.number("rope.scaling.attn_factor", 1.0)
@@ -169,28 +175,28 @@ class Keys:
         """Return a whole number; one for each layer must be the same for all."""
         value = self._same_for_all_layers(key, self._get(key, default))
         if isinstance(value, bool) or not isinstance(value, int):
-            raise self._wrong(key, value, "a whole number")
+            raise self.wrong(key, value, "a whole number")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
         """Return a real number."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self._wrong(key, value, "a number")
+            raise self.wrong(key, value, "a number")
         return float(value)
 
     def flag(self, key: str, *, default: bool) -> bool:
         """Return true or false."""
         value = self._get(key, default)
         if not isinstance(value, bool):
-            raise self._wrong(key, value, "true or false")
+            raise self.wrong(key, value, "true or false")
         return value
 
     def text(self, key: str, default: str) -> str:
         """Return a string."""
         value = self._get(key, default)
         if not isinstance(value, str):
-            raise self._wrong(key, value, "a string")
+            raise self.wrong(key, value, "a string")
         return value
 
     def unsupported(self, key: str, problem: str) -> UnsupportedModelError:
@@ -216,5 +222,6 @@ class Keys:
             raise self.unsupported(key, "sizes that differ between layers are not implemented")
         return different[0].item()
 
-    def _wrong(self, key: str, value: object, wanted: str) -> CorruptFileError:
+    def wrong(self, key: str, value: object, wanted: str) -> CorruptFileError:
+        """Return the error for a value that is not what it must be."""
         return CorruptFileError(self._path, f"{self._prefix}{key} is {shown(value)}, not {wanted}")

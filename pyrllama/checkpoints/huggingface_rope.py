@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 DEFAULT_THETA = 10_000.0
 KINDS = ("default", "llama3", "linear", "dynamic", "yarn")
 """What can be run."""
+_MOST_STRETCHED = 2.0**20
+"""Factor beyond which a context is too long for any model."""
 
 
 class Rope(NamedTuple):
@@ -66,7 +68,7 @@ def read_rope(config: Fields, max_positions: int) -> Rope:
 
 
 def _stretched(positions: int, factor: float) -> int:
-    return max(positions, round(positions * min(factor, 2.0**20)))
+    return max(positions, round(positions * min(factor, _MOST_STRETCHED)))
 
 
 def _llama3(rope: Fields) -> Llama3Rope:

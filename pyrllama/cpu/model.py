@@ -11,6 +11,7 @@ import numpy as np
 from pyrllama.core import BLOCK_TOKENS, TensorType
 from pyrllama.cpu import compiler
 from pyrllama.cpu.kv_memory import KV_PADDING, KvMemory
+from pyrllama.cpu.layers import layer_matrices, layer_vectors, matrix_names
 from pyrllama.cpu.mixture import MixtureMemory, places_of
 from pyrllama.cpu.records import COUNTERS_A_LAYER, LAYER, LINE, STEP, Records
 from pyrllama.cpu.scratch import ActivationRows, Rows, panel_bytes, round_up
@@ -19,7 +20,7 @@ from pyrllama.cpu.square_sums import LAYER_INPUTS, SquareSums
 from pyrllama.cpu.team import Team, fitting_patience, fitting_threads
 from pyrllama.cpu.weights import Matrices, read_vector
 from pyrllama.errors import BackendError, SettingError
-from pyrllama.models.llama import OUTPUT, ROUTER, TOKEN_EMBEDDING
+from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING
 from pyrllama.models.rope import ROPE_FACTORS, rope_table
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 MAX_BATCH_TOKENS = 512
 BARRIERS_A_LAYER = 5
 """Of a step that decodes one token."""
-_ATTENTION_MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output")
-_FFN_MATRICES = ("ffn_gate", "ffn_up", "ffn_down")
 
 
 def load_model(
@@ -321,32 +320,3 @@ class CpuModel:
     def close(self) -> None:
         """End the threads; the model must not be used any more."""
         self._team.close()
-
-
-def layer_matrices(config: ModelConfig) -> dict[str, str]:
-    """Return the fields of a layer's record that are matrices, in the order in which it has them.
-
-    Their values are the names of tensors behind ``blk.N.``.
-    """
-    names = {name: f"{name}.weight" for name in _ATTENTION_MATRICES}
-    if config.experts is None:
-        return names | {name: f"{name}.weight" for name in _FFN_MATRICES}
-    of_experts = {name: f"{name}_exps.weight" for name in _FFN_MATRICES}
-    return names | {"router": f"{ROUTER}.weight"} | of_experts
-
-
-def layer_vectors(config: ModelConfig) -> dict[str, str]:
-    """Return the fields of a layer's record that are vectors, as ``layer_matrices`` does."""
-    names = {"attn_norm": "attn_norm.weight", "ffn_norm": "ffn_norm.weight"}
-    if config.attention_bias:
-        names |= {f"{x}_bias": f"attn_{x}.bias" for x in "qkv"}
-    if config.qk_norm:
-        names |= {f"{x}_norm": f"attn_{x}_norm.weight" for x in "qk"}
-    return names
-
-
-def matrix_names(config: ModelConfig, n_layers: int, *, output: bool) -> list[str]:
-    """Return the matrices in the order in which a pass reads them, which is that in memory."""
-    of_a_layer = layer_matrices(config).values()
-    layers = [f"blk.{i}.{name}" for i in range(n_layers) for name in of_a_layer]
-    return [TOKEN_EMBEDDING, *layers, *([OUTPUT] if output else [])]

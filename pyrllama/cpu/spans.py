@@ -74,7 +74,7 @@ class Spans:
     ) -> None:
         self._group = config.n_heads // config.n_kv_heads
         self._n_kv_heads, self._wanted = config.n_kv_heads, SPANS_A_THREAD * threads
-        self.window = config.sliding_window or NO_WINDOW
+        self.window = min(config.sliding_window or NO_WINDOW, NO_WINDOW)
         self.row_bytes = 4 * head_stride + 64
         max_parts = -(-max_seq_len // PART_TOKENS)
         self._records = Records(SPAN, max_tokens + self._wanted)

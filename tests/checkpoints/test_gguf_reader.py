@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from support.gguf_writer import (
     Typed,
+    model_metadata,
+    write_gguf,
     write_model,
 )
 from support.tiny_models import MemoryCheckpoint, Weights, random_weights, tiny_config
@@ -130,6 +132,18 @@ def test_features_that_are_missing(path: Path, metadata: dict[str, Any], problem
         ),
         ({"llama.rope.scaling.factor": -2.0}, "rope_scaling.factor is -2.0"),
         (
+            {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": math.nan},
+            "rope_scaling.factor is nan",
+        ),
+        (
+            {
+                "llama.rope.scaling.type": "yarn",
+                "llama.rope.scaling.factor": 2.0,
+                "llama.rope.scaling.yarn_log_multiplier": -14.5,
+            },
+            "yarn_log_multiplier is -14.5, not",
+        ),
+        (
             {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": math.inf},
             "rope_scaling.factor is inf",
         ),
@@ -229,6 +243,21 @@ def test_experts_that_do_not_fit_together(path: Path) -> None:
     write_model(path, config, weights | {last: weights[last][1:]})
     with pytest.raises(TensorError, match=r"experts of blk.1.ffn_up_exps.weight have different"):
         GgufCheckpoint(path)
+
+
+def test_a_vector_of_queries_must_be_of_plain_numbers(path: Path) -> None:
+    config = ARCHITECTURES["qwen2"]
+    weights, name = random_weights(config), "blk.0.attn_q.bias"
+    tensors = {
+        tensor: (TensorType.Q8_0 if tensor == name else TensorType.F32, values)
+        for tensor, values in weights.items()
+    }
+    write_gguf(path, model_metadata(config), tensors)
+    with (
+        GgufCheckpoint(path) as checkpoint,
+        pytest.raises(UnsupportedTypeError, match=rf"the vector {name} is stored as Q8_0"),
+    ):
+        checkpoint.read(name)
 
 
 def one_by_one(weights: Weights) -> Weights:
