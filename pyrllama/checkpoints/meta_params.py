@@ -36,6 +36,7 @@ LLAMA1_NORM_EPS = 1e-6
 LLAMA1_65B_DIM = 8192
 LLAMA3_THETA = 500_000.0
 DEFAULT_THETA = 10_000.0
+MISTRAL_CONTEXT = 32_768
 TIED_ROPE_FACTOR = 32.0
 """Llama 3.2's stretching of the RoPE frequencies."""
 
@@ -121,6 +122,8 @@ def context_length(params: Fields) -> int:
     theta = params.number("rope_theta", DEFAULT_THETA)
     if params.has("max_seq_len"):
         return params.size("max_seq_len")
+    if params.has("hidden_dim"):  # Mistral's alone
+        return MISTRAL_CONTEXT
     if params.flag("use_scaled_rope"):
         return 131_072
     if theta == LLAMA3_THETA:

@@ -69,6 +69,16 @@ def test_stated_vocabulary_must_be_the_embeddings(folder: Path) -> None:
         params_of(folder, vocab_size=127)
 
 
+def test_mistrals_fields_are_heeded(folder: Path) -> None:
+    config = dataclasses.replace(CONFIG, head_dim=24, sliding_window=99, context_length=32_768)
+    fields = {"head_dim": 24, "sliding_window": 99, "hidden_dim": config.ffn_dim}
+    assert params_of(folder, config, **fields) == config
+    with pytest.raises(TensorError, match="has 96 rows, but hidden_dim is 97"):
+        params_of(folder, config, **fields | {"hidden_dim": 97})
+    with pytest.raises(UnsupportedModelError, match="moe belongs to a kind of model"):
+        params_of(folder, config, moe={"num_experts": 8})
+
+
 @pytest.mark.parametrize(
     ("params", "scaling"),
     [
