@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     Frequencies = NDArray[np.float64]
 
+LARGEST = 2.0**40
+"""Far over every constant of a scaling, and its inverse far under: beyond lies what overflows."""
 ROPE_FACTORS = "rope_freqs.weight"
 """Divisors of the RoPE frequencies, as GGUF stores Llama 3.1's scaling."""
 
@@ -75,8 +77,11 @@ def default_attention_factor(factor: float) -> float:
 def scaling_problems(scaling: RopeScaling, theta: float) -> Iterator[str]:
     """Yield what cannot be of the scaling of a base's frequencies, each with the key."""
     for name, value in dataclasses.asdict(scaling).items():
-        if name not in {"kind", "truncate"} and not 0.0 < value < math.inf:
-            yield f"rope_scaling.{name} is {value}, but it must be a finite number over 0"
+        if name not in {"kind", "truncate"} and not 1.0 / LARGEST < value < LARGEST:
+            yield (
+                f"rope_scaling.{name} is {value}, but it must be a finite number over 0, and "
+                f"neither it nor its inverse may reach 2^40"
+            )
     match scaling:
         case Llama3Rope(low_freq_factor=low, high_freq_factor=high) if not low < high:
             yield "rope_scaling.low_freq_factor is not under rope_scaling.high_freq_factor"
