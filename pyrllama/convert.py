@@ -1,7 +1,7 @@
 """Any checkpoint that opens, with its tokenizer, as one GGUF file.
 
-Matrices are stored in the type that is asked for, vectors in F32.  A tensor goes through
-memory in slices, so that converting takes no more of it than a few of them.
+Matrices are stored in the type that is asked for, vectors and routers in F32.  A tensor goes
+through memory in slices, so that converting takes no more of it than a few of them.
 
 Source of the keys and of the codes for file types: the GGUF specification in ggml's
 ``docs/gguf.md``, and ``llama_ftype`` in llama.cpp's ``llama.h``.
@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyrllama.checkpoints.gguf_keys import config_keys
+from pyrllama.checkpoints.gguf_rows import read_for_gguf
 from pyrllama.checkpoints.gguf_writer import PendingTensor, write_gguf
-from pyrllama.core import TensorInfo, TensorType
+from pyrllama.core import Llama3Rope, TensorInfo, TensorType
 from pyrllama.errors import SettingError
-from pyrllama.models.llama import ROPE_FACTORS, expected_tensors, rope_frequencies
+from pyrllama.models.llama import expected_tensors, is_router
+from pyrllama.models.rope import ROPE_FACTORS, rope_frequencies
 from pyrllama.quants import RUNNABLE, block_size, dequantize, quantize, runnable_names
 from pyrllama.tokenizer.to_gguf import vocabulary_metadata
 
@@ -74,29 +77,15 @@ def export_gguf(
 
 
 def model_metadata(config: ModelConfig, file_type: int) -> dict[str, Any]:
-    """Return the keys that make a GGUF file a LLaMA model of these sizes.
+    """Return the keys that make a GGUF file a model of this architecture and these sizes.
 
     ``file_type`` is the code of the type that most matrices have (``general.file_type``).
     """
-    sizes = {
-        "vocab_size": config.vocab_size,
-        "context_length": config.context_length,
-        "embedding_length": config.dim,
-        "block_count": config.n_layers,
-        "feed_forward_length": config.ffn_dim,
-        "attention.head_count": config.n_heads,
-        "attention.head_count_kv": config.n_kv_heads,
-        "attention.key_length": config.head_dim,
-        "attention.value_length": config.head_dim,
-        "attention.layer_norm_rms_epsilon": config.norm_eps,
-        "rope.dimension_count": config.head_dim,
-        "rope.freq_base": config.rope_theta,
-    }
     return {
         "general.architecture": config.architecture,
         "general.file_type": file_type,
         "general.quantization_version": QUANTIZATION_VERSION,
-        **{f"{config.architecture}.{key}": value for key, value in sizes.items()},
+        **config_keys(config),
     }
 
 
@@ -114,7 +103,8 @@ def _tensors(
 
 def stretched_rope_tensor(checkpoint: Checkpoint) -> list[PendingTensor]:
     """Return Llama 3.1's RoPE scaling as GGUF has it: a tensor of factors, unless there is one."""
-    if checkpoint.config.rope_scaling is None or ROPE_FACTORS in checkpoint.tensors:
+    is_stretched = isinstance(checkpoint.config.rope_scaling, Llama3Rope)
+    if not is_stretched or ROPE_FACTORS in checkpoint.tensors:
         return []
     factors = _rope_factors(checkpoint.config)
     info = TensorInfo(ROPE_FACTORS, factors.shape, TensorType.F32)
@@ -122,7 +112,7 @@ def stretched_rope_tensor(checkpoint: Checkpoint) -> list[PendingTensor]:
 
 
 def _stored_type(info: TensorInfo, type_: TensorType) -> TensorType:
-    if len(info.shape) == 1:
+    if len(info.shape) == 1 or is_router(info.name):
         return TensorType.F32
     return type_ if info.shape[-1] % block_size(type_) == 0 else ROW_OF_ODD_LENGTH
 
@@ -131,7 +121,7 @@ def _converted(
     checkpoint: Checkpoint, info: TensorInfo, done: Callable[[], None] | None
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield a tensor's rows in another type, a slice at a time; the same type passes as it is."""
-    tensor = checkpoint.read(info.name)
+    tensor = read_for_gguf(checkpoint, info.name)
     cols = info.shape[-1]
     step = max(1, _SLICE_NUMBERS // cols)
     for start in range(0, len(tensor.data), step):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from pyrllama.errors import SettingError
 from pyrllama.sampling_ranges import SAMPLING_RANGES
@@ -60,8 +60,8 @@ class TensorType(enum.IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class RopeScaling:
-    """Llama 3.1's stretching of the RoPE frequencies over a longer context.
+class Llama3Rope:
+    """Llama 3.1's stretching of the RoPE frequencies: slow ones are slower, fast ones stay.
 
     Source: ``apply_scaling`` in Meta's reference code for Llama 3.1.
     """
@@ -70,11 +70,75 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_context: int = 8192
+    kind: str = field(default="llama3", init=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LinearRope:
+    """All RoPE frequencies divided by a factor: positions are interpolated.
+
+    Source: Chen et al., arXiv 2306.15595.
+    """
+
+    factor: float
+    kind: str = field(default="linear", init=False)
+
+
+@dataclass(frozen=True, slots=True)
+class DynamicRope:
+    """RoPE's base grows with the context beyond the original one ("dynamic NTK").
+
+    Source: ``_compute_dynamic_ntk_parameters`` of huggingface/transformers.
+    """
+
+    factor: float
+    original_context: int
+    kind: str = field(default="dynamic", init=False)
+
+
+@dataclass(frozen=True, slots=True)
+class YarnRope:
+    """Slow pairs interpolated, fast ones kept, and a ramp between, by turns of a pair (YaRN).
+
+    ``beta_fast`` and ``beta_slow`` are the turns over the original context where the ramp
+    begins and ends, on whole pairs if ``truncate``.  Cosines and sines are multiplied by
+    ``attention_factor``.  Source: Peng et al., arXiv 2309.00071.
+    """
+
+    factor: float
+    original_context: int
+    attention_factor: float
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    kind: str = field(default="yarn", init=False)
+
+
+RopeScaling: TypeAlias = Llama3Rope | LinearRope | DynamicRope | YarnRope
+"""How the RoPE frequencies of a model differ from ``theta^(-2i / head_dim)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """The experts that the feed-forward networks of a model are made of.
+
+    A token takes the ``used`` ones to which the router gives the greatest probabilities, which
+    weigh their results; ``normalised`` makes the weights sum up to 1.
+    Source: Jiang et al., arXiv 2401.04088.
+    """
+
+    count: int
+    used: int
+    normalised: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """The shape and the constants of a LLaMA-family model; all sizes count elements."""
+    """The shape and the constants of a LLaMA-family model; all sizes count elements.
+
+    ``ffn_dim`` is the inner size of a feed-forward network, of each one where there are
+    experts.  The defaults of the rest are what LLaMA is.
+    """
 
     architecture: str
     vocab_size: int
@@ -88,6 +152,13 @@ class ModelConfig:
     rope_theta: float
     context_length: int
     rope_scaling: RopeScaling | None = None
+    sliding_window: int | None = None
+    """Positions that a token attends to, its own included; None attends to all before it."""
+    attention_bias: bool = False
+    """Whether queries, keys and values have a bias."""
+    qk_norm: bool = False
+    """Whether each head of queries and keys is normalised before RoPE."""
+    experts: Experts | None = None
 
     @property
     def q_dim(self) -> int:
@@ -104,7 +175,8 @@ class ModelConfig:
 class TensorInfo:
     """What a checkpoint says of one tensor: GGUF's name for it, its shape and its type.
 
-    ``shape`` is in NumPy's order: a matrix is ``(rows, cols)``, a row for every output.
+    ``shape`` is in NumPy's order: a matrix is ``(rows, cols)``, a row for every output, and the
+    matrices of experts are one tensor, ``(experts, rows, cols)``.
     """
 
     name: str
@@ -116,7 +188,8 @@ class TensorInfo:
 class Tensor:
     """A tensor's stored bytes: ``data`` is ``(rows, bytes per row)`` uint8, C-contiguous.
 
-    A vector is one row.  ``data`` may be a view of a mapped file and is read-only then.
+    A vector is one row; the matrices of experts follow each other.  ``data`` may be a view of a
+    mapped file and is read-only then.
     """
 
     info: TensorInfo

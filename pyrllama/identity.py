@@ -41,14 +41,20 @@ def weights_identity(checkpoint: Checkpoint) -> bytes | None:
     return digest.digest()
 
 
-def numbers_identity(weights: bytes, weight_type: TensorType | None, block_format: str) -> bytes:
+def numbers_identity(
+    weights: bytes,
+    weight_type: TensorType | None,
+    block_format: str,
+    rope_context: int | None = None,
+) -> bytes:
     """Return a hash of all that shapes the numbers of a KV cache, but for the tokens.
 
-    ``weight_type`` is the one that the weights were converted to, and ``block_format`` says
-    which code computed the numbers and how they are stored.
+    ``weight_type`` is the one that the weights were converted to, ``block_format`` says which
+    code computed the numbers and how they are stored, and ``rope_context`` is the loaded context
+    where the frequencies of RoPE depend on it.
     """
     converted = weight_type.name if weight_type is not None else "as stored"
-    facts = "\0".join((pyrllama.__version__, converted, block_format))
+    facts = "\0".join((pyrllama.__version__, converted, block_format, str(rope_context)))
     return hashlib.blake2b(weights + facts.encode(), digest_size=IDENTITY_BYTES).digest()
 
 

@@ -139,7 +139,7 @@ def _columns(file: GgufFile, name: str) -> NDArray[np.float32]:
     sums, counts = _floats(file, name + SUMS), _floats(file, name + COUNTS)
     if len(sums) != 1 or counts.size != 1:
         raise CheckpointError(
-            file.path, f"{name} has the importance of several experts, which no model here has"
+            file.path, f"{name} has the importance of several experts, which cannot be used yet"
         )
     count = float(counts[0, 0])
     if not np.isfinite(sums).all() or (sums < 0).any() or not 0 <= count < np.inf:

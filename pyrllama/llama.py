@@ -463,7 +463,13 @@ def load(
         )
         try:
             prefixes = open_prefixes(
-                model, checkpoint, converted, _optional(prompt_cache), prompt_cache_bytes, on_note
+                model,
+                checkpoint,
+                converted,
+                _optional(prompt_cache),
+                prompt_cache_bytes,
+                on_note,
+                max_seq_len=length,
             )
             speculation = open_speculation(
                 config, tokenizer, length, backend, threads, _optional(draft_model), lookup=lookup

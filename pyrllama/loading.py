@@ -150,9 +150,11 @@ def _load_opencl(
     """Put the last layers on devices, as many as asked for or as fit, the others on the CPU."""
     from pyrllama.opencl import OpenClModel, choose_devices  # noqa: PLC0415
     from pyrllama.opencl.plan import Demand, make_plan  # noqa: PLC0415
+    from pyrllama.opencl.supported import check_supported  # noqa: PLC0415
 
     weight_type, kv_type = placement.weight_type, placement.kv_type
     max_seq_len = placement.max_seq_len
+    check_supported(checkpoint.config, max_seq_len)
     demand = Demand(checkpoint, weight_type, kv_type, max_seq_len)
     plan = make_plan(demand, choose_devices(placement.devices), placement.gpu_share)
     if on_memory:

@@ -138,25 +138,24 @@ def _packed_bytes(info: TensorInfo, wanted: TensorType | None) -> int:
     """Return the bytes of a tensor in memory; of a type that cannot run, those stored."""
     from pyrllama.cpu.weights import PACKED, packed_bytes, packed_type  # noqa: PLC0415
 
-    if len(info.shape) != 2:
+    if len(info.shape) == 1:
         return math.prod(info.shape) * _FLOAT32
     kind = packed_type(info, wanted)
     if kind not in PACKED:
-        return info.shape[0] * row_bytes(kind, info.shape[1])
+        return math.prod(info.shape[:-1]) * row_bytes(kind, info.shape[-1])
     return packed_bytes(info.shape, kind)
 
 
 def _working_bytes(config: ModelConfig, batch_tokens: int) -> int:
     """Return the bytes of a batch's activations and logits, quantised copies included."""
-    numbers = (
-        config.vocab_size
-        + 2 * config.dim
-        + 2 * config.q_dim
-        + 2 * config.kv_dim
-        + 3 * config.ffn_dim
-    )
-    quantised = config.dim + config.q_dim + config.ffn_dim
-    return batch_tokens * (numbers * _FLOAT32 + quantised)
+    numbers = config.vocab_size + 2 * config.dim + 2 * config.q_dim + 2 * config.kv_dim
+    ffn_numbers, ffn_tokens, quantised = 3 * config.ffn_dim, batch_tokens, config.ffn_dim
+    if config.experts is not None:  # each has inputs and outputs of its own
+        ffn_numbers += 2 * config.dim
+        ffn_tokens *= config.experts.used
+        quantised += config.dim
+    outside = batch_tokens * (numbers * _FLOAT32 + config.dim + config.q_dim)
+    return outside + ffn_tokens * (ffn_numbers * _FLOAT32 + quantised)
 
 
 # --- what is free -----------------------------------------------------------------------------

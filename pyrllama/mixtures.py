@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pyrllama.core import TensorType
 from pyrllama.errors import SettingError
-from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING
+from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING, is_router
 from pyrllama.quants import block_size
 
 if TYPE_CHECKING:
@@ -87,6 +87,20 @@ _LAYER = re.compile(r"blk\.(\d+)\.(.+)\.weight")
 _MANY_QUERIES = 4
 """Query heads a key head from which the values' projection is small and gets more bits."""
 _LAYERS_OF_70B = 80
+_EXPERTS_OF_MIXTRAL = 8
+_OF_EXPERTS = "_exps.weight"
+_UNDER_5_BITS = frozenset(
+    {
+        Mixture.Q2_K,
+        Mixture.Q3_K_S,
+        Mixture.Q3_K_M,
+        Mixture.IQ4_NL,
+        Mixture.IQ4_XS,
+        Mixture.Q4_K_S,
+        Mixture.Q4_K_M,
+    }
+)
+"""Mixtures whose attention has Q5_K at its end beside eight experts; Q3_K_L is not one."""
 
 
 def parse_mixture(name: str) -> Mixture:
@@ -109,14 +123,14 @@ def tensor_types(
 ) -> dict[str, TensorType]:
     """Return the type that each tensor of a model gets.
 
-    Vectors are F32.  ``pure`` gives every matrix the main type of the mixture;
+    Vectors and routers are F32.  ``pure`` gives every matrix the main type of the mixture;
     ``has_importance`` tells that errors will be weighed, which changes a few choices.  A matrix
     whose rows are not whole blocks gets the type of smaller blocks that is nearest, or F16.
     """
     chooser = _Chooser(config, mixture, tied=OUTPUT not in tensors, has_importance=has_importance)
     types = {}
     for name, info in tensors.items():
-        if len(info.shape) == 1:
+        if len(info.shape) == 1 or is_router(name):
             types[name] = _T.F32
             continue
         plain = pure or not mixture.is_quantised
@@ -142,20 +156,24 @@ class _Chooser:
         self.tied = tied
         self.has_importance = has_importance
         self.many_queries = config.n_heads // config.n_kv_heads >= _MANY_QUERIES
+        self.n_experts = config.experts.count if config.experts else 0
         self.is_70b = config.n_layers == _LAYERS_OF_70B and config.n_heads != config.n_kv_heads
 
     def wanted(self, name: str, cols: int) -> TensorType:
         """Return the type for a matrix, whether or not its blocks fit the rows."""
         if name == OUTPUT or (self.tied and name == TOKEN_EMBEDDING):
             return self._output(cols)
+        if self.mixture is Mixture.MXFP4 and self.n_experts:
+            return _T.MXFP4 if name.endswith(_OF_EXPERTS) else _T.Q8_0
         if name == TOKEN_EMBEDDING:
             ternary = self.mixture in {Mixture.TQ1_0, Mixture.TQ2_0}
             return _T.Q4_K if ternary else self.mixture.type
         match = _LAYER.fullmatch(name)
         if match is None:
             return self.mixture.type
-        layer, kind = int(match[1]), match[2]
+        layer, kind = int(match[1]), match[2].removesuffix("_exps")
         chosen = {
+            "attn_k": self._keys,
             "attn_v": self._values,
             "attn_output": self._attention_output,
             "ffn_down": self._ffn_down,
@@ -164,11 +182,18 @@ class _Chooser:
 
     def _output(self, cols: int) -> TensorType:
         """Return the type of the projection to logits, whose errors reach every token."""
-        if self.mixture is Mixture.Q8_0 or cols % block_size(self.mixture.type):
+        plain = self.mixture is Mixture.Q8_0 or (self.mixture is Mixture.MXFP4 and self.n_experts)
+        if plain or cols % block_size(self.mixture.type):
             return _T.Q8_0
         return _T.Q6_K
 
+    def _keys(self, _layer: int) -> TensorType:
+        # Beside eight experts the projections of keys and values are next to nothing.
+        return _T.Q8_0 if self.n_experts == _EXPERTS_OF_MIXTRAL else self.mixture.type
+
     def _values(self, layer: int) -> TensorType:
+        if self.n_experts == _EXPERTS_OF_MIXTRAL:
+            return _T.Q8_0
         chosen = self._values_of_layer(layer)
         if self.is_70b and chosen in {_T.Q3_K, _T.Q4_K}:
             return _T.Q5_K
@@ -191,6 +216,8 @@ class _Chooser:
         return self.mixture.type
 
     def _attention_output(self, _layer: int) -> TensorType:
+        if self.n_experts == _EXPERTS_OF_MIXTRAL:
+            return _T.Q5_K if self.mixture in _UNDER_5_BITS else self.mixture.type
         more = {Mixture.Q2_K: _T.Q3_K, Mixture.Q3_K_M: _T.Q4_K, Mixture.Q3_K_L: _T.Q5_K}
         return more.get(self.mixture, self.mixture.type)
 

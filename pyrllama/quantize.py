@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pyrllama.checkpoints.gguf import GgufCheckpoint
+from pyrllama.checkpoints.gguf_rows import read_for_gguf
 from pyrllama.checkpoints.gguf_writer import PendingTensor, stored_bytes, write_gguf
 from pyrllama.convert import QUANTIZATION_VERSION, model_metadata, stretched_rope_tensor
 from pyrllama.core import TensorType
@@ -175,7 +176,7 @@ class _Job:
 
     def parts(self) -> Iterator[NDArray[np.uint8]]:
         """Yield the stored bytes, as many rows at once as the threads have tasks for."""
-        tensor = self.checkpoint.read(self.target.name)
+        tensor = read_for_gguf(self.checkpoint, self.target.name)
         cols = self.target.shape[-1]
         at_once = max(1, _TASK_NUMBERS // cols)
         slices = [tensor.data[i : i + at_once] for i in range(0, len(tensor.data), at_once)]

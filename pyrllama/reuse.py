@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyrllama.core import BLOCK_TOKENS
+from pyrllama.core import BLOCK_TOKENS, DynamicRope
 from pyrllama.errors import SettingError
 from pyrllama.identity import numbers_identity, weights_identity
 from pyrllama.loading import load_model, local_path
@@ -30,12 +30,14 @@ def open_prefixes(
     folder: Path | None,
     max_bytes: int,
     on_note: Callable[[str], None] | None,
+    *,
+    max_seq_len: int,
 ) -> PrefixCache:
     """Return the blocks of a model's KV cache, with a store on disk where a folder is given.
 
     Raises ``SettingError`` for a folder that is a file.
     """
-    identity = _identity(model, checkpoint, weight_type)
+    identity = _identity(model, checkpoint, weight_type, max_seq_len)
     memory = block_memory(model)
     if folder is None:
         return PrefixCache(model, identity=identity)
@@ -55,12 +57,17 @@ def open_prefixes(
     return PrefixCache(model, identity=identity, store=store)
 
 
-def _identity(model: Model, checkpoint: Checkpoint, weight_type: TensorType | None) -> bytes:
+def _identity(
+    model: Model, checkpoint: Checkpoint, weight_type: TensorType | None, max_seq_len: int
+) -> bytes:
     """Return what stands for the numbers of the cache; nothing where no file tells it."""
     memory, weights = block_memory(model), weights_identity(checkpoint)
     if memory is None or weights is None:
         return b""
-    return numbers_identity(weights, weight_type, str(memory.block_format))
+    dynamic = isinstance(checkpoint.config.rope_scaling, DynamicRope)
+    return numbers_identity(
+        weights, weight_type, str(memory.block_format), max_seq_len if dynamic else None
+    )
 
 
 def open_speculation(

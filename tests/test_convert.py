@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
 import pytest
+from support.hf_writer import half_split
 from support.tiny_models import MemoryCheckpoint, random_weights, tiny_config
 
 import pyrllama
@@ -15,9 +17,17 @@ from pyrllama.checkpoints import open_checkpoint
 from pyrllama.checkpoints.gguf_file import GgufFile
 from pyrllama.checkpoints.llama2c import Llama2cCheckpoint
 from pyrllama.convert import export_gguf
-from pyrllama.core import RopeScaling, TensorType
+from pyrllama.core import (
+    DynamicRope,
+    Experts,
+    LinearRope,
+    Llama3Rope,
+    RopeScaling,
+    TensorType,
+    YarnRope,
+)
 from pyrllama.errors import SettingError, TokenizerError
-from pyrllama.models.llama import ROPE_FACTORS, rope_frequencies
+from pyrllama.models.rope import ROPE_FACTORS, rope_frequencies
 from pyrllama.quants import dequantize, quantize
 from pyrllama.tokenizer import load_tokenizer
 from pyrllama.tokenizer.sentencepiece_model import Piece, PieceType, bpe_model
@@ -170,7 +180,7 @@ def test_the_vocabulary_of_a_gguf_file_is_taken_over(tmp_path: Path, tokenizer: 
 
 
 def test_stretched_rope_becomes_stored_factors(tmp_path: Path, tokenizer: Path) -> None:
-    config = config_of(rope_scaling=RopeScaling(original_context=64))
+    config = config_of(rope_scaling=Llama3Rope(original_context=64))
     path = tmp_path / "model.gguf"
     export_gguf(checkpoint_of(config), tokenizer, path, TensorType.F32)
     with open_checkpoint(path) as checkpoint:
@@ -234,3 +244,69 @@ def test_a_trained_model_tells_the_same_story(tmp_path: Path, data: Path) -> Non
             told.append(llama.generate("Once upon", temperature=0, max_tokens=20).text)
     assert told[0] == told[1]
     assert told[0]
+
+
+FAMILY = {
+    "window": config_of(sliding_window=16),
+    "experts": config_of(experts=Experts(5, 2)),
+    "linear": config_of(rope_scaling=LinearRope(4.0)),
+    "yarn": config_of(rope_scaling=YarnRope(4.0, 64, 1.5, 16.0, 2.0)),
+    "qwen2": config_of(architecture="qwen2", attention_bias=True),
+    "qwen3": config_of(architecture="qwen3", qk_norm=True, head_dim=24),
+    "qwen3moe": config_of(
+        architecture="qwen3moe", qk_norm=True, experts=Experts(3, 2, normalised=False)
+    ),
+}
+
+
+@pytest.mark.parametrize("type_", [TensorType.F32, TensorType.Q8_0])
+@pytest.mark.parametrize("name", FAMILY)
+def test_every_architecture_comes_back(
+    tmp_path: Path, tokenizer: Path, name: str, type_: TensorType
+) -> None:
+    config = dataclasses.replace(FAMILY[name], norm_eps=2.0**-17)
+    source, path = checkpoint_of(config), tmp_path / "model.gguf"
+    export_gguf(source, tokenizer, path, type_)
+    with open_checkpoint(path) as checkpoint:
+        scaling = checkpoint.config.rope_scaling
+        assert dataclasses.replace(checkpoint.config, rope_scaling=None) == dataclasses.replace(
+            config, rope_scaling=None
+        )
+        if config.rope_scaling is not None:
+            assert scaling is not None
+            assert dataclasses.asdict(scaling) == pytest.approx(
+                dataclasses.asdict(config.rope_scaling)
+            )
+        assert set(checkpoint.tensors) == set(source.tensors)
+        for tensor, info in checkpoint.tensors.items():
+            assert info.shape == source.tensors[tensor].shape
+            stored = checkpoint.read(tensor).data
+            values = dequantize(TensorType.F32, source.read(tensor).data, info.shape[-1])
+            np.testing.assert_array_equal(stored, quantize(info.type, values), tensor)
+
+
+def test_rows_are_in_the_order_of_the_architectures_files(tmp_path: Path, tokenizer: Path) -> None:
+    source, path = checkpoint_of(FAMILY["qwen2"]), tmp_path / "model.gguf"
+    export_gguf(source, tokenizer, path, TensorType.F32)
+    with closing(GgufFile(path)) as file:
+        for name in ("blk.0.attn_q.weight", "blk.1.attn_k.weight", "blk.0.attn_k.bias"):
+            values = source.read(name).data.view(np.float32).reshape(source.tensors[name].shape)
+            stored = file.data(name).view(np.float32).reshape(values.shape)
+            np.testing.assert_array_equal(stored, half_split(values, len(values) // 16))
+
+
+def test_routers_stay_in_f32(tmp_path: Path, tokenizer: Path) -> None:
+    path = tmp_path / "model.gguf"
+    export_gguf(checkpoint_of(FAMILY["experts"]), tokenizer, path, TensorType.Q4_0)
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.tensors["blk.1.ffn_gate_inp.weight"].type is TensorType.F32
+        assert checkpoint.tensors["blk.1.ffn_gate_exps.weight"].type is TensorType.Q4_0
+
+
+@pytest.mark.parametrize("scaling", [DynamicRope(2.0, 64), YarnRope(2.0, 64, 1.0, truncate=False)])
+def test_scaling_that_gguf_cannot_express(
+    tmp_path: Path, tokenizer: Path, scaling: RopeScaling
+) -> None:
+    source = checkpoint_of(config_of(rope_scaling=scaling))
+    with pytest.raises(SettingError, match=rf"RoPE scaling is '{scaling.kind}', but it must be"):
+        export_gguf(source, tokenizer, tmp_path / "m.gguf", TensorType.F32)

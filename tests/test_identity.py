@@ -71,9 +71,10 @@ def test_all_files_of_a_folder_count_but_hidden_ones(tmp_path: Path) -> None:
 
 def test_whatever_shapes_the_numbers_counts() -> None:
     identities = {
-        numbers_identity(weights, kind, block_format)
+        numbers_identity(weights, kind, block_format, context)
         for weights in (b"a" * 32, b"b" * 32)
         for kind in (None, TensorType.Q4_0, TensorType.Q8_0)
         for block_format in ("cpu F16", "cpu Q8_0")
+        for context in (None, 64, 128)
     }
-    assert len(identities) == 12
+    assert len(identities) == 36

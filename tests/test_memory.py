@@ -8,7 +8,7 @@ import pytest
 from support.tiny_models import MemoryCheckpoint, random_weights, tiny_config
 
 from pyrllama import cpu, memory
-from pyrllama.core import BLOCK_TOKENS, TensorInfo, TensorType
+from pyrllama.core import BLOCK_TOKENS, Experts, TensorInfo, TensorType
 from pyrllama.errors import NotEnoughMemoryError
 from pyrllama.loading import load_model
 from pyrllama.memory import MemoryNeed, check_memory, estimate, free_memory
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 GB = 10**9
 
 
-def checkpoint(*, tied: bool = False, **overrides: int) -> MemoryCheckpoint:
+def checkpoint(*, tied: bool = False, **overrides: Any) -> MemoryCheckpoint:
     """Return a tiny model of float16 matrices."""
     config = tiny_config(**overrides)
     return MemoryCheckpoint(config, random_weights(config, tied=tied), TensorType.F16)
@@ -56,6 +56,18 @@ def test_the_estimate_is_what_the_kernels_take(
         assert need.weights == model.weight_bytes + vectors
         assert need.kv_cache == model.n_blocks * BLOCK_TOKENS * model.kv_bytes_per_token
         assert need.total == need.weights + need.kv_cache + need.working
+    finally:
+        model.close()
+
+
+def test_the_estimate_counts_biases_norms_and_all_experts() -> None:
+    source = checkpoint(attention_bias=True, qk_norm=True, experts=Experts(5, 2), ffn_dim=40)
+    need = estimate(*headers(source), TensorType.Q8_0, 100, compiled=True)
+    model = cpu.load_model(source, type=TensorType.Q8_0, max_seq_len=100, threads=1)
+    try:
+        norms = 4 * 64 * (2 * 2 + 1)
+        beside = 2 * 4 * (4 * 16 + 2 * 32 + 2 * 16)  # biases of q, of k and v; norms of a head
+        assert need.weights == model.weight_bytes + norms + beside
     finally:
         model.close()
 

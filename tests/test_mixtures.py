@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from support.tiny_models import GOLDEN, tiny_config
 
-from pyrllama.core import TensorInfo, TensorType
+from pyrllama.core import Experts, TensorInfo, TensorType
 from pyrllama.errors import SettingError
 from pyrllama.mixtures import Mixture, parse_mixture, tensor_types
-from pyrllama.models.llama import OUTPUT, ROPE_FACTORS, expected_tensors
+from pyrllama.models.llama import OUTPUT, expected_tensors
+from pyrllama.models.rope import ROPE_FACTORS
 
 MODELS: dict[str, dict[str, Any]] = json.loads((GOLDEN / "mixtures.json").read_text("utf-8"))
 IMPORTANCE = " imatrix"
@@ -92,3 +93,39 @@ def test_names(name: str, mixture: Mixture) -> None:
 def test_names_that_mean_nothing(name: str) -> None:
     with pytest.raises(SettingError, match=r"must be one of F32, F16, BF16, Q8_0, .*TQ1_0"):
         parse_mixture(name)
+
+
+def types_of_experts(mixture: Mixture, n_experts: int) -> dict[str, TensorType]:
+    sizes = {"dim": 256, "ffn_dim": 256, "head_dim": 64, "n_layers": 16}
+    config = tiny_config(**sizes, experts=Experts(n_experts, 2))
+    infos = {
+        name: TensorInfo(name, shape, TensorType.F16)
+        for name, shape in expected_tensors(config).items()
+        if name != ROPE_FACTORS
+    }
+    return tensor_types(config, infos, mixture)
+
+
+def test_experts_have_the_types_of_a_feed_forward_network() -> None:
+    got = types_of_experts(Mixture.Q4_K_M, n_experts=4)
+    assert got["blk.0.ffn_down_exps.weight"] is TensorType.Q6_K
+    assert got["blk.3.ffn_down_exps.weight"] is TensorType.Q4_K
+    assert got["blk.0.ffn_gate_exps.weight"] is TensorType.Q4_K
+    assert got["blk.0.ffn_gate_inp.weight"] is TensorType.F32
+    assert got["blk.0.attn_k.weight"] is got["blk.3.attn_v.weight"] is TensorType.Q4_K
+
+
+def test_the_attention_beside_eight_experts_has_more_bits() -> None:
+    got = types_of_experts(Mixture.Q4_K_M, n_experts=8)
+    assert got["blk.3.attn_k.weight"] is got["blk.3.attn_v.weight"] is TensorType.Q8_0
+    assert got["blk.3.attn_output.weight"] is TensorType.Q5_K
+    assert got["blk.3.attn_q.weight"] is TensorType.Q4_K
+    larger = types_of_experts(Mixture.Q5_K_M, n_experts=8)
+    assert larger["blk.3.attn_output.weight"] is TensorType.Q5_K
+
+
+def test_mxfp4_is_for_experts_where_there_are_any() -> None:
+    got = types_of_experts(Mixture.MXFP4, n_experts=4)
+    experts = {type_ for name, type_ in got.items() if "_exps" in name}
+    others = {type_ for name, type_ in got.items() if "norm" not in name and "ffn" not in name}
+    assert (experts, others) == ({TensorType.MXFP4}, {TensorType.Q8_0})

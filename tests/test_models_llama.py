@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support.tiny_models import tiny_config
 
-from pyrllama.core import RopeScaling, TensorInfo, TensorType
+from pyrllama.core import Llama3Rope, RopeScaling, TensorInfo, TensorType
 from pyrllama.errors import CorruptFileError, TensorError, UnsupportedModelError
 from pyrllama.models.llama import (
     OPTIONAL,
@@ -18,9 +18,8 @@ from pyrllama.models.llama import (
     check_tensors,
     expected_tensors,
     n_parameters,
-    rope_frequencies,
-    rope_table,
 )
+from pyrllama.models.rope import rope_frequencies, rope_table
 
 PATH = Path("folder") / "model.gguf"
 LLAMA_7B = tiny_config(
@@ -58,7 +57,7 @@ def test_n_parameters_of_published_models() -> None:
 
 
 def test_a_complete_model_passes_with_and_without_what_it_may_lack() -> None:
-    config = tiny_config(rope_scaling=RopeScaling())
+    config = tiny_config(rope_scaling=Llama3Rope())
     tensors = infos(config)
     check_tensors(PATH, config, tensors)
     needed = {name: info for name, info in tensors.items() if name not in OPTIONAL}
@@ -135,12 +134,12 @@ def test_an_impossible_config_is_an_error_that_names_the_key(key: str, value: fl
 @pytest.mark.parametrize(
     ("scaling", "key"),
     [
-        (RopeScaling(factor=0.0), "factor"),
-        (RopeScaling(factor=math.nan), "factor"),
-        (RopeScaling(low_freq_factor=-1.0), "low_freq_factor"),
-        (RopeScaling(low_freq_factor=4.0), "low_freq_factor"),
-        (RopeScaling(high_freq_factor=math.inf), "high_freq_factor"),
-        (RopeScaling(original_context=0), "original_context"),
+        (Llama3Rope(factor=0.0), "factor"),
+        (Llama3Rope(factor=math.nan), "factor"),
+        (Llama3Rope(low_freq_factor=-1.0), "low_freq_factor"),
+        (Llama3Rope(low_freq_factor=4.0), "low_freq_factor"),
+        (Llama3Rope(high_freq_factor=math.inf), "high_freq_factor"),
+        (Llama3Rope(original_context=0), "original_context"),
     ],
 )
 def test_an_impossible_rope_scaling_is_an_error(scaling: RopeScaling, key: str) -> None:
@@ -156,7 +155,7 @@ def test_rope_frequencies_fall_from_1_by_a_power_of_theta() -> None:
 
 def test_llama_3_1_scaling_keeps_fast_pairs_slows_slow_ones_and_blends_between() -> None:
     plain = tiny_config(head_dim=128, rope_theta=500000.0)
-    scaled = tiny_config(head_dim=128, rope_theta=500000.0, rope_scaling=RopeScaling())
+    scaled = tiny_config(head_dim=128, rope_theta=500000.0, rope_scaling=Llama3Rope())
     kept = rope_frequencies(scaled) / rope_frequencies(plain)
     wavelengths = 2 * math.pi / rope_frequencies(plain)
     for share, wavelength in zip(kept, wavelengths, strict=True):
@@ -171,7 +170,7 @@ def test_llama_3_1_scaling_keeps_fast_pairs_slows_slow_ones_and_blends_between()
 
 
 def test_stored_factors_divide_the_frequencies_in_place_of_scaling() -> None:
-    config = tiny_config(head_dim=8, rope_scaling=RopeScaling())
+    config = tiny_config(head_dim=8, rope_scaling=Llama3Rope())
     factors = np.array([1, 2, 4, 8], np.float32)
     frequencies = rope_frequencies(config, factors)
     np.testing.assert_allclose(frequencies, [1, 0.05, 0.0025, 0.000125], rtol=1e-12)

@@ -14,11 +14,11 @@ import pyrllama
 from pyrllama.checkpoints import open_checkpoint
 from pyrllama.checkpoints.gguf_file import GgufFile
 from pyrllama.convert import export_gguf
-from pyrllama.core import RopeScaling, TensorType
+from pyrllama.core import Experts, Llama3Rope, TensorType
 from pyrllama.errors import CorruptFileError, SettingError, TensorError, UnsupportedTypeError
 from pyrllama.importance import Importance
 from pyrllama.mixtures import Mixture
-from pyrllama.models.llama import ROPE_FACTORS
+from pyrllama.models.rope import ROPE_FACTORS
 from pyrllama.quantize import quantize_checkpoint
 from pyrllama.quants import dequantize, quantize_fitted
 from pyrllama.tokenizer.sentencepiece_model import Piece, PieceType, bpe_model
@@ -213,7 +213,7 @@ def test_importance_of_another_model(tmp_path: Path, tokenizer: Path) -> None:
 
 
 def test_stretched_rope_is_stored(tmp_path: Path, tokenizer: Path) -> None:
-    source, path = checkpoint_of(rope_scaling=RopeScaling(original_context=64)), tmp_path / "m"
+    source, path = checkpoint_of(rope_scaling=Llama3Rope(original_context=64)), tmp_path / "m"
     quantize_checkpoint(source, tokenizer, path, Mixture.Q8_0)
     with open_checkpoint(path) as checkpoint:
         assert checkpoint.tensors[ROPE_FACTORS].shape == (32,)
@@ -296,3 +296,21 @@ def test_a_hugging_face_folder(tmp_path: Path, data: Path) -> None:
         constants = {"norm_eps": pytest.approx(config.norm_eps)}
         assert dataclasses.asdict(checkpoint.config) == dataclasses.asdict(config) | constants
         assert checkpoint.metadata["general.name"] == "tiny-random-llama-hf"
+
+
+def test_experts_are_quantised_and_their_router_is_not(tmp_path: Path, tokenizer: Path) -> None:
+    source = checkpoint_of(
+        architecture="qwen3moe", qk_norm=True, experts=Experts(4, 2), ffn_dim=256
+    )
+    path = tmp_path / "m.gguf"
+    done = quantize_checkpoint(source, tokenizer, path, Mixture.Q4_K_S)
+    types = {tensor.name: tensor.type for tensor in done.tensors}
+    assert types["blk.1.ffn_up_exps.weight"] is TensorType.Q4_K
+    assert types["blk.1.ffn_gate_inp.weight"] is TensorType.F32
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.config.experts == Experts(4, 2)
+        for name, info in checkpoint.tensors.items():
+            assert info.shape == source.tensors[name].shape
+            x = dequantize(TensorType.F32, source.read(name).data, info.shape[-1])
+            stored = checkpoint.read(name).data
+            np.testing.assert_array_equal(stored, quantize_fitted(info.type, x), name)

@@ -86,7 +86,7 @@ def test_bad_settings_are_named(tmp_path: Path) -> None:
 def test_weights_without_a_file_are_not_kept(tmp_path: Path) -> None:
     notes: list[str] = []
     model = ReferenceBackend(CHECKPOINT, 96)
-    open_prefixes(model, CHECKPOINT, None, tmp_path, 1 << 20, notes.append)
+    open_prefixes(model, CHECKPOINT, None, tmp_path, 1 << 20, notes.append, max_seq_len=64)
     assert notes == ["prompts are not kept: this backend's KV cache cannot be saved"]
 
 

@@ -1,9 +1,9 @@
 """Checkpoints as Hugging Face's transformers writes them: a folder with ``config.json``.
 
-Weights are safetensors or PyTorch files, in one file or in many with an index.  Query and
-key rows are in half-split RoPE order and are permuted to the interleaved one as they are
-read.  Source of names and order: ``modeling_llama.py`` and ``convert_llama_weights_to_hf.py``
-of huggingface/transformers.
+Weights are safetensors or PyTorch files, in one file or in many with an index.  Rows of queries
+and keys are stored by halves of a head and permuted as they are read (``models/rows.py``).
+Source of names and order: ``modeling_llama.py`` and ``convert_llama_weights_to_hf.py`` of
+huggingface/transformers; ``models/families.py`` has the names of other architectures.
 """
 
 from __future__ import annotations
@@ -12,20 +12,23 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from pyrllama.checkpoints.huggingface_config import read_config
+from pyrllama.checkpoints.experts import expert_name, group_experts
+from pyrllama.checkpoints.huggingface_config import model_of, read_config
 from pyrllama.checkpoints.json_file import Fields, read_json
 from pyrllama.checkpoints.safetensors_file import SafetensorsFile
-from pyrllama.checkpoints.stored import PermutedTensor, StoredTensor
+from pyrllama.checkpoints.stored import PermutedTensor, StackedTensor, StoredTensor
 from pyrllama.checkpoints.stored_checkpoint import StoredCheckpoint
 from pyrllama.checkpoints.torchfile import TorchFile
 from pyrllama.errors import CorruptFileError, ModelNotFoundError, TensorError
 from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING
+from pyrllama.models.rows import rotated_heads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from pyrllama.checkpoints.stored import Source
+    from pyrllama.models.families import HuggingFaceModel
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -70,7 +73,8 @@ LAYER_NAMES = {
 }
 IGNORED_SUFFIX = ".rotary_emb.inv_freq"
 """The RoPE frequencies, which early files store although they follow from the config."""
-_LAYER = re.compile(r"model\.layers\.(0|[1-9]\d{0,3})\.(.+)\.weight", re.ASCII)
+_LAYER = re.compile(r"model\.layers\.(0|[1-9]\d{0,3})\.(.+)\.(weight|bias)", re.ASCII)
+_EXPERT = re.compile(r"(.+)\.(0|[1-9]\d{0,3})\.(\w+)", re.ASCII)
 _FILE_NAME = re.compile(r"\w[\w.-]{0,200}", re.ASCII)
 
 
@@ -85,12 +89,13 @@ class HuggingFaceCheckpoint(StoredCheckpoint):
     """A folder of transformers' files.
 
     Raises ``ModelNotFoundError`` for a folder without weights, ``UnsupportedModelError`` for
-    another architecture than LLaMA or a feature that is not implemented, ``TensorError`` for
+    an architecture or a feature that is not implemented, ``TensorError`` for
     tensors that are missing, and the errors of ``TorchFile`` and ``SafetensorsFile``.
     """
 
     def _open(self) -> None:
         config = Fields(self.path / CONFIG, read_json(self.path / CONFIG))
+        self._model = model_of(config)
         self.config = read_config(config)
         self.metadata = self._metadata(config)
         tensors = self._find_tensors()
@@ -100,7 +105,7 @@ class HuggingFaceCheckpoint(StoredCheckpoint):
             raise TensorError(
                 self.path, f"lm_head.weight is not there, though {CONFIG} does not tie it"
             )
-        self._set_sources({name: self._source_of(name, tensors[name]) for name in tensors})
+        self._set_sources(self._sources_of(tensors))
 
     def sampling_settings(self) -> dict[str, Any]:
         """Return what ``generation_config.json`` says; transformers penalises the whole text."""
@@ -135,7 +140,7 @@ class HuggingFaceCheckpoint(StoredCheckpoint):
             self.format = f"Hugging Face {WEIGHTS[name]}"
             tensors = self._open_file(name, WEIGHTS[name])
         return {
-            _gguf_name(theirs): tensor
+            _gguf_name(theirs, self._model): tensor
             for theirs, tensor in tensors.items()
             if not theirs.endswith(IGNORED_SUFFIX)
         }
@@ -162,17 +167,34 @@ class HuggingFaceCheckpoint(StoredCheckpoint):
         self._files.callback(file.close)
         return file.tensors
 
-    def _source_of(self, name: str, tensor: StoredTensor) -> Source:
-        if name.endswith(".attn_q.weight"):
-            return PermutedTensor(tensor, self.config.n_heads)
-        if name.endswith(".attn_k.weight"):
-            return PermutedTensor(tensor, self.config.n_kv_heads)
-        return tensor
+    def _sources_of(self, tensors: dict[str, StoredTensor]) -> dict[str, Source]:
+        """Return what yields each tensor: as it lies, permuted, or stacked of experts."""
+        sources: dict[str, Source] = {}
+        for whole, names in group_experts(self.path, tensors).items():
+            parts = [tensors.pop(name) for name in names]
+            kinds = {(part.shape, part.type) for part in parts}
+            if len(kinds) > 1 or len(parts[0].shape) != 2:
+                raise TensorError(
+                    self.path, f"the experts of {whole} are not matrices of one shape and type"
+                )
+            sources[whole] = StackedTensor(parts)
+        for name, tensor in tensors.items():
+            n_heads = rotated_heads(name, self.config)
+            sources[name] = PermutedTensor(tensor, n_heads) if n_heads else tensor
+        return sources
 
 
-def _gguf_name(name: str) -> str:
-    """Return GGUF's name; one that LLaMA does not have stays as it is."""
+def _gguf_name(name: str, model: HuggingFaceModel) -> str:
+    """Return GGUF's name; one that the model does not have stays as it is."""
     found = _LAYER.fullmatch(name)
-    if found and found[2] in LAYER_NAMES:
-        return f"blk.{int(found[1])}.{LAYER_NAMES[found[2]]}.weight"
-    return NAMES.get(name, name)
+    if not found:
+        return NAMES.get(name, name)
+    layer, module, kind = int(found[1]), found[2], found[3]
+    ours = LAYER_NAMES.get(module) or model.modules.get(module)
+    if ours:
+        return f"blk.{layer}.{ours}.{kind}"
+    if model.experts and kind == "weight" and (part := _EXPERT.fullmatch(module)):
+        matrix = model.experts.modules.get(part[3])
+        if part[1] == model.experts.pattern and matrix:
+            return expert_name(layer, matrix, int(part[2]))
+    return name

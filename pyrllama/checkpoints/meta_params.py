@@ -1,14 +1,15 @@
 """Meta's ``params.json``: the sizes and constants of a model.
 
 Source of the fields and their defaults: ``ModelArgs`` of meta-llama/llama and of
-``models/llama3/args.py`` in meta-llama/llama-models.
+``models/llama3/args.py`` in meta-llama/llama-models; ``args.py`` of mistralai/mistral-inference
+for the three fields that Mistral's files of this form have besides.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyrllama.core import ModelConfig, RopeScaling
+from pyrllama.core import Llama3Rope, ModelConfig
 from pyrllama.errors import CorruptFileError, TensorError, UnsupportedModelError
 from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING
 
@@ -20,14 +21,22 @@ if TYPE_CHECKING:
 
     Parts = Mapping[str, Sequence[StoredTensor]]
 
-UNSUPPORTED = ("moe_args", "vision_chunk_size", "vision_model", "quantization_args", "lora_args")
-"""Fields of Llama 4, of the models that see, and of quantised ones."""
+UNSUPPORTED = (
+    "moe",
+    "moe_args",
+    "vision_chunk_size",
+    "vision_model",
+    "quantization_args",
+    "lora_args",
+)
+"""Fields of Mixtral and Llama 4, of the models that see, and of quantised ones."""
 
 LLAMA1_NORM_EPS = 1e-6
 """LLaMA 1's, but for its 65B."""
 LLAMA1_65B_DIM = 8192
 LLAMA3_THETA = 500_000.0
 DEFAULT_THETA = 10_000.0
+MISTRAL_CONTEXT = 32_768
 TIED_ROPE_FACTOR = 32.0
 """Llama 3.2's stretching of the RoPE frequencies."""
 
@@ -43,7 +52,7 @@ def read_config(params: Fields, parts: Parts) -> ModelConfig:
                 params.path, f"{key} belongs to a kind of model that is not implemented"
             )
     dim, n_heads = params.size("dim"), params.size("n_heads")
-    if dim % n_heads:
+    if not params.has("head_dim") and dim % n_heads:
         raise CorruptFileError(params.path, f"dim is {dim}, no multiple of n_heads, {n_heads}")
     vocab_size = _vocab_size(params, parts, dim)
     return ModelConfig(
@@ -53,12 +62,13 @@ def read_config(params: Fields, parts: Parts) -> ModelConfig:
         n_layers=params.size("n_layers"),
         n_heads=n_heads,
         n_kv_heads=params.size("n_kv_heads", n_heads),
-        head_dim=dim // n_heads,
+        head_dim=params.size("head_dim", dim // n_heads),
         ffn_dim=_ffn_dim(params, parts, dim),
         norm_eps=params.number("norm_eps", 1e-5),
         rope_theta=params.number("rope_theta", DEFAULT_THETA),
         context_length=context_length(params),
         rope_scaling=_rope_scaling(params, tied=OUTPUT not in parts),
+        sliding_window=params.size("sliding_window") if params.has("sliding_window") else None,
     )
 
 
@@ -77,6 +87,12 @@ def _ffn_dim(params: Fields, parts: Parts, dim: int) -> int:
     """Return the rows of all parts of ``w1``, which must be what the parameters give."""
     name = "blk.0.ffn_gate.weight"
     ffn_dim = _matrix(params, parts, name)[0] * len(parts[name])
+    if params.has("hidden_dim") and params.size("hidden_dim") != ffn_dim:
+        raise TensorError(
+            params.path,
+            f"{name} has {ffn_dim} rows, but hidden_dim is {params.size('hidden_dim')}; the "
+            f"weights and the parameters do not belong together",
+        )
     if params.has("multiple_of"):
         computed = computed_ffn_dim(params, dim)
         if ffn_dim != computed:
@@ -106,6 +122,8 @@ def context_length(params: Fields) -> int:
     theta = params.number("rope_theta", DEFAULT_THETA)
     if params.has("max_seq_len"):
         return params.size("max_seq_len")
+    if params.has("hidden_dim"):  # Mistral's alone
+        return MISTRAL_CONTEXT
     if params.flag("use_scaled_rope"):
         return 131_072
     if theta == LLAMA3_THETA:
@@ -118,7 +136,7 @@ def context_length(params: Fields) -> int:
     return 4_096
 
 
-def _rope_scaling(params: Fields, *, tied: bool) -> RopeScaling | None:
+def _rope_scaling(params: Fields, *, tied: bool) -> Llama3Rope | None:
     """Return the scaling that ``use_scaled_rope`` stands for.
 
     The parameters of Llama 3.1, 3.2 and 3.3 are alike, but 3.2 was trained with the factor 32
@@ -126,8 +144,8 @@ def _rope_scaling(params: Fields, *, tied: bool) -> RopeScaling | None:
     """
     if not params.flag("use_scaled_rope"):
         return None
-    default = RopeScaling()
-    return RopeScaling(
+    default = Llama3Rope()
+    return Llama3Rope(
         factor=params.number("rope_scaling_factor", TIED_ROPE_FACTOR if tied else default.factor),
         high_freq_factor=params.number("rope_high_freq_factor", default.high_freq_factor),
     )

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyrllama.checkpoints.base import Checkpoint
-from pyrllama.core import ModelConfig, RopeScaling, Tensor, TensorInfo, TensorType
+from pyrllama.core import Experts, Llama3Rope, ModelConfig, Tensor, TensorInfo, TensorType
 from pyrllama.errors import SettingError, TensorError
-from pyrllama.models.llama import OUTPUT, ROPE_FACTORS, expected_tensors
+from pyrllama.models.llama import OUTPUT, expected_tensors, is_router
+from pyrllama.models.rope import ROPE_FACTORS
 from pyrllama.quants import RUNNABLE, quantize, row_bytes, runnable_names
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ SHAPES: dict[str, ModelConfig] = {
         norm_eps=1e-5,
         rope_theta=500_000.0,
         context_length=131_072,
-        rope_scaling=RopeScaling(factor=32.0),
+        rope_scaling=Llama3Rope(factor=32.0),
     ),
     "110m": ModelConfig(
         architecture="llama",
@@ -77,8 +78,23 @@ SHAPES: dict[str, ModelConfig] = {
         rope_theta=10_000.0,
         context_length=1024,
     ),
+    "30b-a3b": ModelConfig(
+        architecture="qwen3moe",
+        vocab_size=151_936,
+        dim=2048,
+        n_layers=48,
+        n_heads=32,
+        n_kv_heads=4,
+        head_dim=128,
+        ffn_dim=768,
+        norm_eps=1e-6,
+        rope_theta=1_000_000.0,
+        context_length=40_960,
+        qk_norm=True,
+        experts=Experts(count=128, used=8),
+    ),
 }
-"""LLaMA 1 (7b to 65b), Llama 3.2 1B, and llama2.c's stories110M."""
+"""LLaMA 1 (7b to 65b), Llama 3.2 1B, llama2.c's stories110M, and Qwen3-30B-A3B."""
 _TIED = (SHAPES["1b"], SHAPES["110m"])
 _POOL_NUMBERS = 1 << 21
 """Random numbers made for each row length; tensors repeat them from a row of their own."""
@@ -108,7 +124,7 @@ class RandomCheckpoint(Checkpoint):
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(_tensors(config, type_, tied))
         self._seed = seed
         self._numbers = {name: number for number, name in enumerate(self.tensors)}
-        self._pools: dict[int, NDArray[np.uint8]] = {}
+        self._pools: dict[tuple[TensorType, int], NDArray[np.uint8]] = {}
         for info in self.tensors.values():
             row_bytes(info.type, info.shape[-1])
 
@@ -133,19 +149,21 @@ class RandomCheckpoint(Checkpoint):
 
     def _pool(self, type_: TensorType, cols: int) -> NDArray[np.uint8]:
         """Return a few stored rows of ``cols`` random weights."""
-        if cols not in self._pools:
+        if (type_, cols) not in self._pools:
             random = np.random.default_rng((self._seed, len(self.tensors), cols))
             rows = max(1, _POOL_NUMBERS // cols)
             weights = random.standard_normal((rows, cols), dtype=np.float32)
             weights *= np.float32(1.0 / math.sqrt(cols))
-            self._pools[cols] = quantize(type_, weights)
-        return self._pools[cols]
+            self._pools[type_, cols] = quantize(type_, weights)
+        return self._pools[type_, cols]
 
 
 def _tensors(config: ModelConfig, type_: TensorType, tied: bool) -> dict[str, TensorInfo]:
     left_out = {ROPE_FACTORS, OUTPUT} if tied else {ROPE_FACTORS}
     return {
-        name: TensorInfo(name, shape, type_ if len(shape) > 1 else TensorType.F32)
+        name: TensorInfo(
+            name, shape, TensorType.F32 if len(shape) == 1 or is_router(name) else type_
+        )
         for name, shape in expected_tensors(config).items()
         if name not in left_out
     }

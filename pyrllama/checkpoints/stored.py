@@ -1,8 +1,8 @@
 """Tensors as they lie in mapped files, joined or permuted where the model wants it so.
 
 A ``Source`` yields the bytes of one tensor of the model: a ``StoredTensor`` as it lies, a
-``JoinedTensor`` out of the shards that hold its parts, or a ``PermutedTensor`` whose rows
-come in another order.
+``JoinedTensor`` out of the shards that hold its parts, a ``PermutedTensor`` whose rows come in
+another order, or a ``StackedTensor`` of experts.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from pyrllama.checkpoints.mapped import MappedFile
 from pyrllama.errors import CorruptFileError
+from pyrllama.models.rows import take_rows, to_neighbours
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -209,10 +210,9 @@ class JoinedTensor:
 
 @dataclass(frozen=True, slots=True)
 class PermutedTensor:
-    """Query or key rows in half-split RoPE order, as Hugging Face stores them.
+    """Rows of queries or keys, or numbers of their biases and norms, stored by halves of a head.
 
-    There the two numbers that RoPE turns together lie half a head apart; here they are
-    neighbours, as in Meta's own files.
+    Here they are in the order of neighbours; see ``models/rows.py``.
     """
 
     stored: StoredTensor
@@ -220,7 +220,7 @@ class PermutedTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the matrix."""
+        """Shape of the tensor."""
         return self.stored.shape
 
     @property
@@ -234,16 +234,47 @@ class PermutedTensor:
         return self.stored.stored_as
 
     def rows(self) -> NDArray[np.uint8]:
-        """Return the rows in interleaved order, copied."""
-        n_rows = self.shape[0]
-        half_split = np.arange(n_rows).reshape(self.n_heads, 2, -1)  # (heads, halves, pairs)
-        interleaved = half_split.swapaxes(1, 2).reshape(n_rows)
-        permuted: NDArray[np.uint8] = self.stored.rows()[interleaved]
+        """Return the rows in the order of neighbours, copied."""
+        permuted = take_rows(self.stored.rows(), to_neighbours(self.shape[0], self.n_heads))
         self.stored.release()
         return permuted
 
     def release(self) -> None:
         """Do nothing: the pages went back as the rows were copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class StackedTensor:
+    """The matrices of a layer's experts, each a tensor of its own in the files."""
+
+    parts: Sequence[StoredTensor]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole: ``(experts, rows, cols)``."""
+        return (len(self.parts), *self.parts[0].shape)
+
+    @property
+    def type(self) -> TensorType | None:
+        """Type of all parts."""
+        return self.parts[0].type
+
+    @property
+    def stored_as(self) -> str:
+        """The file's own word for the type."""
+        return self.parts[0].stored_as
+
+    def rows(self) -> NDArray[np.uint8]:
+        """Return the experts' rows, one expert after the other, copied."""
+        n, rows, _ = self.shape
+        stacked = np.empty((n * rows, self.parts[0].n_bytes // rows), np.uint8)
+        for part, target in zip(self.parts, np.split(stacked, n), strict=True):
+            target[:] = part.rows()
+            part.release()
+        return stacked
+
+    def release(self) -> None:
+        """Do nothing: the pages went back as the parts were copied."""
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ from pyrllama.errors import (
     UnsupportedModelError,
 )
 from pyrllama.kvcache import blocks_for
-from pyrllama.models.llama import ROPE_FACTORS
+from pyrllama.models.rope import ROPE_FACTORS
 from pyrllama.quants import row_bytes
 from pyrllama.tokenizer import find_tokenizer, load_tokenizer
 
@@ -155,12 +155,23 @@ def describe(contents: Contents) -> dict[str, Any]:
         "parameters": sum(
             math.prod(info.shape) for info in contents.tensors if info.name != ROPE_FACTORS
         ),
+        "active_parameters": active_parameters(contents.config, contents.tensors),
         "bytes": sum(stored_bytes(info) for info in contents.tensors),
         "types": _types(contents.tensors),
         "tensors": tensors,
         "memory": estimate_memory(contents.config, contents.tensors) if contents.config else None,
         "metadata": contents.metadata,
     }
+
+
+def active_parameters(config: ModelConfig | None, tensors: tuple[TensorInfo, ...]) -> int | None:
+    """Return how many parameters a token meets, where a model has experts."""
+    if config is None or config.experts is None:
+        return None
+    sizes = {i.name: math.prod(i.shape) for i in tensors if i.name != ROPE_FACTORS}
+    of_experts = sum(size for name, size in sizes.items() if name.endswith("_exps.weight"))
+    unchosen = config.experts.count - config.experts.used
+    return sum(sizes.values()) - of_experts // config.experts.count * unchosen
 
 
 def _types(tensors: tuple[TensorInfo, ...]) -> dict[str, dict[str, int]]:

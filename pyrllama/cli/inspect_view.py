@@ -45,6 +45,8 @@ def _model_pairs(report: dict[str, Any]) -> Iterable[tuple[str, Any]]:
     for key in ("path", "format", "architecture"):
         yield key, report[key]
     yield "parameters", format_count(report["parameters"])
+    if report["active_parameters"] is not None:
+        yield "of them active", format_count(report["active_parameters"])
     yield "weights", format_bytes(report["bytes"])
 
 

@@ -9,6 +9,9 @@ that follow each other.  Positions are cut into parts of 256, and for each part 
 4. and merges the result with that of the parts before: an online softmax (Milakov and
    Gimelshein, 2018) that corrects its running sums once a part, not once a block.
 
+Where attention has a window, it begins with the block that holds the first position that the
+tile sees.  What another row of the tile sees and this one does not weighs exactly zero.
+
 A row takes the same operations in the same order whatever its tile, and parts are cut by the
 position alone; so neither the cut of a prompt, nor the batch, nor the number of threads that
 share a long context changes a bit.
@@ -16,39 +19,32 @@ share a long context changes a bit.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from pyrllama.core import BLOCK_TOKENS
 from pyrllama.cpu.attention_blocks import NARROW, WIDE, Shapes, block_products
+from pyrllama.cpu.attention_rows import clear, copy_row, merge, softmax, write_row
 from pyrllama.cpu.barrier import atomic_add, atomic_store
 from pyrllama.cpu.kernel import KernelFunction, View, inline, kernel, part, view
 from pyrllama.cpu.kv_cache import (
     Q8_BLOCK_BYTES,
     as_it_is,
+    layer_of,
     load_half,
-    rotate,
+    rotate_head,
     unpack_half,
     unpack_q8_0_keys,
     unpack_q8_0_values,
 )
-from pyrllama.cpu.norm import exponential
 from pyrllama.cpu.records import ACTIVATIONS, PART_TOKENS, SCORES_STEP, SPAN, STEP
 from pyrllama.cpu.simd import (
     Lanes,
-    first_lane,
-    keep_first,
-    load_f32,
     load_f32x16,
     load_i64,
-    max_f32,
-    maximum,
     prefetch,
-    splat_f32,
     square_root,
-    store,
-    sum_f32,
 )
 
 if TYPE_CHECKING:
@@ -61,86 +57,31 @@ Span = view(SPAN)
 Activations = view(ACTIVATIONS)
 
 f32 = np.float32
-LOWEST: Any = f32(-1e30)
-"""Stands for minus infinity where differences are taken."""
-ZERO: Any = f32(0.0)
-
-
-# --- the softmax ------------------------------------------------------------------------------
-
-
-@inline
-def softmax(scores: int, count: int, result: int) -> None:
-    """Replace a row's ``count`` scores by exponentials; write their base and sum to ``result``."""
-    n_bytes = (count + 15) // 16 * 64
-    last = n_bytes - 64
-    store(scores + last, keep_first(load_f32x16(scores + last), count - last // 4, LOWEST))
-    greatest = splat_f32(LOWEST)
-    for i in range(0, n_bytes, 64):
-        greatest = maximum(greatest, load_f32x16(scores + i))
-    peak = max_f32(greatest)
-    total = splat_f32(0.0)
-    for i in range(0, n_bytes, 64):
-        weights = exponential(load_f32x16(scores + i) - peak)
-        store(scores + i, weights)
-        total = total + weights
-    store(result, peak)
-    store(result + 4, sum_f32(total))
-
-
-@inline
-def clear(row: int, stride: int) -> None:
-    """Make a result that of no positions."""
-    for i in range(0, 4 * stride, 64):
-        store(row + i, splat_f32(0.0))
-    store(row + 4 * stride, LOWEST)
-    store(row + 4 * stride + 4, ZERO)
-
-
-@inline
-def merge(row: int, other: int, stride: int) -> None:
-    """Add to a row's result that of the part of the positions which follow."""
-    base, other_base = load_f32(row + 4 * stride), load_f32(other + 4 * stride)
-    peak = max(base, other_base)
-    own, its = exponential(splat_f32(base - peak)), exponential(splat_f32(other_base - peak))
-    for i in range(0, 4 * stride, 64):
-        store(row + i, load_f32x16(row + i) * own + load_f32x16(other + i) * its)
-    weight, its_weight = load_f32(row + 4 * stride + 4), load_f32(other + 4 * stride + 4)
-    store(row + 4 * stride, peak)
-    store(row + 4 * stride + 4, weight * first_lane(own) + its_weight * first_lane(its))
-
-
-@inline
-def copy_row(row: int, target: int, row_bytes: int) -> None:
-    """Copy a result."""
-    for i in range(0, row_bytes, 64):
-        store(target + i, load_f32x16(row + i))
-
-
-@inline
-def write_row(result: int, out: int, head_dim: int, stride: int) -> None:
-    """Write a row's weighted mean of values: its total over the sum of its weights."""
-    weight = load_f32(result + 4 * stride + 4)
-    whole = head_dim // 16 * 64
-    for i in range(0, whole, 64):
-        store(out + i, load_f32x16(result + i) / weight)
-    for i in range(whole, 4 * head_dim, 4):
-        store(out + i, load_f32(result + i) / weight)
 
 
 # --- a tile -----------------------------------------------------------------------------------
 
 
 @inline
-def rotate_queries(s: View, w: View, head: int, group: int, q: int) -> None:
+def rotate_queries(s: View, layer: View, w: View, head: int, group: int, q: int) -> None:
     """Write the rotated queries of a tile's rows, times the scale of scores."""
     scale = f32(1.0) / square_root(f32(s.head_dim))
     for t in range(w.token, w.token + w.n_tokens):
-        angles = s.rope + 8 * load_i64(s.positions + 8 * t) * s.head_stride
+        position = load_i64(s.positions + 8 * t)
         source = s.q + t * s.q_stride + 4 * head * group * s.head_dim
         for h in range(group):
-            rotate(source + 4 * h * s.head_dim, angles, q, s.head_stride, scale)
+            rotate_head(s, source + 4 * h * s.head_dim, layer.q_norm, position, q, scale)
             q += 4 * s.head_stride
+
+
+@inline
+def rows_before(s: View, position: int, first: int, rows: int, group: int) -> int:
+    """Return how many rows of a tile see positions of the part that begins at ``first``.
+
+    The others, whose tokens come later, have left it behind their window.
+    """
+    seeing: int = min(rows, (first + PART_TOKENS + s.window - 1 - position) * group)
+    return seeing
 
 
 class Format(NamedTuple):
@@ -206,14 +147,15 @@ def attention_kernel(cache: Format, shapes: Shapes) -> KernelFunction:
     def attend_part(
         s: View, w: View, offset: int, first: int, rows: int, group: int, work: int, result: int,
     ) -> None:  # fmt: skip
-        """Write the results of a tile's rows for the part that begins at position ``first``."""
+        """Write the results of a tile's ``rows`` for the part that begins at position ``first``."""
         stride, step = s.head_stride, 4 * s.head_stride + 64
         q, scores = work, work + 4 * s.query_rows * stride
         unpacked = result + s.query_rows * step
         position = load_i64(s.positions + 8 * w.token)
         table = load_i64(s.tables + 8 * w.token)
         newest = position + w.n_tokens - 1
-        first_block = first // BLOCK_TOKENS
+        oldest = position - s.window + 1
+        first_block = max(oldest, first) // BLOCK_TOKENS
         last_block = min(newest, first + PART_TOKENS - 1) // BLOCK_TOKENS
         values = s.n_kv_heads * head_bytes(stride)
         for b in range(first_block, last_block + 1):
@@ -230,8 +172,9 @@ def attention_kernel(cache: Format, shapes: Shapes) -> KernelFunction:
         for r in range(max(first - position, 0) * group, rows):
             row = result + r * step
             clear(row, stride)
+            unseen = max(oldest + r // group - first, 0)
             count = min(position + r // group + 1 - first, PART_TOKENS)
-            softmax(scores + r * SCORES_STEP, count, row + 4 * stride)
+            softmax(scores + r * SCORES_STEP, unseen, count, row + 4 * stride)
         for b in range(first_block, last_block + 1):
             start = b * BLOCK_TOKENS
             place = block(s, table, b) + offset + values
@@ -258,14 +201,15 @@ def attention_kernel(cache: Format, shapes: Shapes) -> KernelFunction:
         offset = layer * s.layer_bytes + head * head_bytes(stride)
         state = work + s.query_rows * (4 * stride + SCORES_STEP)
         result = state + s.query_rows * row_bytes
-        rotate_queries(s, w, head, group, work)
+        rotate_queries(s, layer_of(s, layer), w, head, group, work)
         for r in range(rows):
             clear(state + r * row_bytes, stride)
         for p in range(w.first_part, w.last_part):
             first = p * PART_TOKENS
-            attend_part(s, w, offset, first, rows, group, work, result)
+            seeing = rows_before(s, position, first, rows, group)
+            attend_part(s, w, offset, first, seeing, group, work, result)
             slot = w.partials + (head * w.n_parts + p) * rows * row_bytes
-            for r in range(max(first - position, 0) * group, rows):
+            for r in range(max(first - position, 0) * group, seeing):
                 if w.partials:
                     copy_row(result + r * row_bytes, slot + r * row_bytes, row_bytes)
                 else:
@@ -274,9 +218,10 @@ def attention_kernel(cache: Format, shapes: Shapes) -> KernelFunction:
             if atomic_add(w.finished + 8 * head, 1) != w.n_spans - 1:
                 return
             atomic_store(w.finished + 8 * head, 0)
-            for p in range(w.n_parts):
+            for p in range(max(position - s.window + 1, 0) // PART_TOKENS, w.n_parts):
                 slot = w.partials + (head * w.n_parts + p) * rows * row_bytes
-                for r in range(max(p * PART_TOKENS - position, 0) * group, rows):
+                seeing = rows_before(s, position, p * PART_TOKENS, rows, group)
+                for r in range(max(p * PART_TOKENS - position, 0) * group, seeing):
                     merge(state + r * row_bytes, slot + r * row_bytes, stride)
         a = Activations(s.attended)
         for r in range(rows):

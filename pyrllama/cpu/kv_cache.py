@@ -18,7 +18,8 @@ import numpy as np
 from pyrllama.core import BLOCK_TOKENS
 from pyrllama.cpu.activations import quantise_block
 from pyrllama.cpu.kernel import KernelFunction, View, inline, kernel, view
-from pyrllama.cpu.records import STEP
+from pyrllama.cpu.norm import normalise_head
+from pyrllama.cpu.records import LAYER, STEP
 from pyrllama.cpu.simd import (
     Lanes,
     first_lane,
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Step = view(STEP)
+Layer = view(LAYER)
+
+LAYER_BYTES = LAYER.n_bytes
 
 f32, i8, i16 = np.float32, np.int8, np.int16
 ONE: Any = f32(1.0)
@@ -68,10 +72,27 @@ def rotate(x: int, table: int, out: int, head_stride: int, scale: float) -> None
 
 
 @inline
-def rotated_key(s: View, token: int, head: int, work: int) -> None:
+def layer_of(s: View, index: int) -> View:
+    """Return the record of a layer."""
+    return Layer(s.layers + index * LAYER_BYTES)
+
+
+@inline
+def rotate_head(s: View, x: int, weight: int, position: int, out: int, scale: float) -> None:
+    """Normalise a head, where it has weights for that, rotate it, and multiply by ``scale``."""
+    angles = s.rope + 8 * position * s.head_stride
+    if weight:
+        normalise_head(x, weight, out, s.head_dim, s.head_stride, s.norm_eps)
+        x = out
+    rotate(x, angles, out, s.head_stride, scale)
+
+
+@inline
+def rotated_key(s: View, layer: int, token: int, head: int, work: int) -> None:
     """Write a token's rotated key of one head to ``work``, zeros behind it."""
-    angles = s.rope + 8 * load_i64(s.positions + 8 * token) * s.head_stride
-    rotate(s.k + token * s.kv_stride + 4 * head * s.head_dim, angles, work, s.head_stride, ONE)
+    key = s.k + token * s.kv_stride + 4 * head * s.head_dim
+    position = load_i64(s.positions + 8 * token)
+    rotate_head(s, key, layer_of(s, layer).k_norm, position, work, ONE)
 
 
 @inline
@@ -103,7 +124,7 @@ def float_store(
         keys = block_of(s, layer, token) + head * head_bytes
         values = keys + s.n_kv_heads * head_bytes + size * slot * s.head_stride
         value = s.v + token * s.kv_stride + 4 * head * s.head_dim
-        rotated_key(s, token, head, work)
+        rotated_key(s, layer, token, head, work)
         for i in range(0, s.head_stride, 16):
             keep(work + size * i, load_f32x16(work + 4 * i))
             keep(values + size * i, load_f32x16(value + 4 * i))
@@ -183,7 +204,7 @@ def store_q8_0(step: int, layer: int, token: int, head: int, work: int) -> None:
     keys = block_of(s, layer, token) + head * n_blocks * Q8_BLOCK_BYTES
     values = keys + s.n_kv_heads * n_blocks * Q8_BLOCK_BYTES
     x, quants = work, work + 4 * s.head_stride
-    rotated_key(s, token, head, x)
+    rotated_key(s, layer, token, head, x)
     for b in range(n_blocks):
         place = keys + b * Q8_BLOCK_BYTES
         quantise_into(x + 128 * b, quants, place + 2 * slot, quants + 32)

@@ -11,6 +11,8 @@ import numpy as np
 from pyrllama.core import BLOCK_TOKENS, TensorType
 from pyrllama.cpu import compiler
 from pyrllama.cpu.kv_memory import KV_PADDING, KvMemory
+from pyrllama.cpu.layers import layer_matrices, layer_vectors, matrix_names
+from pyrllama.cpu.mixture import MixtureMemory, places_of
 from pyrllama.cpu.records import COUNTERS_A_LAYER, LAYER, LINE, STEP, Records
 from pyrllama.cpu.scratch import ActivationRows, Rows, panel_bytes, round_up
 from pyrllama.cpu.spans import Spans, attends_to_itself
@@ -18,7 +20,8 @@ from pyrllama.cpu.square_sums import LAYER_INPUTS, SquareSums
 from pyrllama.cpu.team import Team, fitting_patience, fitting_threads
 from pyrllama.cpu.weights import Matrices, read_vector
 from pyrllama.errors import BackendError, SettingError
-from pyrllama.models.llama import OUTPUT, ROPE_FACTORS, TOKEN_EMBEDDING, rope_table
+from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING
+from pyrllama.models.rope import ROPE_FACTORS, rope_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,9 +35,6 @@ MAX_BATCH_TOKENS = 512
 OUTPUT_NORM = "output_norm.weight"
 BARRIERS_A_LAYER = 5
 """Of a step that decodes one token."""
-_LAYER_MATRICES = (
-    "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"
-)  # fmt: skip
 
 
 def load_model(
@@ -82,12 +82,13 @@ class CpuModel:
         self._lock = threading.Lock()
         tied = OUTPUT not in checkpoint.tensors
         self._output_name = OUTPUT if whole and not tied else TOKEN_EMBEDDING
-        names = matrix_names(self._n_layers, output=whole and not tied)
+        names = matrix_names(config, self._n_layers, output=whole and not tied)
         self._matrices = Matrices(checkpoint, names, kind)
         self.weight_bytes = sum(self._matrices.sizes)
         # One row of the embedding is read for a token; tied, all of it gives the logits.
         read_whole = whole and tied
-        self.decode_bytes = self.weight_bytes - (0 if read_whole else self._matrices.sizes[0])
+        unread = 0 if read_whole else self._matrices.sizes[0]
+        self.decode_bytes = self.weight_bytes - unread - self._unchosen_bytes()
         self._team = Team(
             fitting_threads(self.weight_bytes) if threads is None else threads,
             fitting_patience(self.weight_bytes, BARRIERS_A_LAYER * max(self._n_layers, 1)),
@@ -119,11 +120,14 @@ class CpuModel:
         self._layers = Records(LAYER, self._n_layers)
         for i in range(self._n_layers):
             layer = f"blk.{i}."
+            names = layer_matrices(config)
             self._layers.set(
                 i,
-                attn_norm=self._vector(checkpoint, f"{layer}attn_norm.weight"),
-                ffn_norm=self._vector(checkpoint, f"{layer}ffn_norm.weight"),
-                **{m: matrices.address(f"{layer}{m}.weight") for m in _LAYER_MATRICES},
+                **{field: matrices.address(f"{layer}{name}") for field, name in names.items()},
+                **{
+                    field: self._vector(checkpoint, f"{layer}{name}")
+                    for field, name in layer_vectors(config).items()
+                },
             )
         self._step = Records(STEP)
         self._step.set(
@@ -142,8 +146,18 @@ class CpuModel:
         )
         self._output_norm = read_vector(checkpoint, OUTPUT_NORM, config.dim)
 
+    def _unchosen_bytes(self) -> int:
+        """Return the bytes of the experts that a token does not choose."""
+        if self.config.experts is None:
+            return 0
+        sizes = self._matrices.sizes_by_name()
+        of_experts = sum(size for name, size in sizes.items() if name.endswith("_exps.weight"))
+        count, used = self.config.experts.count, self.config.experts.used
+        return of_experts // count * (count - used)
+
     def _vector(self, checkpoint: Checkpoint, name: str) -> int:
-        vector = read_vector(checkpoint, name, round_up(self.config.dim, 32))
+        n = checkpoint.tensors[name].shape[0]
+        vector = read_vector(checkpoint, name, round_up(n, 32))
         self._vectors.append(vector)
         return vector.ctypes.data
 
@@ -170,14 +184,17 @@ class CpuModel:
         self._q, self._k, self._v = (
             Rows(rows, n) for n in (config.q_dim, config.kv_dim, config.kv_dim)
         )
-        self._gate, self._up = Rows(rows, config.ffn_dim), Rows(rows, config.ffn_dim)
+        self._mixture = MixtureMemory(config, config.experts, rows) if config.experts else None
+        n = places_of(config.experts, rows) if config.experts else rows
+        self._gate, self._up = Rows(n, config.ffn_dim), Rows(n, config.ffn_dim)
         self._logits = Rows(rows, config.vocab_size)
         self._spans = Spans(config, self._kv.head_stride, rows, self.max_seq_len, threads)
         self._work = Rows(threads, self._spans.work_bytes // 4)
         widest = max(config.dim, config.q_dim, config.ffn_dim)
         self._panels = Rows(threads, panel_bytes(rows, widest) // 4)
-        self._normed, self._attended, self._hidden = (
-            ActivationRows(rows, n) for n in (config.dim, config.q_dim, config.ffn_dim)
+        self._normed, self._attended = (ActivationRows(rows, n) for n in (config.dim, config.q_dim))
+        self._hidden = (
+            self._mixture.hidden if self._mixture else ActivationRows(rows, config.ffn_dim)
         )
         n_counters = COUNTERS_A_LAYER * self._n_layers + 1
         self._counters = np.zeros((n_counters, LINE // 8), np.int64)
@@ -202,6 +219,8 @@ class CpuModel:
             up=self._up.address,
             ffn_stride=self._gate.stride,
             hidden=self._hidden.address,
+            window=self._spans.window,
+            mixture=self._mixture.address if self._mixture else 0,
             work=self._work.address,
             work_stride=self._work.stride,
             query_rows=self._spans.query_rows,
@@ -267,8 +286,11 @@ class CpuModel:
     def input_squares(self) -> Iterator[dict[str, NDArray[np.float64]]]:
         """Add up the squares of the inputs of every matrix, column by column, while it is open.
 
-        What it gives are the sums by the matrices' names, ``(cols,)``.
+        What it gives are the sums by the matrices' names, ``(cols,)``.  Raises ``BackendError``
+        for a model with experts.
         """
+        if self.config.experts:
+            raise BackendError("the importance of experts cannot be collected yet")
         squares = SquareSums(self.config, self._output_name)
         off = dict.fromkeys(LAYER_INPUTS, 0)
         self._count_squares(squares.layers, squares.output)
@@ -321,9 +343,3 @@ class CpuModel:
     def close(self) -> None:
         """End the threads; the model must not be used any more."""
         self._team.close()
-
-
-def matrix_names(n_layers: int, *, output: bool) -> list[str]:
-    """Return the matrices in the order in which a pass reads them, which is that in memory."""
-    layers = [f"blk.{i}.{m}.weight" for i in range(n_layers) for m in _LAYER_MATRICES]
-    return [TOKEN_EMBEDDING, *layers, *([OUTPUT] if output else [])]

@@ -13,6 +13,7 @@ from pyrllama.cpu.simd import (
     as_f32,
     as_i32,
     fused_multiply_add,
+    keep_first,
     load_f32,
     load_f32x16,
     maximum,
@@ -25,6 +26,7 @@ from pyrllama.cpu.simd import (
 )
 
 f32 = np.float32
+ZERO = f32(0.0)
 ROUNDER = f32(1.5 * 2**23)
 """Added and taken off again, it rounds a float32 under 2^22 to the nearest whole number."""
 
@@ -74,6 +76,21 @@ def rms_norm(x: int, weight: int, out: int, n: int, eps: float) -> None:
     scale = f32(1.0) / square_root(sum_f32(squares) / f32(n) + eps)
     for i in range(0, n_bytes, 64):
         store(out + i, load_f32x16(x + i) * scale * load_f32x16(weight + i))
+
+
+@inline
+def normalise_head(
+    x: int, weight: int, out: int, head_dim: int, head_stride: int, eps: float
+) -> None:
+    """Normalise one head of a row, behind which others follow; zeros up to the stride."""
+    squares = splat_f32(0.0)
+    for i in range(0, head_stride, 16):
+        v = keep_first(load_f32x16(x + 4 * i), head_dim - i, ZERO)
+        squares = fused_multiply_add(v, v, squares)
+        store(out + 4 * i, v)
+    scale = f32(1.0) / square_root(sum_f32(squares) / f32(head_dim) + eps)
+    for i in range(0, 4 * head_stride, 64):
+        store(out + i, load_f32x16(out + i) * scale * load_f32x16(weight + i))
 
 
 @part

@@ -128,6 +128,12 @@ LAYER = Record(
         "ffn_gate",
         "ffn_up",
         "ffn_down",
+        "q_bias",  # of rows of the matrices; 0 where there is none
+        "k_bias",
+        "v_bias",
+        "q_norm",  # of a head; 0 where heads are not normalised
+        "k_norm",
+        "router",  # MATRIX; of experts, the three of the FFN are the first of so many records
         "attn_squares",  # float64 sums of squares of what the matrices multiply, (columns,);
         "attended_squares",  # 0 while nobody counts them
         "ffn_squares",
@@ -153,6 +159,8 @@ STEP = Record(
         "head_dim",
         "head_stride",  # head_dim padded as the type of the cache needs
         "rope",  # (positions, 2, head_stride) float32: cosines, then signed sines
+        "window",  # positions that a token attends to, its own included
+        "mixture",  # MIXTURE; 0 where feed-forward networks have no experts
         # the cache
         "cache",  # blocks of keys and values
         "store",  # kernels of kv_cache.py and attention.py, by address
@@ -179,7 +187,7 @@ STEP = Record(
         "v",
         "kv_stride",
         "attended",  # ACTIVATIONS of n_heads * head_dim columns
-        "gate",  # (n_tokens, ffn_dim)
+        "gate",  # (n_tokens, ffn_dim), of experts (places, ffn_dim)
         "up",
         "ffn_stride",
         "hidden",  # ACTIVATIONS of ffn_dim columns
@@ -198,6 +206,34 @@ STEP = Record(
     ("norm_eps",),
 )
 """All that one forward pass reads and writes."""
+
+MIXTURE = Record(
+    "Mixture",
+    (
+        "n_experts",
+        "n_used",
+        "normalised",  # 1 if the weights of a token's experts sum up to 1
+        "logits",  # (n_tokens, n_experts) float32: the router's
+        "logits_stride",
+        "probabilities",  # of the same shape, a row for each thread or token
+        "chosen",  # (n_tokens, n_used) int64: experts, the most probable first
+        "weights",  # (n_tokens, n_used) float32
+        "places",  # (n_tokens, n_used) int64: rows below, where the tokens of an expert stand
+        # of several tokens: they go through one expert together
+        "active",  # (n_active,) int64: experts that have tokens
+        "n_active",
+        "counts",  # (n_experts,) int64: tokens of each
+        "filled",  # (n_experts,) int64: those that have their place
+        "starts",  # (n_experts,) int64: the place of the first
+        "row_weights",  # (places,) float32
+        "inputs",  # ACTIVATIONS of dim columns, a row for each place
+        "expert_inputs",  # (n_experts,) ACTIVATIONS: the rows of one expert
+        "expert_hidden",  # the same of what ffn_down multiplies
+        "outputs",  # (places, dim) float32
+        "outputs_stride",
+    ),
+)
+"""Which experts take which tokens, and what they work in."""
 
 SPAN = Record(
     "Span",
@@ -248,9 +284,9 @@ READING = Record("Reading", ("data", "part_bytes", "ahead"))
 
 LINE = 64
 """Bytes of a cache line, which a counter has to itself."""
-COUNTERS_A_LAYER = 7
+COUNTERS_A_LAYER = 8
 """Pieces of shared work in a layer: q, k, v, the attention's output, the FFN's two halves, the
-attention itself."""
+attention itself, the router."""
 
 # The words of a team, in bytes from its start.  Those that threads wait on stand on a cache line
 # of their own, two where CPUs fetch lines in pairs, so that nobody who waits is disturbed by

@@ -125,3 +125,9 @@ class ActivationRows:
             tiles=self.tiles.ctypes.data,
         )
         self.address = self._record.address
+
+    @property
+    def words(self) -> NDArray[np.int64]:
+        """The words of the record."""
+        words: NDArray[np.int64] = self._record.words[0]
+        return words

@@ -21,6 +21,8 @@ QUERY_ROWS = 48
 """Query rows of a tile of several tokens: what converts a block of the cache once."""
 SPANS_A_THREAD = 4
 """Pieces a thread should find, so that all end at about the same time."""
+NO_WINDOW = 1 << 40
+"""More positions than any sequence has."""
 
 
 class Tile(NamedTuple):
@@ -32,8 +34,12 @@ class Tile(NamedTuple):
 
     @property
     def n_parts(self) -> int:
-        """Parts of the positions that its tokens see."""
+        """Parts of the positions up to its last token's."""
         return -(-(self.position + self.n_tokens) // PART_TOKENS)
+
+    def first_part(self, window: int) -> int:
+        """Return the first part that its first token sees through a window."""
+        return max(self.position - window + 1, 0) // PART_TOKENS
 
 
 class Span(NamedTuple):
@@ -68,6 +74,7 @@ class Spans:
     ) -> None:
         self._group = config.n_heads // config.n_kv_heads
         self._n_kv_heads, self._wanted = config.n_kv_heads, SPANS_A_THREAD * threads
+        self.window = min(config.sliding_window or NO_WINDOW, NO_WINDOW)
         self.row_bytes = 4 * head_stride + 64
         max_parts = -(-max_seq_len // PART_TOKENS)
         self._records = Records(SPAN, max_tokens + self._wanted)
@@ -100,11 +107,11 @@ class Spans:
         place, finished = self._partials.ctypes.data, self._finished.ctypes.data
         spans: list[Span] = []
         for tile in tiles:
-            if pieces == 1 or tile.n_parts == 1:
-                n = tile.n_parts
-                spans.append(Span(tile.token, tile.n_tokens, 0, n, n, 0, 1, 0, stores))
+            first, n = tile.first_part(self.window), tile.n_parts
+            if pieces == 1 or n - first == 1:
+                spans.append(Span(tile.token, tile.n_tokens, first, n, n, 0, 1, 0, stores))
             else:
-                spans += _shared_spans(tile, pieces, place, finished, stores=stores)
+                spans += _shared_spans(tile, first, pieces, place, finished, stores=stores)
                 place += self._partial_bytes(tile)
                 finished += self._finished.strides[0]
         spans.sort(key=lambda span: span.n_tokens * (span.first_part - span.last_part))
@@ -125,11 +132,12 @@ class Spans:
 
 
 def _shared_spans(
-    tile: Tile, pieces: int, partials: int, finished: int, *, stores: bool
+    tile: Tile, first_part: int, pieces: int, partials: int, finished: int, *, stores: bool
 ) -> list[Span]:
-    """Cut the parts of a tile into spans of about the same length."""
-    n_parts, n_spans = tile.n_parts, min(pieces, tile.n_parts)
-    edges = [n_parts * i // n_spans for i in range(n_spans + 1)]
+    """Cut the parts of a tile from ``first_part`` on into spans of about the same length."""
+    n_parts, n_seen = tile.n_parts, tile.n_parts - first_part
+    n_spans = min(pieces, n_seen)
+    edges = [first_part + n_seen * i // n_spans for i in range(n_spans + 1)]
     return [
         Span(
             tile.token, tile.n_tokens, first, last, n_parts, partials, n_spans, finished,

@@ -1,16 +1,19 @@
 """One forward pass as one function that every thread runs from the embedding to the logits.
 
 Phases that depend on each other are apart by barriers; between two of them, matrix products
-are handed out in chunks from a shared counter.  With a single token every thread normalises
-and quantises for itself, which costs less than meeting; with several, tokens are dealt out.
+are handed out in chunks from a shared counter (``products.py``).  With a single token every
+thread normalises and quantises for itself, which costs less than meeting; with several, tokens
+are dealt out.
 """
 
 from __future__ import annotations
 
 from pyrllama.cpu.activations import prepare, quantise_blocks
 from pyrllama.cpu.barrier import barrier, take
-from pyrllama.cpu.kernel import View, call, inline, kernel, part, view
+from pyrllama.cpu.experts import mix_experts
+from pyrllama.cpu.kernel import View, call, kernel, part, view
 from pyrllama.cpu.norm import rms_norm, swiglu
+from pyrllama.cpu.products import chunk_of, form_for, multiply, multiply_groups
 from pyrllama.cpu.records import (
     ACTIVATIONS,
     BYTES,
@@ -18,10 +21,9 @@ from pyrllama.cpu.records import (
     LAYER,
     LINE,
     MATRIX,
+    MIXTURE,
     SPAN,
     STEP,
-    TILED_ROWS,
-    TILES,
 )
 from pyrllama.cpu.simd import load_i64
 from pyrllama.cpu.squares import add_squares
@@ -30,68 +32,10 @@ Matrix = view(MATRIX)
 Activations = view(ACTIVATIONS)
 Layer = view(LAYER)
 Span = view(SPAN)
+Mixture = view(MIXTURE)
 Step = view(STEP)
 
 LAYER_BYTES, SPAN_BYTES = LAYER.n_bytes, SPAN.n_bytes
-
-
-@inline
-def chunk_of(n_groups: int, n_threads: int) -> int:
-    """Return how many groups a thread takes at a time: by fours, and for some eight rounds."""
-    return max(n_groups // (32 * n_threads) * 4, 4)
-
-
-@inline
-def multiply_groups(
-    s: View, matrix: int, activations: int, row: int, n_rows: int,
-    out: int, out_stride: int, first: int, last: int, accumulate: int, worker: int,
-) -> None:  # fmt: skip
-    """Multiply groups of a matrix with one row, several, or enough to fill matrix tiles."""
-    m = Matrix(matrix)
-    panel = s.panels + worker * s.panels_stride
-    if n_rows == 1:
-        call(m.matvec, matrix, activations, row, out, first, last, accumulate)
-    elif tiled(m, n_rows):
-        call(
-            m.tile_matmul, matrix, activations, n_rows, out, out_stride, first, last,
-            accumulate, panel,
-        )  # fmt: skip
-    else:
-        call(
-            m.matmul, matrix, activations, n_rows, out, out_stride, first, last,
-            accumulate, panel,
-        )  # fmt: skip
-
-
-@inline
-def tiled(m: View, n_rows: int) -> bool:
-    """Whether a product of so many rows goes through matrix tiles."""
-    return m.tile_matmul != 0 and n_rows >= TILED_ROWS
-
-
-@inline
-def form_for(matrix: int, n_rows: int) -> int:
-    """Return the form of activations that a product wants, as a bit."""
-    m = Matrix(matrix)
-    form: int = m.form
-    return TILES if tiled(m, n_rows) else form
-
-
-@part
-def multiply(
-    s: View, matrix: int, activations: int, row: int, n_rows: int,
-    out: int, out_stride: int, counter: int, worker: int, accumulate: int,
-) -> None:  # fmt: skip
-    """Do this thread's share of a matrix product."""
-    m = Matrix(matrix)
-    chunk = chunk_of(m.n_groups, s.n_threads)
-    g = take(counter, chunk)
-    while g < m.n_groups:
-        last = min(g + chunk, m.n_groups)
-        multiply_groups(
-            s, matrix, activations, row, n_rows, out, out_stride, g, last, accumulate, worker
-        )
-        g = take(counter, chunk)
 
 
 @part
@@ -133,16 +77,22 @@ def attention(step: int, s: View, layer: View, index: int, counters: int, worker
     forms = form_for(layer.attn_q, n) | form_for(layer.attn_k, n) | form_for(layer.attn_v, n)
     row = normalise_all(s, layer.attn_norm, forms, worker)
     add_squares(s.normed, row, n, layer.attn_squares, worker, threads)
-    multiply(s, layer.attn_q, s.normed, row, n, s.q, s.q_stride, counters, worker, 0)
-    multiply(s, layer.attn_k, s.normed, row, n, s.k, s.kv_stride, counters + LINE, worker, 0)
-    multiply(s, layer.attn_v, s.normed, row, n, s.v, s.kv_stride, counters + 2 * LINE, worker, 0)
+    multiply(s, layer.attn_q, s.normed, row, n, s.q, s.q_stride, counters, worker, 0, layer.q_bias)
+    multiply(
+        s, layer.attn_k, s.normed, row, n, s.k, s.kv_stride, counters + LINE, worker, 0,
+        layer.k_bias,
+    )  # fmt: skip
+    multiply(
+        s, layer.attn_v, s.normed, row, n, s.v, s.kv_stride, counters + 2 * LINE, worker, 0,
+        layer.v_bias,
+    )  # fmt: skip
     barrier(s.team, threads)
     attend_all(step, s, index, counters + 6 * LINE, worker)
     barrier(s.team, threads)
     add_squares(s.attended, 0, n, layer.attended_squares, worker, threads)
     row = prepare_attended(s, form_for(layer.attn_output, n), worker)
     counter = counters + 3 * LINE
-    multiply(s, layer.attn_output, s.attended, row, n, s.x, s.x_stride, counter, worker, 1)
+    multiply(s, layer.attn_output, s.attended, row, n, s.x, s.x_stride, counter, worker, 1, 0)
     barrier(s.team, threads)
 
 
@@ -203,8 +153,22 @@ def feed_forward(s: View, layer: View, counters: int, worker: int) -> None:
         g = take(counters, chunk)
     barrier(s.team, s.n_threads)
     add_squares(s.hidden, 0, n, layer.hidden_squares, worker, s.n_threads)
-    multiply(s, layer.ffn_down, s.hidden, 0, n, s.x, s.x_stride, counters + LINE, worker, 1)
+    multiply(s, layer.ffn_down, s.hidden, 0, n, s.x, s.x_stride, counters + LINE, worker, 1, 0)
     barrier(s.team, s.n_threads)
+
+
+@part
+def mixture(s: View, layer: View, counters: int, worker: int) -> None:
+    """Add the experts that each token chooses to the residual stream."""
+    n, m = s.n_tokens, Mixture(s.mixture)
+    forms = form_for(layer.router, n)
+    if n == 1:  # experts take rows of their own otherwise
+        forms |= form_for(layer.ffn_gate, 1) | form_for(layer.ffn_up, 1)
+    row = normalise_all(s, layer.ffn_norm, forms, worker)
+    counter = counters + 3 * LINE
+    multiply(s, layer.router, s.normed, row, n, m.logits, m.logits_stride, counter, worker, 0, 0)
+    barrier(s.team, s.n_threads)
+    mix_experts(s, layer, row, counters, worker)
 
 
 @part
@@ -238,7 +202,7 @@ def logits(s: View, counters: int, worker: int) -> None:
             prepare(s.normed, o, form, 0, a.n_cols // 32)
     barrier(s.team, s.n_threads)
     add_squares(s.normed, 0, n, s.output_squares, worker, s.n_threads)
-    multiply(s, s.output, s.normed, 0, n, s.logits, s.logits_stride, counters, worker, 0)
+    multiply(s, s.output, s.normed, 0, n, s.logits, s.logits_stride, counters, worker, 0, 0)
 
 
 @kernel
@@ -251,6 +215,9 @@ def forward(step: int, worker: int) -> None:
     for index in range(s.n_layers):
         layer = Layer(s.layers + index * LAYER_BYTES)
         attention(step, s, layer, index, counters, worker)
-        feed_forward(s, layer, counters + 4 * LINE, worker)
+        if s.mixture:
+            mixture(s, layer, counters + 4 * LINE, worker)
+        else:
+            feed_forward(s, layer, counters + 4 * LINE, worker)
         counters += COUNTERS_A_LAYER * LINE
     logits(s, counters, worker)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,19 +11,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyrllama import quants
-from pyrllama.core import TensorType
+from pyrllama.core import Tensor, TensorType
 from pyrllama.cpu import compiler, target
-from pyrllama.cpu.records import BYTES, FLOATS, MATRIX, PACKING, Records
+from pyrllama.cpu.records import BYTES, FLOATS, LINE, MATRIX, PACKING, Records
 from pyrllama.cpu.scratch import huge_pages, round_up
 from pyrllama.errors import BackendError, UnsupportedTypeError
+from pyrllama.models.llama import is_router
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import Tensor, TensorInfo
+    from pyrllama.core import TensorInfo
     from pyrllama.cpu.team import Team
 
 ROWS = 16
@@ -56,18 +59,21 @@ PACKED = {
 def packed_type(info: TensorInfo, wanted: TensorType | None) -> TensorType:
     """Return the type in which a matrix is held: the wanted one, or as it is stored.
 
-    Columns that are no whole blocks cannot be quantised; such a matrix is held in F16.
+    The routers to experts stay as they are stored.  Columns that are no whole blocks cannot be
+    quantised; such a matrix is held in F16.
     """
-    kind = info.type if wanted is None else wanted
+    kind = info.type if wanted is None or is_router(info.name) else wanted
     if quants.block_size(kind) > 1 and info.shape[-1] % BLOCK:
         return TensorType.F16 if info.type is not TensorType.BF16 else TensorType.BF16
     return kind
 
 
 def packed_bytes(shape: tuple[int, ...], kind: TensorType) -> int:
-    """Return the bytes of a packed matrix."""
-    n_groups, n_blocks = -(-shape[0] // ROWS), -(-shape[1] // BLOCK)
-    return n_groups * n_blocks * PACKED[kind].block_bytes
+    """Return the bytes of a packed matrix, or of those of all experts."""
+    *experts, rows, cols = shape
+    n_groups, n_blocks = -(-rows // ROWS), -(-cols // BLOCK)
+    n_bytes = n_groups * n_blocks * PACKED[kind].block_bytes
+    return math.prod(experts) * round_up(n_bytes, LINE) if experts else n_bytes
 
 
 def check_runs(checkpoint: Checkpoint, name: str, kind: TensorType) -> None:
@@ -111,8 +117,9 @@ class Matrices:
 
     def __init__(self, checkpoint: Checkpoint, names: list[str], wanted: TensorType | None) -> None:
         self._checkpoint = checkpoint
-        self._index = {name: i for i, name in enumerate(names)}
         infos = [checkpoint.tensors[name] for name in names]
+        counts = [math.prod(info.shape[:-2]) for info in infos]  # experts, or one
+        self._index = dict(zip(names, [0, *itertools.accumulate(counts)], strict=False))
         self.kinds = [packed_type(info, wanted) for info in infos]
         for name, kind in zip(names, self.kinds, strict=True):
             check_runs(checkpoint, name, kind)
@@ -120,31 +127,38 @@ class Matrices:
             packed_bytes(info.shape, kind) for info, kind in zip(infos, self.kinds, strict=True)
         ]
         self._arena = Arena(arena_bytes(self.sizes))
-        self._records = Records(MATRIX, len(names))
+        self._records = Records(MATRIX, sum(counts))
         self._kernels: list[object] = []
 
     def address(self, name: str) -> int:
-        """Return where a matrix's record is."""
+        """Return where a matrix's record is; those of the other experts follow it."""
         return self._records.address_of(self._index[name])
+
+    def sizes_by_name(self) -> dict[str, int]:
+        """Return the bytes of each tensor in memory."""
+        return dict(zip(self._index, self.sizes, strict=True))
 
     def pack_all(self, team: Team, progress: Callable[[int, int], None] | None) -> None:
         """Read, convert and pack every matrix, one tensor in flight; report bytes packed."""
         done, total = 0, sum(self.sizes)
-        for name, i in self._index.items():
+        for (name, first), kind, size in zip(
+            self._index.items(), self.kinds, self.sizes, strict=True
+        ):
             if progress:
                 progress(done, total)
             tensor = self._checkpoint.read(name)
-            self._pack(i, tensor, team)
-            del tensor  # before the next one is read: it may be a copy
-            done += self.sizes[i]
+            for number, matrix in enumerate(matrices_of(tensor)):
+                self._pack(first + number, matrix, kind, team)
+            del tensor, matrix  # before the next one is read: it may be a copy
+            done += size
         if progress:
             progress(total, total)
 
-    def _pack(self, index: int, tensor: Tensor, team: Team) -> None:
-        kind, packed = self.kinds[index], PACKED[self.kinds[index]]
+    def _pack(self, index: int, tensor: Tensor, kind: TensorType, team: Team) -> None:
+        packed = PACKED[kind]
         rows, cols = tensor.info.shape
         source = pad_columns(tensor)
-        target = self._arena.take(self.sizes[index])
+        target = self._arena.take(packed_bytes(tensor.info.shape, kind))
         n_cols, n_groups = round_up(cols, BLOCK), round_up(rows, ROWS) // ROWS
         bytes_a_group = n_cols // BLOCK * packed.block_bytes
         job = PackingJob(tensor.info.type, kind, n_cols, team)
@@ -166,6 +180,14 @@ class Matrices:
             form=packed.form,
             **{field: kernel.address for field, kernel in kernels.items()},
         )
+
+
+def matrices_of(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield a matrix as it is, or those of experts one by one."""
+    *experts, rows, _ = tensor.info.shape
+    for first in range(0, math.prod(experts) * rows, rows):
+        info = dataclasses.replace(tensor.info, shape=tensor.info.shape[-2:])
+        yield Tensor(info, tensor.data[first : first + rows])
 
 
 def kernel_names(kind: TensorType) -> dict[str, str]:

@@ -1,27 +1,27 @@
-"""LLaMA as data: which tensors it has, which sizes it may have, and its RoPE frequencies."""
+"""LLaMA and its relatives as data: which tensors a model has, and which sizes it may have.
+
+``families.py`` has what differs between them, ``rope.py`` the RoPE frequencies.
+"""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from pyrllama.errors import CorruptFileError, TensorError, UnsupportedModelError
+from pyrllama.models.rope import ROPE_FACTORS, scaling_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
-    from pyrllama.core import ModelConfig, TensorInfo
+    from pyrllama.core import Experts, ModelConfig, TensorInfo
 
 TOKEN_EMBEDDING = "token_embd.weight"  # noqa: S105 - a tensor, not a password
 OUTPUT = "output.weight"
 """The vocabulary projection; where it is missing, the token embedding serves for both."""
-ROPE_FACTORS = "rope_freqs.weight"
-"""Divisors of the RoPE frequencies, as GGUF stores Llama 3.1's scaling."""
+ROUTER = "ffn_gate_inp"
+"""A layer's router to its experts.  It is small and decides much: no type is forced on it."""
 OPTIONAL = frozenset({OUTPUT, ROPE_FACTORS})
 """Tensors that a checkpoint may lack."""
 UNUSED_SUFFIX = ".attn_rot_embd.weight"
@@ -37,6 +37,7 @@ MAX_SIZES = {
     "ffn_dim": 1 << 22,
     "context_length": 1 << 30,
 }
+MAX_EXPERTS = 1 << 12
 """Far over every published model: beyond them a file is damaged, not large."""
 MAX_NAMED = 3
 """Tensors that one error message names."""
@@ -54,24 +55,46 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         OUTPUT: (vocab_size, dim),
         ROPE_FACTORS: (config.head_dim // 2,),
     }
-    block = {
-        "attn_norm": (dim,),
-        "attn_q": (config.q_dim, dim),
-        "attn_k": (config.kv_dim, dim),
-        "attn_v": (config.kv_dim, dim),
-        "attn_output": (dim, config.q_dim),
-        "ffn_norm": (dim,),
-        "ffn_gate": (config.ffn_dim, dim),
-        "ffn_up": (config.ffn_dim, dim),
-        "ffn_down": (dim, config.ffn_dim),
-    }
+    block = _attention_tensors(config) | _ffn_tensors(config)
     for layer in range(config.n_layers):
-        shapes |= {f"blk.{layer}.{name}.weight": shape for name, shape in block.items()}
+        shapes |= {f"blk.{layer}.{name}": shape for name, shape in block.items()}
     return shapes
 
 
+def _attention_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    dim, q_dim, kv_dim = config.dim, config.q_dim, config.kv_dim
+    shapes: dict[str, tuple[int, ...]] = {"attn_norm.weight": (dim,)}
+    for name, rows in {"attn_q": q_dim, "attn_k": kv_dim, "attn_v": kv_dim}.items():
+        shapes[f"{name}.weight"] = (rows, dim)
+        if config.attention_bias:
+            shapes[f"{name}.bias"] = (rows,)
+    if config.qk_norm:
+        shapes |= dict.fromkeys(("attn_q_norm.weight", "attn_k_norm.weight"), (config.head_dim,))
+    return {**shapes, "attn_output.weight": (dim, q_dim)}
+
+
+def _ffn_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    inner, outer = (config.ffn_dim, config.dim), (config.dim, config.ffn_dim)
+    norm: dict[str, tuple[int, ...]] = {"ffn_norm.weight": (config.dim,)}
+    if config.experts is None:
+        return {**norm, "ffn_gate.weight": inner, "ffn_up.weight": inner, "ffn_down.weight": outer}
+    n = config.experts.count
+    return {
+        **norm,
+        f"{ROUTER}.weight": (n, config.dim),
+        "ffn_gate_exps.weight": (n, *inner),
+        "ffn_up_exps.weight": (n, *inner),
+        "ffn_down_exps.weight": (n, *outer),
+    }
+
+
+def is_router(name: str) -> bool:
+    """Whether a tensor is a router to experts."""
+    return name.endswith(f".{ROUTER}.weight")
+
+
 def n_parameters(config: ModelConfig, *, tied: bool = False) -> int:
-    """Return how many weights the model has; ``tied`` counts the embedding once."""
+    """Return how many weights a model has, with all experts; ``tied`` counts the embedding once."""
     skipped = OPTIONAL if tied else OPTIONAL - {OUTPUT}
     shapes = expected_tensors(config)
     return sum(math.prod(shape) for name, shape in shapes.items() if name not in skipped)
@@ -93,25 +116,30 @@ def _config_problems(config: ModelConfig) -> Iterator[str]:
         yield f"head_dim is {config.head_dim}, but RoPE turns pairs: it must be even"
     if config.n_heads % config.n_kv_heads:
         yield f"n_heads is {config.n_heads}, no multiple of n_kv_heads, {config.n_kv_heads}"
-    constants = {"norm_eps": config.norm_eps, "rope_theta": config.rope_theta}
-    if (scaling := config.rope_scaling) is not None:
-        constants["rope_scaling.factor"] = scaling.factor
-        constants["rope_scaling.low_freq_factor"] = scaling.low_freq_factor
-        constants["rope_scaling.high_freq_factor"] = scaling.high_freq_factor
-        constants["rope_scaling.original_context"] = scaling.original_context
-    for key, value in constants.items():
+    for key, value in {"norm_eps": config.norm_eps, "rope_theta": config.rope_theta}.items():
         if not 0.0 < value < math.inf:
             yield f"{key} is {value}, but it must be a finite number over 0"
-    if scaling is not None and not scaling.low_freq_factor < scaling.high_freq_factor:
-        yield "rope_scaling.low_freq_factor is not under rope_scaling.high_freq_factor"
+    if config.rope_scaling is not None:
+        yield from scaling_problems(config.rope_scaling, config.rope_theta)
+    if config.sliding_window is not None and config.sliding_window < 1:
+        yield f"sliding_window is {config.sliding_window}, but it must be at least 1"
+    if config.experts is not None:
+        yield from _expert_problems(config.experts)
+
+
+def _expert_problems(experts: Experts) -> Iterator[str]:
+    if not 1 <= experts.count <= MAX_EXPERTS:
+        yield f"experts.count is {experts.count}, but it must be from 1 to {MAX_EXPERTS}"
+    if not 1 <= experts.used <= experts.count:
+        yield f"experts.used is {experts.used}, but it must be from 1 to {experts.count}"
 
 
 def check_tensors(path: Path, config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> None:
     """Check that the model can be built from these tensors, and the config with them.
 
     Raises ``CorruptFileError`` for an impossible config, ``TensorError`` for tensors that are
-    missing or of another shape, and ``UnsupportedModelError`` for ones that plain LLaMA does
-    not have (a bias, say): leaving them out would compute another model.
+    missing or of another shape, and ``UnsupportedModelError`` for ones that the
+    architecture does not have (a bias, say): leaving them out would compute another model.
     """
     check_config(path, config)
     expected = expected_tensors(config)
@@ -141,48 +169,3 @@ def check_tensors(path: Path, config: ModelConfig, tensors: Mapping[str, TensorI
 def _some(names: list[str]) -> str:
     rest = len(names) - MAX_NAMED
     return ", ".join(names[:MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def rope_frequencies(
-    config: ModelConfig, factors: NDArray[np.float32] | None = None
-) -> NDArray[np.float64]:
-    """Return by how many radians a position turns each pair: ``(head_dim / 2,)``.
-
-    Pair ``i`` turns by ``theta^(-2i / head_dim)`` (RoFormer, arXiv 2104.09864), divided by
-    GGUF's stored ``factors`` or, where there are none, stretched as ``config.rope_scaling``
-    says.  Raises ``TensorError`` for factors that are not finite numbers over 0.
-    """
-    pairs = np.arange(0, config.head_dim, 2, dtype=np.float64)
-    frequencies = config.rope_theta ** (-pairs / config.head_dim)
-    if factors is None:
-        return _stretched(frequencies, config)
-    divisors = np.asarray(factors, np.float64)
-    if divisors.shape != pairs.shape or not np.all((divisors > 0) & np.isfinite(divisors)):
-        raise TensorError(ROPE_FACTORS, f"does not hold {pairs.size} finite numbers over 0")
-    return np.asarray(frequencies / divisors)
-
-
-def _stretched(frequencies: NDArray[np.float64], config: ModelConfig) -> NDArray[np.float64]:
-    """Apply Llama 3.1's scaling: slow pairs ``factor`` times slower, fast ones as they were.
-
-    In between, the two are blended by how many turns a pair makes over the original context.
-    """
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies
-    turns = scaling.original_context * frequencies / (2 * math.pi)
-    span = scaling.high_freq_factor - scaling.low_freq_factor
-    kept = np.clip((turns - scaling.low_freq_factor) / span, 0.0, 1.0)
-    return np.asarray(frequencies * (kept + (1.0 - kept) / scaling.factor))
-
-
-def rope_table(
-    config: ModelConfig, n_positions: int, factors: NDArray[np.float32] | None = None
-) -> NDArray[np.float32]:
-    """Return cosine and sine of every position's angles: ``(positions, head_dim / 2, 2)``.
-
-    Angles are computed in float64: at position 100,000 float32 would lose three digits.
-    """
-    positions = np.arange(n_positions, dtype=np.float64)
-    angles = np.outer(positions, rope_frequencies(config, factors))
-    return np.stack((np.cos(angles), np.sin(angles)), axis=-1).astype(np.float32)

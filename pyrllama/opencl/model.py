@@ -9,6 +9,7 @@ from pyrllama.core import BLOCK_TOKENS, TensorType
 from pyrllama.errors import SettingError
 from pyrllama.models.llama import OUTPUT
 from pyrllama.opencl.stage import KV_BYTES, Part, Sizes, Stage, block_bytes, stage_stacks
+from pyrllama.opencl.supported import check_supported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,6 +45,7 @@ class OpenClModel:
         tuning: Tuning | None = None,
     ) -> None:
         check_kv_type(kv_type)
+        check_supported(checkpoint.config, max_seq_len)
         self.config = config = checkpoint.config
         self.max_seq_len = max_seq_len
         self.n_blocks = -(-max_seq_len // BLOCK_TOKENS)

@@ -13,7 +13,8 @@ import numpy as np
 
 from pyrllama.core import BLOCK_TOKENS, TensorType
 from pyrllama.errors import DeviceError
-from pyrllama.models.llama import OUTPUT, ROPE_FACTORS, TOKEN_EMBEDDING, rope_table
+from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING
+from pyrllama.models.rope import ROPE_FACTORS, rope_table
 from pyrllama.opencl.batch import BatchWords
 from pyrllama.opencl.device import device_errors, pyopencl
 from pyrllama.opencl.layout import BLOCK, round_up

@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pyrllama.errors import BackendError
 from pyrllama.kvcache import blocks_for
-from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING
+from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING, is_router
 from pyrllama.quants import block_size, dequantize, quantize
 from pyrllama.reference import ops
 from pyrllama.reference.model import ReferenceModel, load_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import Batch, TensorType
+    from pyrllama.core import Batch, ModelConfig, TensorType
 
 MAX_BATCH_TOKENS = 64
 
@@ -36,20 +37,25 @@ class ReferenceBackend:
     ) -> None:
         weights = load_weights(checkpoint)
         if weight_type is not None:
-            weights = {name: _rounded(x, weight_type) for name, x in weights.items()}
+            weights = {
+                name: x if is_router(name) else _rounded(x, weight_type)
+                for name, x in weights.items()
+            }
         self.config = checkpoint.config
         self.n_blocks = blocks_for(max_seq_len)
         self.max_batch_tokens = MAX_BATCH_TOKENS
         self.weight_bytes = sum(x.nbytes for x in weights.values())
         # One row of the embedding is looked up; all of it is read only where it is the output.
         unread = weights["token_embd.weight"].nbytes if OUTPUT in weights else 0
-        self.decode_bytes = self.weight_bytes - unread
+        self.decode_bytes = self.weight_bytes - unread - _unchosen_bytes(self.config, weights)
         cached_numbers = 2 * self.config.n_layers * self.config.kv_dim  # keys and values
         self.kv_bytes_per_token = cached_numbers * np.dtype(np.float32).itemsize
         self.block_format = f"reference float32 {self.config.n_layers}x{self.config.kv_dim}"
         self._weights = weights
         self._squares: dict[int, NDArray[np.float64]] = {}
-        self._model = ReferenceModel(self.config, weights, self.n_blocks, matmul=self._multiply)
+        self._model = ReferenceModel(
+            self.config, weights, self.n_blocks, matmul=self._multiply, max_seq_len=max_seq_len
+        )
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
         """Return the logits that the batch asks for, ``(n_outputs, vocab)``."""
@@ -70,7 +76,12 @@ class ReferenceBackend:
 
     @contextmanager
     def input_squares(self) -> Iterator[dict[str, NDArray[np.float64]]]:
-        """Add up the squares of every matrix's inputs; see ``collecting.SquareCounter``."""
+        """Add up the squares of every matrix's inputs; see ``collecting.SquareCounter``.
+
+        Raises ``BackendError`` for a model with experts.
+        """
+        if self.config.experts:
+            raise BackendError("the importance of experts cannot be collected yet")
         unread = TOKEN_EMBEDDING if OUTPUT in self._weights else None
         sums = {
             name: np.zeros(values.shape[1])
@@ -94,8 +105,17 @@ class ReferenceBackend:
         self._model.close()
 
 
+def _unchosen_bytes(config: ModelConfig, weights: Mapping[str, NDArray[np.float32]]) -> int:
+    """Return the bytes of the experts that a token does not choose."""
+    if config.experts is None:
+        return 0
+    of_experts = sum(x.nbytes for x in weights.values() if x.ndim == 3)
+    return of_experts // config.experts.count * (config.experts.count - config.experts.used)
+
+
 def _rounded(x: NDArray[np.float32], weight_type: TensorType) -> NDArray[np.float32]:
     cols = x.shape[-1]
     if x.ndim < 2 or cols % block_size(weight_type):
         return x
-    return dequantize(weight_type, quantize(weight_type, x), cols)
+    stored = quantize(weight_type, x.reshape(-1, cols))
+    return dequantize(weight_type, stored, cols).reshape(x.shape)

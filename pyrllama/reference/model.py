@@ -8,7 +8,8 @@ import numpy as np
 
 from pyrllama.core import BLOCK_TOKENS
 from pyrllama.errors import BackendError
-from pyrllama.models.llama import OUTPUT, ROPE_FACTORS, TOKEN_EMBEDDING, rope_table
+from pyrllama.models.llama import OUTPUT, ROUTER, TOKEN_EMBEDDING
+from pyrllama.models.rope import ROPE_FACTORS, rope_table
 from pyrllama.quants import dequantize
 from pyrllama.reference import ops
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import Batch, Chunk, ModelConfig
+    from pyrllama.core import Batch, Chunk, Experts, ModelConfig
 
     Matrix = NDArray[np.float32]
     Matmul = Callable[[Matrix, Matrix], Matrix]
@@ -41,6 +42,7 @@ class ReferenceModel:
     ``weights`` are float32 by GGUF name, matrices ``(outputs, inputs)``.  ``kv_dtype`` float16
     rounds keys and values as a backend with a half-precision cache stores them, and
     ``matmul`` may be ``ops.matmul_int8``, the product of the kernels for quantised weights.
+    ``max_seq_len`` is the context for which dynamic RoPE scaling is made, by default all blocks.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class ReferenceModel:
         *,
         kv_dtype: DTypeLike = np.float32,
         matmul: Matmul = ops.matmul,
+        max_seq_len: int | None = None,
     ) -> None:
         self.config = config
         self.n_blocks = n_blocks
@@ -60,7 +63,7 @@ class ReferenceModel:
         cache_shape = (config.n_layers, n_slots, config.n_kv_heads, config.head_dim)
         self._keys = np.zeros(cache_shape, kv_dtype)
         self._values = np.zeros(cache_shape, kv_dtype)
-        self._rope = rope_table(config, n_slots, weights.get(ROPE_FACTORS))
+        self._rope = rope_table(config, n_slots, weights.get(ROPE_FACTORS), max_seq_len)
 
     @classmethod
     def from_checkpoint(
@@ -110,10 +113,11 @@ class ReferenceModel:
         return self._weights[f"blk.{layer}.{name}.weight"]
 
     def _attention(self, layer: int, h: Matrix, batch: Batch) -> Matrix:
-        q, k, v = (
-            self._matmul(h, self._weight(layer, name)).reshape(len(h), -1, self.config.head_dim)
-            for name in ("attn_q", "attn_k", "attn_v")
-        )  # (tokens, heads or kv_heads, head_dim)
+        q, k, v = (self._projected(layer, name, h) for name in ("attn_q", "attn_k", "attn_v"))
+        if self.config.qk_norm:
+            eps = self.config.norm_eps
+            q = ops.rms_norm(q, self._weight(layer, "attn_q_norm"), eps)
+            k = ops.rms_norm(k, self._weight(layer, "attn_k_norm"), eps)
         gathered = np.empty_like(q)
         row = 0
         for chunk in batch.chunks:
@@ -121,6 +125,13 @@ class ReferenceModel:
             gathered[rows] = self._attend(layer, chunk, q[rows], k[rows], v[rows])
             row = rows.stop
         return self._matmul(gathered.reshape(len(h), -1), self._weight(layer, "attn_output"))
+
+    def _projected(self, layer: int, name: str, h: Matrix) -> Matrix:
+        """Return queries, keys or values: ``(tokens, heads, head_dim)``."""
+        x = self._matmul(h, self._weight(layer, name))
+        if self.config.attention_bias:
+            x = x + self._weights[f"blk.{layer}.{name}.bias"]
+        return x.reshape(len(h), -1, self.config.head_dim)
 
     def _attend(self, layer: int, chunk: Chunk, q: Matrix, k: Matrix, v: Matrix) -> Matrix:
         """Store a chunk's keys and values, then attend to all positions of its sequence."""
@@ -130,12 +141,30 @@ class ReferenceModel:
         self._values[layer, slots[chunk.start :]] = v
         keys = self._keys[layer, slots].astype(np.float32)  # (positions, kv_heads, head_dim)
         values = self._values[layer, slots].astype(np.float32)
-        return ops.attention(ops.rope(q, cos, sin), keys, values, chunk.start)
+        window = self.config.sliding_window
+        return ops.attention(ops.rope(q, cos, sin), keys, values, chunk.start, window)
 
     def _feed_forward(self, layer: int, h: Matrix) -> Matrix:
-        gate = self._matmul(h, self._weight(layer, "ffn_gate"))
-        up = self._matmul(h, self._weight(layer, "ffn_up"))
-        return self._matmul(ops.swiglu(gate, up), self._weight(layer, "ffn_down"))
+        names = ("ffn_gate", "ffn_up", "ffn_down")
+        if self.config.experts is not None:
+            experts = [self._weight(layer, f"{name}_exps") for name in names]
+            return self._mixture(h, self._weight(layer, ROUTER), self.config.experts, experts)
+        return self._swiglu_network(h, *(self._weight(layer, name) for name in names))
+
+    def _swiglu_network(self, h: Matrix, gate: Matrix, up: Matrix, down: Matrix) -> Matrix:
+        return self._matmul(ops.swiglu(self._matmul(h, gate), self._matmul(h, up)), down)
+
+    def _mixture(self, h: Matrix, router: Matrix, spec: Experts, experts: list[Matrix]) -> Matrix:
+        """Return what the experts that each token chooses give it, times their weights."""
+        # The router is never quantised, nor is what it multiplies.
+        logits = ops.matmul(h, router)
+        chosen, weights = ops.choose_experts(logits, spec.used, normalised=spec.normalised)
+        total = np.zeros_like(h)
+        for expert in np.unique(chosen):
+            tokens, slots = np.nonzero(chosen == expert)
+            out = self._swiglu_network(h[tokens], *(matrix[expert] for matrix in experts))
+            total[tokens] += out * weights[tokens, slots, None]
+        return total
 
 
 def _slots_of(block: int) -> slice:

@@ -56,21 +56,43 @@ def attention(
     k: NDArray[np.float32],
     v: NDArray[np.float32],
     first_position: int,
+    window: int | None = None,
 ) -> NDArray[np.float32]:
     """Return what each query's head gathers from the positions up to its own.
 
     ``q`` is ``(tokens, heads, head_dim)`` and stands at ``first_position`` and after; ``k``
     and ``v`` are ``(positions, kv_heads, head_dim)`` from position 0.  A key-value head serves
-    ``heads / kv_heads`` consecutive query heads (Ainslie et al., arXiv 2305.13245).
+    ``heads / kv_heads`` consecutive query heads (Ainslie et al., arXiv 2305.13245).  A
+    ``window`` leaves the last so many positions, the query's own included (Jiang et al., arXiv
+    2310.06825).
     """
     n_tokens, n_heads, head_dim = q.shape
     shared_by = n_heads // k.shape[1]
     k, v = np.repeat(k, shared_by, axis=1), np.repeat(v, shared_by, axis=1)
     scores = np.einsum("thd,phd->htp", q, k) / np.float32(np.sqrt(head_dim))
     own_position = first_position + np.arange(n_tokens)
-    future = np.arange(k.shape[0])[None, :] > own_position[:, None]  # (tokens, positions)
-    weights = softmax(np.where(future, np.float32(-np.inf), scores))
+    behind = own_position[:, None] - np.arange(k.shape[0])[None, :]  # (tokens, positions)
+    hidden = (behind < 0) | (behind >= (window or np.inf))
+    weights = softmax(np.where(hidden, np.float32(-np.inf), scores))
     return np.asarray(np.einsum("htp,phd->thd", weights, v))
+
+
+def choose_experts(
+    logits: NDArray[np.float32], used: int, *, normalised: bool
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Return the experts of each token, the most probable first, and their weights.
+
+    ``logits`` are the router's, ``(tokens, experts)``; both results are ``(tokens, used)``.  Of
+    equal probabilities the first expert's counts as the greater.  ``normalised`` divides the
+    weights by their sum.  Source: Jiang et al., arXiv 2401.04088, where weights always sum up
+    to 1.
+    """
+    probabilities = softmax(logits)
+    chosen = np.argsort(-probabilities, axis=-1, kind="stable")[:, :used]
+    weights = np.take_along_axis(probabilities, chosen, axis=-1)
+    if normalised:
+        weights = weights / np.sum(weights, axis=-1, keepdims=True)
+    return chosen, weights
 
 
 def swiglu(gate: NDArray[np.float32], up: NDArray[np.float32]) -> NDArray[np.float32]:

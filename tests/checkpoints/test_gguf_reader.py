@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from support.gguf_writer import (
     Typed,
+    model_metadata,
+    write_gguf,
     write_model,
 )
-from support.tiny_models import random_weights, tiny_config
+from support.tiny_models import MemoryCheckpoint, Weights, random_weights, tiny_config
 
 from pyrllama.checkpoints.gguf import GgufCheckpoint, GgufFile
-from pyrllama.core import TensorInfo, TensorType
+from pyrllama.core import Experts, LinearRope, RopeScaling, TensorInfo, TensorType, YarnRope
 from pyrllama.errors import (
     CorruptFileError,
     ModelNotFoundError,
@@ -93,14 +95,13 @@ def test_features_that_change_nothing(path: Path, metadata: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     ("metadata", "problem"),
     [
-        ({"general.architecture": "qwen2"}, "the architecture 'qwen2' .* the ones that are: llama"),
-        ({"llama.expert_count": 8}, "llama.expert_count is 8; mixtures of experts"),
+        ({"general.architecture": "phi3"}, "'phi3' .* that are: llama, qwen2, qwen3, qwen3moe"),
+        ({"llama.expert_shared_count": 1}, "llama.expert_shared_count is 1; such mixtures"),
+        ({"llama.expert_weights_scale": 2.5}, "llama.expert_weights_scale is 2.5"),
+        ({"llama.expert_gating_func": 2}, "llama.expert_gating_func is 2; routers"),
         ({"llama.rope.dimension_count": 8}, "rope.dimension_count is 8; turning a part of the 16"),
         ({"llama.attention.value_length": 8}, "attention.value_length is 8"),
-        ({"llama.rope.scaling.type": "yarn"}, "llama.rope.scaling.type is 'yarn'"),
-        ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0},
-         "scaling.factor is 4.0; RoPE scaling of the type 'linear'"),
-        ({"llama.rope.scale_linear": 2.0}, "llama.rope.scale_linear is 2.0"),
+        ({"llama.rope.scaling.type": "longrope"}, "llama.rope.scaling.type is 'longrope'; .* yarn"),
         ({"llama.attention.head_count_kv": [2, 1]}, "head_count_kv is array.* differ between"),
     ],
 )  # fmt: skip
@@ -124,6 +125,29 @@ def test_features_that_are_missing(path: Path, metadata: dict[str, Any], problem
         ({"llama.block_count": 2**32 - 1}, "n_layers is 4294967295"),
         ({"llama.attention.head_count_kv": 3}, "no multiple of n_kv_heads"),
         ({"llama.context_length": 0}, "context_length is 0"),
+        ({"llama.expert_count": 8}, "lacks the key llama.expert_used_count"),
+        ({"llama.expert_count": 8, "llama.expert_used_count": 9}, "experts.used is 9, .* 1 to 8"),
+        (
+            {"llama.expert_count": 2, "llama.expert_used_count": 1, "llama.expert_weights_norm": 1},
+            "expert_weights_norm is 1, not true or false",
+        ),
+        ({"llama.rope.scaling.factor": -2.0}, "rope_scaling.factor is -2.0"),
+        (
+            {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": math.nan},
+            "rope_scaling.factor is nan",
+        ),
+        (
+            {
+                "llama.rope.scaling.type": "yarn",
+                "llama.rope.scaling.factor": 2.0,
+                "llama.rope.scaling.yarn_log_multiplier": -14.5,
+            },
+            "yarn_log_multiplier is -14.5, not",
+        ),
+        (
+            {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": math.inf},
+            "rope_scaling.factor is inf",
+        ),
     ],
 )
 def test_senseless_keys(path: Path, metadata: dict[str, Any], problem: str) -> None:
@@ -152,11 +176,120 @@ def test_keys_that_say_how_to_sample(path: Path) -> None:
     assert chosen.samplers == ("top_k", "temperature")
 
 
-def test_a_sliding_window_ends_the_context(path: Path) -> None:
-    metadata = {"llama.attention.sliding_window": 16}
+YARN = {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}
+BETAS = {"fast": 16.0, "slow": 2.0}
+USUAL_FACTOR = 0.1 * math.log(4.0) + 1.0
+
+
+@pytest.mark.parametrize(
+    ("metadata", "scaling", "context"),
+    [
+        ({"llama.rope.scale_linear": 2.0}, LinearRope(2.0), 256),
+        ({"llama.rope.scaling.factor": 4.0}, LinearRope(4.0), 256),
+        ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0},
+         LinearRope(4.0), 256),
+        (YARN, YarnRope(4.0, 256, USUAL_FACTOR), 1024),
+        (YARN | {"llama.rope.scaling.original_context_length": 64},
+         YarnRope(4.0, 64, USUAL_FACTOR), 256),
+        (YARN | {"llama.rope.scaling.attn_factor": 2.0},
+         YarnRope(4.0, 256, 2 * USUAL_FACTOR), 1024),
+        (YARN | {"llama.rope.scaling.yarn_log_multiplier": 1.0}, YarnRope(4.0, 256, 1.0), 1024),
+        (YARN | {f"llama.rope.scaling.yarn_beta_{end}": turns for end, turns in BETAS.items()},
+         YarnRope(4.0, 256, USUAL_FACTOR, 16.0, 2.0), 1024),
+    ],
+)  # fmt: skip
+def test_rope_scaling(
+    path: Path, metadata: dict[str, Any], scaling: RopeScaling, context: int
+) -> None:
     write_model(path, CONFIG, random_weights(CONFIG), metadata=metadata)
     with GgufCheckpoint(path) as checkpoint:
-        assert checkpoint.config.context_length == 16
+        assert checkpoint.config.rope_scaling == scaling
+        assert checkpoint.config.context_length == context
+
+
+EPS = 2.0**-17
+"""The same as a float32, which GGUF's numbers are."""
+ARCHITECTURES = {
+    "mistral": tiny_config(norm_eps=EPS, sliding_window=16),
+    "mixtral": tiny_config(norm_eps=EPS, experts=Experts(5, 2)),
+    "qwen2": tiny_config(norm_eps=EPS, architecture="qwen2", attention_bias=True),
+    "qwen3": tiny_config(norm_eps=EPS, architecture="qwen3", qk_norm=True, head_dim=24),
+    "qwen3moe": tiny_config(
+        norm_eps=EPS, architecture="qwen3moe", qk_norm=True, experts=Experts(3, 2, False)
+    ),
+}
+
+
+@pytest.mark.parametrize("type_", [TensorType.F32, TensorType.F16, TensorType.Q8_0])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architectures(path: Path, name: str, type_: TensorType) -> None:
+    config = ARCHITECTURES[name]
+    weights = random_weights(config)
+    write_model(path, config, weights, type_)
+    expected = MemoryCheckpoint(config, weights, type_)
+    with GgufCheckpoint(path) as checkpoint:
+        assert checkpoint.config == config
+        assert checkpoint.tensors == expected.tensors
+        for tensor in weights:
+            stored = checkpoint.read(tensor)
+            np.testing.assert_array_equal(stored.data, expected.read(tensor).data, tensor)
+            checkpoint.release(tensor)
+
+
+def test_experts_that_are_stored_one_by_one(path: Path) -> None:
+    config = ARCHITECTURES["mixtral"]
+    weights = random_weights(config)
+    write_model(path, config, one_by_one(weights))
+    with GgufCheckpoint(path) as checkpoint:
+        assert checkpoint.tensors.keys() == weights.keys()
+        for name, values in weights.items():
+            assert checkpoint.tensors[name].shape == values.shape
+            stored = checkpoint.read(name).data.view(np.float32)
+            np.testing.assert_array_equal(stored.ravel(), values.ravel(), name)
+            checkpoint.release(name)
+
+
+def test_experts_that_do_not_fit_together(path: Path) -> None:
+    config = ARCHITECTURES["mixtral"]
+    weights = one_by_one(random_weights(config))
+    first, last = (f"blk.1.ffn_up.{expert}.weight" for expert in (0, 4))
+    without = {name: values for name, values in weights.items() if name != first}
+    write_model(path, config, without)
+    with pytest.raises(TensorError, match=rf"lacks {first}, but has later ones"):
+        GgufCheckpoint(path)
+    without = {name: values for name, values in weights.items() if name != last}
+    write_model(path, config, without)
+    with pytest.raises(TensorError, match=r"blk.1.ffn_up_exps.weight of shape \(4, 96, 64\)"):
+        GgufCheckpoint(path)
+    write_model(path, config, weights | {last: weights[last][1:]})
+    with pytest.raises(TensorError, match=r"experts of blk.1.ffn_up_exps.weight have different"):
+        GgufCheckpoint(path)
+
+
+def test_a_vector_of_queries_must_be_of_plain_numbers(path: Path) -> None:
+    config = ARCHITECTURES["qwen2"]
+    weights, name = random_weights(config), "blk.0.attn_q.bias"
+    tensors = {
+        tensor: (TensorType.Q8_0 if tensor == name else TensorType.F32, values)
+        for tensor, values in weights.items()
+    }
+    write_gguf(path, model_metadata(config), tensors)
+    with (
+        GgufCheckpoint(path) as checkpoint,
+        pytest.raises(UnsupportedTypeError, match=rf"the vector {name} is stored as Q8_0"),
+    ):
+        checkpoint.read(name)
+
+
+def one_by_one(weights: Weights) -> Weights:
+    """Return weights with a tensor for each expert, as GGUF files had them before 2024."""
+    split: Weights = {}
+    for name, values in weights.items():
+        if values.ndim < 3:
+            split[name] = values
+        for number, matrix in enumerate(values if values.ndim == 3 else ()):
+            split[name.replace("_exps", f".{number}")] = matrix
+    return split
 
 
 def test_missing_tensors_and_other_shapes(path: Path) -> None:

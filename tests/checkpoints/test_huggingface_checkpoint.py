@@ -18,17 +18,13 @@ from support.hf_writer import (
     write_hf_weights,
 )
 from support.mutations import mutations
-from support.tiny_models import (
-    FIXTURE_FOLDERS,
-    load_fixture,
-    random_weights,
-    tiny_config,
-)
+from support.tiny_models import random_weights, tiny_config
 from support.torch_writer import write_zip
+from support.transformers_models import FIXTURE_FOLDERS, load_fixture
 
 from pyrllama.checkpoints import huggingface, open_checkpoint
 from pyrllama.checkpoints.huggingface import HuggingFaceCheckpoint
-from pyrllama.core import ModelConfig, RopeScaling, TensorType
+from pyrllama.core import Llama3Rope, ModelConfig, TensorType
 from pyrllama.errors import (
     CorruptFileError,
     ModelNotFoundError,
@@ -249,7 +245,7 @@ def test_tensor_of_another_shape_is_named(folder: Path, name: str, shape: tuple[
 
 def test_tensor_that_llama_does_not_have_is_named(folder: Path) -> None:
     arrays = ARRAYS | {"model.layers.0.self_attn.q_proj.bias": np.ones(64, np.float32)}
-    with pytest.raises(UnsupportedModelError, match=r"q_proj\.bias"):
+    with pytest.raises(UnsupportedModelError, match=r"has blk\.0\.attn_q\.bias, which the llama"):
         HuggingFaceCheckpoint(write_arrays(folder, arrays))
 
 
@@ -340,7 +336,7 @@ def test_damaged_weights_give_named_errors_or_tensors(folder: Path, form: Form) 
 
 def test_damaged_configs_give_named_errors_or_tensors(folder: Path) -> None:
     config, arrays = tiny_files()
-    config = dataclasses.replace(config, rope_scaling=RopeScaling())
+    config = dataclasses.replace(config, rope_scaling=Llama3Rope())
     write_arrays(folder, arrays, "sharded safetensors")
     (folder / "config.json").write_text(json.dumps(hf_config(config)))
     read_all(folder, succeeds=True)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from pathlib import Path
+from typing import Any
 
 import pytest
-from support.hf_writer import write_hf_folder
+from support.hf_writer import hf_config, write_hf_folder
 from support.tiny_models import random_weights, tiny_config
 
 from pyrllama.checkpoints.huggingface import HuggingFaceCheckpoint
-from pyrllama.core import ModelConfig, RopeScaling
+from pyrllama.checkpoints.huggingface_config import read_config
+from pyrllama.checkpoints.json_file import Fields
+from pyrllama.core import (
+    DynamicRope,
+    Experts,
+    LinearRope,
+    Llama3Rope,
+    ModelConfig,
+    RopeScaling,
+    YarnRope,
+)
 from pyrllama.errors import CorruptFileError, UnsupportedModelError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 CONFIG = tiny_config()
 WEIGHTS = random_weights(CONFIG)
@@ -24,6 +33,9 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+
+YARN = {"rope_type": "yarn", "factor": 4.0}
+USUAL_FACTOR = 0.1 * math.log(4.0) + 1.0
 
 
 @pytest.fixture
@@ -61,10 +73,10 @@ def test_defaults_are_those_of_the_first_conversions(folder: Path) -> None:
     [
         ({"rope_theta": 5e5}, 5e5, None),
         ({"rope_scaling": {"rope_type": "default"}}, 1e4, None),
-        ({"rope_theta": 5e5, "rope_scaling": LLAMA3_ROPE}, 5e5, RopeScaling(factor=32.0)),
-        ({"rope_scaling": {**LLAMA3_ROPE, "type": "llama3"}}, 1e4, RopeScaling(factor=32.0)),
+        ({"rope_theta": 5e5, "rope_scaling": LLAMA3_ROPE}, 5e5, Llama3Rope(factor=32.0)),
+        ({"rope_scaling": {**LLAMA3_ROPE, "type": "llama3"}}, 1e4, Llama3Rope(factor=32.0)),
         ({"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}, 1e6, None),
-        ({"rope_parameters": {"rope_theta": 5e5, **LLAMA3_ROPE}}, 5e5, RopeScaling(factor=32.0)),
+        ({"rope_parameters": {"rope_theta": 5e5, **LLAMA3_ROPE}}, 5e5, Llama3Rope(factor=32.0)),
     ],
 )
 def test_rope_of_transformers_4_and_5(
@@ -75,9 +87,106 @@ def test_rope_of_transformers_4_and_5(
 
 
 @pytest.mark.parametrize(
+    ("rope", "scaling", "context"),
+    [
+        ({"type": "linear", "factor": 4.0}, LinearRope(4.0), 1024),
+        ({"type": "dynamic", "factor": 2.0}, DynamicRope(2.0, 256), 512),
+        (YARN, YarnRope(4.0, 256, USUAL_FACTOR), 1024),
+        (
+            YARN | {"original_max_position_embeddings": 64, "attention_factor": 1.5},
+            YarnRope(4.0, 64, 1.5),
+            256,
+        ),
+        (
+            YARN | {"mscale": 0.5, "mscale_all_dim": 1.0},
+            YarnRope(4.0, 256, (0.05 * math.log(4.0) + 1.0) / USUAL_FACTOR),
+            1024,
+        ),
+        (
+            YARN | {"beta_fast": 16, "beta_slow": 2, "truncate": False},
+            YarnRope(4.0, 256, USUAL_FACTOR, 16.0, 2.0, truncate=False),
+            1024,
+        ),
+    ],
+)
+def test_scaling_stretches_the_context(
+    folder: Path, rope: dict[str, Any], scaling: RopeScaling, context: int
+) -> None:
+    config = config_of(folder, rope_scaling=rope)
+    assert (config.rope_scaling, config.context_length) == (scaling, context)
+
+
+MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+QWEN3_MOE = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+}
+WINDOW = {"use_sliding_window": True, "sliding_window": 99}
+
+
+def described(**overrides: Any) -> ModelConfig:
+    """Return what a config.json says, whatever the weights are."""
+    return read_config(Fields(Path("config.json"), hf_config(CONFIG) | overrides))
+
+
+@pytest.mark.parametrize(
+    ("fields", "window"),
+    [
+        ({"sliding_window": 99}, None),
+        (MISTRAL, 4096),
+        (MISTRAL | {"sliding_window": None}, None),
+        (MISTRAL | {"sliding_window": 99}, 99),
+        (QWEN3 | WINDOW | {"use_sliding_window": False}, None),
+        (QWEN3 | WINDOW | {"max_window_layers": 0}, 99),
+        (QWEN3 | WINDOW | {"max_window_layers": 2}, None),
+        (QWEN3 | WINDOW | {"layer_types": ["sliding_attention"] * 2}, 99),
+        (QWEN3_MOE | WINDOW | {"max_window_layers": 1}, 99),
+    ],
+)
+def test_sliding_window(fields: dict[str, Any], window: int | None) -> None:
+    assert described(**fields).sliding_window == window
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_experts(normalised: bool) -> None:
+    config = described(**QWEN3_MOE, norm_topk_prob=normalised)
+    assert config.experts == Experts(8, 2, normalised)
+    assert (config.ffn_dim, config.qk_norm, config.architecture) == (24, True, "qwen3moe")
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        (QWEN3_MOE | {"mlp_only_layers": [0]}, "some layers have no experts"),
+        (QWEN3_MOE | {"decoder_sparse_step": 2}, "some layers have no experts"),
+        (QWEN3 | WINDOW | {"max_window_layers": 1}, "1 of 2 layers have a sliding window"),
+        (QWEN3 | {"attention_bias": True}, "attention_bias is true"),
+    ],
+)
+def test_layers_that_are_not_all_alike_are_named(fields: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=problem):
+        described(**fields)
+
+
+def test_other_classes_have_other_defaults_so_theirs_must_be_stated() -> None:
+    fields = {**hf_config(CONFIG), **MISTRAL}
+    del fields["num_key_value_heads"]
+    with pytest.raises(CorruptFileError, match="has no num_key_value_heads"):
+        read_config(Fields(Path("config.json"), fields))
+
+
+@pytest.mark.parametrize(
     ("overrides", "problem"),
     [
-        ({"architectures": ["MistralForCausalLM"]}, r"MistralForCausalLM, .* LlamaForCausalLM"),
+        (
+            {"architectures": ["GemmaForCausalLM"]},
+            "GemmaForCausalLM .* run is LlamaForCausalLM, M",
+        ),
+        ({"architectures": ["MistralForCausalLM"]}, "MistralForCausalLM of the model_type llama"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
         ({"architectures": None, "model_type": "gpt2"}, "architecture is gpt2"),
         ({"model_type": "mistral"}, "what can be run is LlamaForCausalLM"),
@@ -86,8 +195,9 @@ def test_rope_of_transformers_4_and_5(
         ({"quantization_config": {"bits": 4}}, "has a quantization_config"),
         ({"hidden_act": "gelu"}, "hidden_act is gelu"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling is of the type linear"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters is of the type yarn"),
+        ({"rope_scaling": {"type": "longrope"}}, "rope_scaling is of the type longrope, .* yarn"),
+        ({"rope_parameters": {"rope_type": "mrope"}}, "rope_parameters is of the type mrope"),
+        ({"rope_parameters": {"sliding_attention": {}}}, "rope_parameters differs between layers"),
     ],
 )
 def test_what_is_not_implemented_is_named(
@@ -113,6 +223,9 @@ def test_what_is_not_implemented_is_named(
         ({"rope_theta": float("inf")}, "rope_theta is inf"),
         ({"rope_scaling": "llama3"}, "rope_scaling is 'llama3', but it must be an object"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "has no factor"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor is 0"),
+        ({"rope_scaling": YARN | {"beta_fast": 0.5}}, "beta_slow is not under rope_scaling.beta_f"),
+        ({"rope_scaling": YARN, "rope_theta": 1.0}, "rope_theta is 1.0, .* yarn needs one over 1"),
         ({"rope_scaling": {"rope_type": 3}}, "rope_type is 3, but it must be a text"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'"),
     ],

@@ -14,7 +14,7 @@ from support.torch_writer import meta_arrays, write_meta_folder, write_torch_fil
 from pyrllama.checkpoints.json_file import Fields
 from pyrllama.checkpoints.meta import MetaCheckpoint
 from pyrllama.checkpoints.meta_params import computed_ffn_dim, context_length
-from pyrllama.core import ModelConfig, RopeScaling
+from pyrllama.core import Llama3Rope, ModelConfig, RopeScaling
 from pyrllama.errors import CorruptFileError, TensorError, UnsupportedModelError
 
 CONFIG = tiny_config(n_heads=8, n_kv_heads=8, head_dim=8)
@@ -69,12 +69,22 @@ def test_stated_vocabulary_must_be_the_embeddings(folder: Path) -> None:
         params_of(folder, vocab_size=127)
 
 
+def test_mistrals_fields_are_heeded(folder: Path) -> None:
+    config = dataclasses.replace(CONFIG, head_dim=24, sliding_window=99, context_length=32_768)
+    fields = {"head_dim": 24, "sliding_window": 99, "hidden_dim": config.ffn_dim}
+    assert params_of(folder, config, **fields) == config
+    with pytest.raises(TensorError, match="has 96 rows, but hidden_dim is 97"):
+        params_of(folder, config, **fields | {"hidden_dim": 97})
+    with pytest.raises(UnsupportedModelError, match="moe belongs to a kind of model"):
+        params_of(folder, config, moe={"num_experts": 8})
+
+
 @pytest.mark.parametrize(
     ("params", "scaling"),
     [
-        ({}, RopeScaling(factor=8.0)),
-        ({"rope_scaling_factor": 16.0}, RopeScaling(factor=16.0)),
-        ({"rope_high_freq_factor": 2.0}, RopeScaling(factor=8.0, high_freq_factor=2.0)),
+        ({}, Llama3Rope(factor=8.0)),
+        ({"rope_scaling_factor": 16.0}, Llama3Rope(factor=16.0)),
+        ({"rope_high_freq_factor": 2.0}, Llama3Rope(factor=8.0, high_freq_factor=2.0)),
     ],
 )
 def test_scaled_rope_is_that_of_llama_3_1(
@@ -85,7 +95,7 @@ def test_scaled_rope_is_that_of_llama_3_1(
 
 def test_tied_model_with_scaled_rope_is_llama_3_2(folder: Path) -> None:
     weights = random_weights(CONFIG, tied=True)
-    config = dataclasses.replace(CONFIG, rope_scaling=RopeScaling(factor=32.0))
+    config = dataclasses.replace(CONFIG, rope_scaling=Llama3Rope(factor=32.0))
     write_meta_folder(folder, config, weights, use_scaled_rope=True)
     with MetaCheckpoint(folder) as checkpoint:
         check_checkpoint(checkpoint, config, weights)

@@ -66,7 +66,15 @@ def test_more_rows_than_are_made_repeat() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "billions"),
-    [("7b", 6.74), ("13b", 13.02), ("30b", 32.53), ("65b", 65.29), ("1b", 1.24), ("110m", 0.11)],
+    [
+        ("7b", 6.74),
+        ("13b", 13.02),
+        ("30b", 32.53),
+        ("65b", 65.29),
+        ("1b", 1.24),
+        ("110m", 0.11),
+        ("30b-a3b", 30.53),
+    ],
 )
 def test_shapes_have_the_published_numbers_of_weights(shape: str, billions: float) -> None:
     checkpoint = RandomCheckpoint(SHAPES[shape], TensorType.Q4_0)

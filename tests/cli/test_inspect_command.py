@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from support.gguf_writer import write_model
+from support.tiny_models import random_weights, tiny_config
 
 from pyrllama.cli.inspect import abbreviate, stored_bytes
-from pyrllama.core import TensorInfo, TensorType
+from pyrllama.core import Experts, TensorInfo, TensorType
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,6 +46,18 @@ def test_memory_is_estimated_for_every_type(run: Run, stories: Path) -> None:
     assert memory["weights"]["Q8_0"] == groups * 16 * 34 + down * 16 * 32 * 2 + vectors
     assert memory["weights"]["Q4_0"] == groups * 16 * 18 + down * 16 * 32 * 2 + vectors
     assert memory["total"]["Q4_0"] > memory["weights"]["Q4_0"] + memory["kv_cache"]
+
+
+def test_experts_count_as_active_where_a_token_meets_them(run: Run, tmp_path: Path) -> None:
+    config = tiny_config(experts=Experts(5, 2))
+    weights = random_weights(config)
+    path = write_model(tmp_path / "m.gguf", config, weights)
+    report = json.loads(run("inspect", path, "--json").out)
+    assert report["config"]["experts"] == {"count": 5, "used": 2, "normalised": True}
+    assert report["parameters"] == sum(values.size for values in weights.values())
+    unchosen = 2 * 3 * 3 * 64 * 96  # layers, matrices, experts of each
+    assert report["active_parameters"] == report["parameters"] - unchosen
+    assert "of them active" in run("inspect", path).out
 
 
 def test_a_gguf_file_for_people(run: Run, data: Path) -> None:

@@ -39,10 +39,13 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
 
     class Model(FakeModel):
+        context: tuple[int, ...] = ()
+
         def forward(self, batch: Any) -> Any:
-            (chunk,) = batch.chunks
+            (chunk,) = batch.chunks  # what stands before it was in the cache
+            self.context = (*self.context[: chunk.start], *chunk.tokens)
             if len(chunk.tokens) > 1:
-                seen.append("".join(chr(i) if i < BOS else "|" for i in chunk.tokens))
+                seen.append("".join(chr(i) if i < BOS else "|" for i in self.context))
             return super().forward(batch)
 
     def load(_: Path, **__: Any) -> Llama:

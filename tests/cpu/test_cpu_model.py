@@ -10,25 +10,24 @@ import numpy as np
 import pytest
 from sentencepiece import SentencePieceProcessor
 from support.cpu_models import cpu_model, reference_of
-from support.kernels import QUANTISED, TYPES, each_exact_isa, each_isa, use_isa
+from support.kernels import EXACT_ISAS, QUANTISED, TYPES, each_exact_isa, each_isa, use_isa
 from support.tiny_models import (
-    FIXTURE_FOLDERS,
     GOLDEN,
     MemoryCheckpoint,
     Weights,
     chunk_of,
     greedy,
-    load_fixture,
     logits_of,
     random_weights,
     tiny_config,
 )
+from support.transformers_models import FIXTURE_FOLDERS, LONG_FOLDERS, load_fixture, load_long
 
 from pyrllama.checkpoints.llama2c import Llama2cCheckpoint
-from pyrllama.core import Batch, ModelConfig, RopeScaling, TensorType
+from pyrllama.core import Batch, Llama3Rope, ModelConfig, TensorType
 from pyrllama.cpu.model import load_model
 from pyrllama.cpu.target import Isa, chosen
-from pyrllama.models.llama import ROPE_FACTORS, rope_frequencies
+from pyrllama.models.rope import ROPE_FACTORS, rope_frequencies
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,6 +53,9 @@ ACTIVATION_ROUNDING = 6e-2
 """When an activation does, it moves by a whole int8 step."""
 TRANSFORMERS_AGREEMENT = 1e-4
 """Float32 weights and a float32 cache."""
+TRANSFORMERS_LONG = 1e-2
+"""The same at position 16,383, whose angles transformers computes in float32: the fastest pair's
+is off by up to 1e-3 of a radian."""
 TRANSFORMERS_ROUNDING = 2e-2
 """A float16 cache against one of float32, seen up to 1.1e-2: with the fixtures' large weights,
 the reference with a float16 cache is as far from transformers as the kernels are."""
@@ -116,7 +118,28 @@ def test_logits_equal_those_of_transformers(
     fixture = load_fixture(folder)
     with cpu_model(fixture.config, fixture.weights, isa, threads=2, kv_type=kv_type) as model:
         logits = logits_of(model, fixture.tokens)
-    np.testing.assert_allclose(logits, fixture.logits, atol=tolerance, rtol=0)
+    errors = np.max(np.abs(logits - fixture.logits), axis=1)  # (tokens,)
+    # Where two experts are about as probable, a rounded cache can have the other one chosen.
+    strays = 2 if fixture.config.experts and kv_type is not TensorType.F32 else 0
+    assert np.count_nonzero(errors > tolerance) <= strays
+
+
+@pytest.mark.parametrize("folder", LONG_FOLDERS, ids=lambda folder: folder.name)
+def test_logits_at_long_positions_equal_those_of_transformers(folder: Path) -> None:
+    fixture, text = load_fixture(folder), load_long(folder)
+    isa, n = EXACT_ISAS[0], len(text.tokens)
+    with cpu_model(
+        fixture.config, fixture.weights, isa, threads=2, max_seq_len=n, kv_type=TensorType.F32
+    ) as model:
+        rows = []
+        wanted = set(text.positions.tolist())
+        for start in range(0, n, model.max_batch_tokens):
+            chunk = text.tokens[start : start + model.max_batch_tokens]
+            outputs = [i for i in range(len(chunk)) if start + i in wanted]
+            n_outputs = len(chunk) - outputs[0] if outputs else 0
+            logits = model.forward(Batch((chunk_of(chunk, start, outputs=n_outputs),)))
+            rows += [logits[i - len(chunk)] for i in outputs]
+    np.testing.assert_allclose(np.array(rows), text.logits, atol=TRANSFORMERS_LONG, rtol=0)
 
 
 @each_exact_isa
@@ -148,7 +171,7 @@ def test_greedy_text_equals_what_llama2_c_expects(
 
 @each_exact_isa
 def test_stored_rope_factors_equal_the_scaling_that_they_state(isa: Isa) -> None:
-    scaled = tiny_config(head_dim=20, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 64))
+    scaled = tiny_config(head_dim=20, rope_scaling=Llama3Rope(8.0, 1.0, 4.0, 64))
     plain = tiny_config(head_dim=20)
     weights = random_weights(plain)
     factors = (rope_frequencies(plain) / rope_frequencies(scaled)).astype(np.float32)

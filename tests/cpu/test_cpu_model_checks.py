@@ -20,7 +20,7 @@ from support.tiny_models import (
 from pyrllama.core import Batch, Chunk, TensorType
 from pyrllama.cpu.model import CpuModel, load_model
 from pyrllama.errors import BackendError, SettingError, TensorError, UnsupportedTypeError
-from pyrllama.models.llama import ROPE_FACTORS
+from pyrllama.models.rope import ROPE_FACTORS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

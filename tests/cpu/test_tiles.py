@@ -5,6 +5,7 @@ They run on AMX where it is, else on an emulation of it.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,7 @@ from support.emulation import emulate
 from support.kernels import TYPES, Product, pack, rounded
 from support.tiny_models import chunk_of, logits_of, random_weights, tiny_config
 
-from pyrllama.core import Batch
+from pyrllama.core import Batch, Experts
 from pyrllama.cpu import target
 from pyrllama.cpu.target import AMX
 
@@ -100,6 +101,20 @@ def test_a_prompt_on_tiles_equals_the_reference_and_single_tokens(
     assert 0 < error.max() < 4 * LOGIT_ROUNDING
     assert np.median(error) < LOGIT_ROUNDING
     assert np.median(np.abs(np.concatenate(parts) - whole)) < LOGIT_ROUNDING
+    np.testing.assert_array_equal(again, whole)
+
+
+@each_type
+@pytest.mark.parametrize("experts", [Experts(3, 2), Experts(9, 1)], ids=["all on tiles", "some"])
+def test_experts_on_tiles_equal_the_reference(
+    tiles: target.Isa, kind: TensorType, experts: Experts
+) -> None:
+    config = dataclasses.replace(CONFIG, experts=experts, ffn_dim=80)
+    weights = random_weights(config, seed=8, std=0.05)
+    expected = logits_of(reference_of(config, weights, kind, n_blocks=3), TOKENS)
+    with cpu_model(config, weights, tiles, kind) as model:
+        whole, again = logits_of(model, TOKENS), logits_of(model, TOKENS)
+    assert 0 < np.median(np.abs(whole - expected)) < LOGIT_ROUNDING
     np.testing.assert_array_equal(again, whole)
 
 

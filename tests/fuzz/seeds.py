@@ -42,7 +42,7 @@ from support.llama2c_writer import write_llama2c
 from support.tiny_models import random_weights, tiny_config
 from support.torch_writer import write_meta_folder, write_zip
 
-from pyrllama.core import RopeScaling, TensorType
+from pyrllama.core import Experts, Llama3Rope, TensorType
 from pyrllama.logits_file import saved_logits
 from pyrllama.text_chunks import TextChunks
 
@@ -113,13 +113,27 @@ def _gguf_seeds() -> list[Seed]:
     large = tiny_config(
         vocab_size=VOCAB, dim=256, n_layers=1, n_heads=2, head_dim=128, n_kv_heads=1, ffn_dim=256
     )
+    experts = tiny_config(
+        architecture="qwen3moe", vocab_size=VOCAB, dim=32, n_layers=1, ffn_dim=32, head_dim=8,
+        qk_norm=True, experts=Experts(3, 2), sliding_window=40,
+    )  # fmt: skip
     return [
+        _gguf_seed("experts, YaRN", experts, (TensorType.F16,), sentencepiece_keys() | _YARN),
         _gguf_seed("f16, sentencepiece", MODEL, (TensorType.F16,), sentencepiece_keys()),
         _gguf_seed("legacy types, byte pairs", MODEL, _LEGACY, byte_pair_keys()),
         _gguf_seed("k-quants, sentencepiece", large, _SUPERBLOCKS, sentencepiece_keys()),
     ]
 
 
+_YARN = {
+    "qwen3moe.rope.scaling.type": "yarn",
+    "qwen3moe.rope.scaling.factor": 2.0,
+    "qwen3moe.rope.scaling.original_context_length": 64,
+    "qwen3moe.rope.scaling.attn_factor": 1.5,
+    "qwen3moe.rope.scaling.yarn_log_multiplier": 0.5,
+    "qwen3moe.rope.scaling.yarn_beta_fast": 16.0,
+    "qwen3moe.rope.scaling.yarn_beta_slow": 2.0,
+}
 _LEGACY = (
     *(TensorType.Q4_0, TensorType.Q4_1, TensorType.Q5_0, TensorType.Q5_1, TensorType.Q8_0),
     *(TensorType.IQ4_NL, TensorType.MXFP4, TensorType.BF16),
@@ -194,7 +208,7 @@ def _meta_seeds() -> list[Seed]:
 
 
 def _hugging_face_seeds() -> list[Seed]:
-    scaled = dataclasses.replace(MODEL, rope_scaling=RopeScaling(original_context=64))
+    scaled = dataclasses.replace(MODEL, rope_scaling=Llama3Rope(original_context=64))
     weights = random_weights(MODEL)
     seeds = []
     for form in ("safetensors", "sharded safetensors", "bin", "sharded bin"):

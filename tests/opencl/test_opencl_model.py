@@ -8,16 +8,8 @@ import numpy as np
 import pytest
 from sentencepiece import SentencePieceProcessor
 from support.opencl_models import QUANTISED, each_type, opencl_model, reference_of
-from support.tiny_models import (
-    FIXTURE_FOLDERS,
-    GOLDEN,
-    chunk_of,
-    greedy,
-    load_fixture,
-    logits_of,
-    random_weights,
-    tiny_config,
-)
+from support.tiny_models import GOLDEN, chunk_of, greedy, logits_of, random_weights, tiny_config
+from support.transformers_models import FIXTURES, load_fixture
 
 from pyrllama.checkpoints.llama2c import Llama2cCheckpoint
 from pyrllama.core import Batch, Chunk, TensorType
@@ -98,8 +90,8 @@ def test_attention_in_other_tiles_equals_the_reference(device: Device, attention
 @pytest.mark.parametrize(
     ("folder", "kv_type", "tolerance"),
     [
-        (FIXTURE_FOLDERS[0], TensorType.F32, 1e-3),
-        (FIXTURE_FOLDERS[1], TensorType.F16, 2e-2),
+        (FIXTURES / "grouped_tied", TensorType.F32, 1e-3),
+        (FIXTURES / "llama3_rope", TensorType.F16, 2e-2),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )

@@ -7,20 +7,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from support.tiny_models import (
-    FIXTURE_FOLDERS,
     MemoryCheckpoint,
-    TransformersModel,
     chunk_of,
     greedy,
-    load_fixture,
     logits_of,
     random_weights,
     tiny_config,
 )
+from support.transformers_models import FIXTURE_FOLDERS, TransformersModel, load_fixture
 
 from pyrllama.checkpoints.huggingface import HuggingFaceCheckpoint
-from pyrllama.core import Batch, Chunk, RopeScaling, TensorType
-from pyrllama.models.llama import OUTPUT, ROPE_FACTORS, check_tensors, rope_frequencies
+from pyrllama.core import Batch, Chunk, Llama3Rope, TensorType
+from pyrllama.models.llama import OUTPUT, check_tensors
+from pyrllama.models.rope import ROPE_FACTORS, rope_frequencies
 from pyrllama.reference import ReferenceModel, load_weights, ops
 from pyrllama.reference.backend import ReferenceBackend
 
@@ -42,7 +41,21 @@ def model_of(fixture: TransformersModel, n_blocks: int = 4) -> ReferenceModel:
 
 def test_there_are_fixtures() -> None:
     names = [folder.name for folder in FIXTURE_FOLDERS]
-    assert names == ["grouped_tied", "llama3_rope", "multi_head", "multi_query_wide", "narrow_odd"]
+    assert names == [
+        "dynamic_rope",
+        "grouped_tied",
+        "linear_rope",
+        "llama3_rope",
+        "mistral_window",
+        "mixtral",
+        "multi_head",
+        "multi_query_wide",
+        "narrow_odd",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+        "yarn_rope",
+    ]
 
 
 def test_logits_equal_those_of_transformers(fixture: TransformersModel) -> None:
@@ -129,7 +142,7 @@ def test_tied_embeddings_are_the_output_weights() -> None:
 
 
 def test_stored_rope_factors_equal_the_scaling_that_they_state() -> None:
-    scaled = tiny_config(rope_scaling=RopeScaling(8.0, 1.0, 4.0, 64))
+    scaled = tiny_config(rope_scaling=Llama3Rope(8.0, 1.0, 4.0, 64))
     plain = tiny_config()
     weights = random_weights(plain)
     factors = (rope_frequencies(plain) / rope_frequencies(scaled)).astype(np.float32)

@@ -11,10 +11,10 @@ from support.tiny_models import tiny_config
 
 from pyrllama.core import BLOCK_TOKENS, Batch, Chunk, ModelConfig, TensorType
 from pyrllama.cpu.kv_memory import KvMemory
-from pyrllama.cpu.records import ACTIVATIONS, SPAN, STEP, Records
+from pyrllama.cpu.records import ACTIVATIONS, LAYER, SPAN, STEP, Records
 from pyrllama.cpu.scratch import round_up
 from pyrllama.cpu.spans import Spans, attends_to_itself
-from pyrllama.models.llama import rope_table
+from pyrllama.models.rope import rope_table
 from pyrllama.reference import ops
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ class Attention:
         self.memory.blocks[:] = 0xFF  # what was never stored is no number, and large
         stride = self.memory.head_stride
         self.spans = Spans(config, stride, max_tokens, MAX_SEQ_LEN, threads)
+        self._layers = Records(LAYER, config.n_layers)  # no norms of heads
         self._work = Guarded(self.spans.work_bytes, np.uint8)
         self._rope = np.zeros((MAX_SEQ_LEN, 2, stride), np.float32)
         table = rope_table(config, MAX_SEQ_LEN, None)
@@ -109,7 +110,8 @@ class Attention:
             rope=self._rope.ctypes.data, positions=positions.ctypes.data,
             tables=addresses.ctypes.data, q=q.ctypes.data, q_stride=q.strides[0],
             k=k.ctypes.data, v=v.ctypes.data, kv_stride=k.strides[0],
-            attended=attended.address, query_rows=self.spans.query_rows, **self.memory.fields(),
+            attended=attended.address, query_rows=self.spans.query_rows,
+            window=self.spans.window, layers=self._layers.address, **self.memory.fields(),
         )  # fmt: skip
         self._run(batch, step.address, np.random.default_rng(seed))
         out.check()

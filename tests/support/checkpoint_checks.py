@@ -35,6 +35,7 @@ def check_checkpoint(
         assert tensor.info == checkpoint.tensors[name]
         assert tensor.info == TensorInfo(name, values.shape, tensor.info.type)
         assert tensor.data.flags.c_contiguous
-        stored = np.atleast_2d(values.astype(DTYPES[tensor.info.type]))
+        rows = values.reshape(-1, values.shape[-1])
+        stored = rows.astype(DTYPES[tensor.info.type])
         np.testing.assert_array_equal(tensor.data, stored.view(np.uint8))
         checkpoint.release(name)

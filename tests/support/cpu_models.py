@@ -57,10 +57,11 @@ def reference_of(
 ) -> ReferenceModel:
     """Return the reference on the weights as ``kind`` holds them, with a float16 cache."""
     tensors = MemoryCheckpoint(config, weights).tensors
-    held = {
-        name: rounded(values, packed_type(tensors[name], kind)) if values.ndim == 2 else values
-        for name, values in weights.items()
-    }
+    held = dict(weights)
+    for name, values in weights.items():
+        if values.ndim > 1:
+            rows = rounded(values.reshape(-1, values.shape[-1]), packed_type(tensors[name], kind))
+            held[name] = rows.reshape(values.shape)
     matmul = matmul_of_whole_blocks if kind in QUANTISED else ops.matmul
     return ReferenceModel(config, held, n_blocks, kv_dtype=np.float16, matmul=matmul)
 

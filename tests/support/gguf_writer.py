@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from support.hf_writer import half_split
 
 from pyrllama.core import TensorType
 from pyrllama.quants import quantize
@@ -93,7 +96,10 @@ def write_model(
     """
     described = model_metadata(config) | dict(metadata or {})
     tensors = {
-        name: (type_ if values.ndim > 1 else TensorType.F32, values)
+        name: (
+            type_ if values.ndim > 1 else TensorType.F32,
+            _in_the_files_order(name, values, config),
+        )
         for name, values in weights.items()
     }
     kept = {key: value for key, value in described.items() if value is not None}
@@ -101,21 +107,38 @@ def write_model(
 
 
 def model_metadata(config: ModelConfig) -> dict[str, Any]:
-    return {
-        "general.architecture": config.architecture,
-        "llama.vocab_size": config.vocab_size,
-        "llama.context_length": config.context_length,
-        "llama.embedding_length": config.dim,
-        "llama.block_count": config.n_layers,
-        "llama.feed_forward_length": config.ffn_dim,
-        "llama.attention.head_count": config.n_heads,
-        "llama.attention.head_count_kv": config.n_kv_heads,
-        "llama.attention.key_length": config.head_dim,
-        "llama.attention.value_length": config.head_dim,
-        "llama.attention.layer_norm_rms_epsilon": config.norm_eps,
-        "llama.rope.dimension_count": config.head_dim,
-        "llama.rope.freq_base": config.rope_theta,
+    sizes = {
+        "vocab_size": config.vocab_size,
+        "context_length": config.context_length,
+        "embedding_length": config.dim,
+        "block_count": config.n_layers,
+        "feed_forward_length": config.ffn_dim,
+        "attention.head_count": config.n_heads,
+        "attention.head_count_kv": config.n_kv_heads,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "attention.layer_norm_rms_epsilon": config.norm_eps,
+        "rope.dimension_count": config.head_dim,
+        "rope.freq_base": config.rope_theta,
     }
+    if config.sliding_window:
+        sizes["attention.sliding_window"] = config.sliding_window
+    if config.experts:
+        sizes["expert_count"] = config.experts.count
+        sizes["expert_used_count"] = config.experts.used
+        sizes["expert_weights_norm"] = config.experts.normalised
+        sizes["expert_feed_forward_length"] = config.ffn_dim
+    keys = {f"{config.architecture}.{key}": value for key, value in sizes.items()}
+    return {"general.architecture": config.architecture} | keys
+
+
+def _in_the_files_order(
+    name: str, values: NDArray[np.float32], config: ModelConfig
+) -> NDArray[np.float32]:
+    """Return the rows of a head as GGUF files of the architecture have them."""
+    if config.architecture == "llama" or not re.search(r"attn_[qk](_norm)?\.", name):
+        return values
+    return half_split(values, len(values) // config.head_dim)
 
 
 def _typed(value: Any) -> Typed:

@@ -9,6 +9,8 @@ import numpy as np
 from safetensors.numpy import save_file
 from support.torch_writer import write_torch_file
 
+from pyrllama.core import Llama3Rope
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -71,6 +73,7 @@ def hf_config(config: ModelConfig, *, tied: bool = False, **overrides: Any) -> d
         "mlp_bias": False,
     }
     if config.rope_scaling is not None:
+        assert isinstance(config.rope_scaling, Llama3Rope)
         settings["rope_scaling"] = {
             "rope_type": "llama3",
             "factor": config.rope_scaling.factor,

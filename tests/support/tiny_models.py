@@ -1,15 +1,13 @@
-"""Tiny LLaMA models for tests: random ones, and those that transformers computed logits of."""
+"""Tiny random models for tests, of any architecture, and what backends make of them."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from pyrllama.checkpoints.base import Checkpoint
 from pyrllama.core import (
@@ -17,12 +15,12 @@ from pyrllama.core import (
     Batch,
     Chunk,
     ModelConfig,
-    RopeScaling,
     Tensor,
     TensorInfo,
     TensorType,
 )
-from pyrllama.models.llama import OUTPUT, ROPE_FACTORS, expected_tensors
+from pyrllama.models.llama import OUTPUT, expected_tensors
+from pyrllama.models.rope import ROPE_FACTORS
 from pyrllama.quants import quantize
 
 if TYPE_CHECKING:
@@ -30,10 +28,7 @@ if TYPE_CHECKING:
 
 Weights = dict[str, NDArray[np.float32]]
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
-FIXTURE_FOLDERS = sorted(path.parent for path in FIXTURES.glob("*/config.json"))
-"""Hugging Face folders, each with transformers' own logits; see ``make_fixtures.py``."""
-GOLDEN = FIXTURES.parent / "golden"
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 """Exact texts that a model must give."""
 
 
@@ -70,7 +65,7 @@ def random_weights(
     weights: Weights = {}
     for name, shape in expected_tensors(config).items():
         if name not in skipped:
-            norm = len(shape) == 1
+            norm = name.endswith("_norm.weight")
             values = rng.uniform(0.5, 1.5, shape) if norm else rng.normal(0.0, std, shape)
             weights[name] = values.astype(np.float32)
     return weights
@@ -88,100 +83,20 @@ class MemoryCheckpoint(Checkpoint):
         self.metadata: Mapping[str, Any] = {}
         self._weights = weights
         self.tensors = {
-            name: TensorInfo(name, values.shape, stored_as if values.ndim == 2 else TensorType.F32)
+            name: TensorInfo(name, values.shape, stored_as if values.ndim > 1 else TensorType.F32)
             for name, values in weights.items()
         }
 
     def read(self, name: str) -> Tensor:
         info = self.tensors[name]
-        return Tensor(info, quantize(info.type, np.atleast_2d(self._weights[name])))
+        rows = self._weights[name].reshape(-1, info.shape[-1])
+        return Tensor(info, quantize(info.type, rows))
 
     def release(self, name: str) -> None:
         pass
 
     def close(self) -> None:
         pass
-
-
-@dataclasses.dataclass(frozen=True)
-class TransformersModel:
-    """A fixture: a model, token ids, and the logits that transformers has after each."""
-
-    config: ModelConfig
-    weights: Weights
-    tokens: list[int]
-    logits: NDArray[np.float32]  # (tokens, vocab)
-
-
-def load_fixture(folder: Path) -> TransformersModel:
-    """Read a fixture without the package's own checkpoint readers."""
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    expected = np.load(folder / "expected.npz", allow_pickle=False)
-    config = _config(settings)
-    weights = {
-        _gguf_name(name): _interleaved(name, values, config)
-        for name, values in load_file(folder / "model.safetensors").items()
-    }
-    return TransformersModel(config, weights, expected["tokens"].tolist(), expected["logits"])
-
-
-def _config(settings: dict[str, Any]) -> ModelConfig:
-    dim, n_heads = settings["hidden_size"], settings["num_attention_heads"]
-    rope = settings.get("rope_parameters") or settings
-    scaling = settings.get("rope_scaling")
-    return ModelConfig(
-        architecture="llama",
-        vocab_size=settings["vocab_size"],
-        dim=dim,
-        n_layers=settings["num_hidden_layers"],
-        n_heads=n_heads,
-        n_kv_heads=settings["num_key_value_heads"],
-        head_dim=settings.get("head_dim", dim // n_heads),
-        ffn_dim=settings["intermediate_size"],
-        norm_eps=settings["rms_norm_eps"],
-        rope_theta=rope["rope_theta"],
-        context_length=settings["max_position_embeddings"],
-        rope_scaling=scaling
-        and RopeScaling(
-            scaling["factor"],
-            scaling["low_freq_factor"],
-            scaling["high_freq_factor"],
-            scaling["original_max_position_embeddings"],
-        ),
-    )
-
-
-HUGGING_FACE_PARTS = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "model.layers": "blk",
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-
-
-def _gguf_name(name: str) -> str:
-    for theirs, ours in HUGGING_FACE_PARTS.items():
-        name = name.replace(theirs, ours)
-    return name
-
-
-def _interleaved(
-    name: str, values: NDArray[np.float32], config: ModelConfig
-) -> NDArray[np.float32]:
-    """Reorder the rows of a head: Hugging Face pairs row ``i`` with ``i + head_dim / 2``."""
-    if "q_proj" not in name and "k_proj" not in name:
-        return values
-    pairs = np.arange(config.head_dim).reshape(2, -1).T.ravel()
-    return values.reshape(-1, config.head_dim, config.dim)[:, pairs].reshape(values.shape)
 
 
 def chunk_of(

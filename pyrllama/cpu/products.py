@@ -1,0 +1,78 @@
+"""Matrix products as parts of a step: handed out in chunks, by the kernel that fits the rows."""
+
+from __future__ import annotations
+
+from pyrllama.cpu.barrier import take
+from pyrllama.cpu.kernel import View, call, inline, part, view
+from pyrllama.cpu.records import MATRIX, TILED_ROWS, TILES
+from pyrllama.cpu.simd import load_f32x16, store
+
+Matrix = view(MATRIX)
+
+
+@inline
+def chunk_of(n_groups: int, n_threads: int) -> int:
+    """Return how many groups a thread takes at a time: by fours, and for some eight rounds."""
+    return max(n_groups // (32 * n_threads) * 4, 4)
+
+
+@inline
+def multiply_groups(
+    s: View, matrix: int, activations: int, row: int, n_rows: int,
+    out: int, out_stride: int, first: int, last: int, accumulate: int, worker: int,
+) -> None:  # fmt: skip
+    """Multiply groups of a matrix with one row, several, or enough to fill matrix tiles."""
+    m = Matrix(matrix)
+    panel = s.panels + worker * s.panels_stride
+    if n_rows == 1:
+        call(m.matvec, matrix, activations, row, out, first, last, accumulate)
+    elif tiled(m, n_rows):
+        call(
+            m.tile_matmul, matrix, activations, n_rows, out, out_stride, first, last,
+            accumulate, panel,
+        )  # fmt: skip
+    else:
+        call(
+            m.matmul, matrix, activations, n_rows, out, out_stride, first, last,
+            accumulate, panel,
+        )  # fmt: skip
+
+
+@inline
+def tiled(m: View, n_rows: int) -> bool:
+    """Whether a product of so many rows goes through matrix tiles."""
+    return m.tile_matmul != 0 and n_rows >= TILED_ROWS
+
+
+@inline
+def form_for(matrix: int, n_rows: int) -> int:
+    """Return the form of activations that a product wants, as a bit."""
+    m = Matrix(matrix)
+    form: int = m.form
+    return TILES if tiled(m, n_rows) else form
+
+
+@inline
+def begin_with(bias: int, out: int, out_stride: int, n_rows: int, first: int, last: int) -> None:
+    """Write a bias to groups of every row, for a product to be added to it."""
+    for r in range(n_rows):
+        for i in range(64 * first, 64 * last, 64):
+            store(out + r * out_stride + i, load_f32x16(bias + i))
+
+
+@part
+def multiply(
+    s: View, matrix: int, activations: int, row: int, n_rows: int,
+    out: int, out_stride: int, counter: int, worker: int, accumulate: int, bias: int,
+) -> None:  # fmt: skip
+    """Do this thread's share of a matrix product, to which a ``bias`` is added unless it is 0."""
+    m = Matrix(matrix)
+    chunk = chunk_of(m.n_groups, s.n_threads)
+    add = 1 if bias else accumulate
+    g = take(counter, chunk)
+    while g < m.n_groups:
+        last = min(g + chunk, m.n_groups)
+        if bias:
+            begin_with(bias, out, out_stride, n_rows, g, last)
+        multiply_groups(s, matrix, activations, row, n_rows, out, out_stride, g, last, add, worker)
+        g = take(counter, chunk)

@@ -1,0 +1,29 @@
+"""Which models the OpenCL backend cannot run yet."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyrllama.errors import BackendError
+
+if TYPE_CHECKING:
+    from pyrllama.core import ModelConfig
+
+
+def check_supported(config: ModelConfig, max_seq_len: int) -> None:
+    """Raise ``BackendError``, naming it, for what a model has that no kernel here computes.
+
+    A window that is no shorter than the context changes nothing.
+    """
+    window = config.sliding_window
+    missing = {
+        "biases of queries, keys and values": config.attention_bias,
+        "the normalisation of heads": config.qk_norm,
+        f"a sliding window of {window} positions": window is not None and window < max_seq_len,
+        "experts": config.experts is not None,
+    }
+    wanted = [feature for feature, is_there in missing.items() if is_there]
+    if wanted:
+        raise BackendError(
+            f"the OpenCL backend does not run {' or '.join(wanted)} yet: use --backend cpu"
+        )
