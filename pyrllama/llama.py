@@ -237,9 +237,10 @@ def load(
 
     The tokenizer and ``params.json`` are found beside the weights when they are not given.
     ``quantize`` names the type to convert the weights to (a key of ``WEIGHT_TYPES``); None
-    keeps the checkpoint's own.  ``kv_type`` is that of the KV cache, ``"f16"`` or ``"f32"``,
-    which takes twice the memory and rounds nothing.  ``max_seq_len`` counts prompt and
-    continuation together, by default 1024 or the model's whole context if that is less.
+    keeps the checkpoint's own.  ``kv_type`` is that of the KV cache: ``"f16"``, ``"f32"``,
+    which takes twice the memory and rounds nothing, or ``"q8_0"``, which takes half of it.
+    ``max_seq_len`` counts prompt and continuation together, by default 1024 or the model's
+    whole context if that is less.
     ``on_memory`` is told, before a weight is read, how much memory the model needs;
     ``check_memory`` refuses one that cannot fit into what is free.
 
@@ -259,7 +260,7 @@ def load(
         config = checkpoint.config
         length = context_length(config, max_seq_len)
         file = find_tokenizer(path, _optional(tokenizer_path), config.vocab_size)
-        tokenizer = load_tokenizer(file)
+        tokenizer = load_tokenizer(file, checkpoint.metadata if file == path else None)
         check_tokenizer(tokenizer, config.vocab_size, file)
         model = load_model(
             checkpoint,

@@ -36,7 +36,7 @@ WEIGHT_TYPES = {
 }
 """The types that weights can be converted to at load, by name."""
 
-KV_TYPES = {"f16": TensorType.F16, "f32": TensorType.F32}
+KV_TYPES = {"f16": TensorType.F16, "f32": TensorType.F32, "q8_0": TensorType.Q8_0}
 """The types that the KV cache can have, by name."""
 
 

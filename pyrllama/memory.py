@@ -17,7 +17,7 @@ from pyrllama.core import BLOCK_TOKENS, TensorType
 from pyrllama.errors import NotEnoughMemoryError
 from pyrllama.kvcache import blocks_for
 from pyrllama.models.llama import expected_tensors
-from pyrllama.quants import row_bytes, type_size
+from pyrllama.quants import row_bytes
 from pyrllama.reference import backend as reference
 from pyrllama.units import format_bytes
 
@@ -114,24 +114,21 @@ def estimate(
     """
     expected = expected_tensors(config)
     infos = [info for info in tensors if info.name in expected]
-    cached_numbers = (
-        2 * config.n_layers * config.n_kv_heads * blocks_for(max_seq_len) * BLOCK_TOKENS
-    )
+    positions = blocks_for(max_seq_len) * BLOCK_TOKENS
     if not compiled:
         return MemoryNeed(
             weights=sum(math.prod(info.shape) for info in infos) * _FLOAT32,
-            kv_cache=cached_numbers * config.head_dim * _FLOAT32,
+            kv_cache=positions * 2 * config.n_layers * config.kv_dim * _FLOAT32,
             working=_working_bytes(config, reference.MAX_BATCH_TOKENS),
             free=free_memory(),
         )
+    from pyrllama.cpu.kv_memory import head_stride, kv_bytes_per_token  # noqa: PLC0415
     from pyrllama.cpu.model import MAX_BATCH_TOKENS  # noqa: PLC0415 - brings LLVM
-    from pyrllama.cpu.weights import round_up  # noqa: PLC0415
 
-    head_stride = round_up(config.head_dim, 16)
-    rotations = 2 * head_stride * max_seq_len * _FLOAT32
+    rotations = 2 * head_stride(config, kv_type) * max_seq_len * _FLOAT32
     return MemoryNeed(
         weights=sum(_packed_bytes(info, weight_type) for info in infos),
-        kv_cache=cached_numbers * head_stride * type_size(kv_type),
+        kv_cache=positions * kv_bytes_per_token(config, kv_type),
         working=_working_bytes(config, min(MAX_BATCH_TOKENS, max_seq_len)) + rotations,
         free=free_memory(),
     )

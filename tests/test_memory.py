@@ -36,13 +36,20 @@ def headers(source: MemoryCheckpoint) -> tuple[ModelConfig, Iterable[TensorInfo]
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", [None, TensorType.F32, TensorType.Q8_0, TensorType.Q4_0])
-@pytest.mark.parametrize("sizes", [{}, {"ffn_dim": 100, "vocab_size": 77}])
+@pytest.mark.parametrize(
+    ("sizes", "kv_type"),
+    [
+        ({}, TensorType.F16),
+        ({"ffn_dim": 100, "vocab_size": 77}, TensorType.F32),
+        ({"head_dim": 20}, TensorType.Q8_0),
+    ],
+)
 def test_the_estimate_is_what_the_kernels_take(
-    tied: bool, kind: TensorType | None, sizes: dict[str, int]
+    tied: bool, kind: TensorType | None, sizes: dict[str, int], kv_type: TensorType
 ) -> None:
     source = checkpoint(tied=tied, **sizes)
-    need = estimate(*headers(source), kind, 100, compiled=True)
-    model = cpu.load_model(source, type=kind, max_seq_len=100, threads=1)
+    need = estimate(*headers(source), kind, 100, compiled=True, kv_type=kv_type)
+    model = cpu.load_model(source, type=kind, kv_type=kv_type, max_seq_len=100, threads=1)
     try:
         vectors = 4 * 64 * (2 * 2 + 1)  # norms, which weight_bytes leaves out
         assert need.weights == model.weight_bytes + vectors

@@ -83,6 +83,11 @@ SMALLEST_KEY_VALUE = _U64.size + 1 + _U32_BYTES + 1
 """Bytes of a one-letter key, a type, and a one-byte number."""
 
 
+_SEPARATOR = 0x1F
+SEPARATOR = chr(_SEPARATOR)
+"""Stands between strings that are joined; a vocabulary that holds it is read string by string."""
+
+
 class StringArray(Sequence[str]):
     """The strings of a GGUF array, each decoded when it is asked for.
 
@@ -125,7 +130,30 @@ class StringArray(Sequence[str]):
             return [self[i] for i in range(len(self))[index]]
         return self.raw(index).decode("utf-8", errors="replace")
 
+    def joined(self) -> str | None:
+        """Return all strings with ``SEPARATOR`` between them; None if one holds it, or no UTF-8.
+
+        Decoding a vocabulary and its merges at once takes a tenth of decoding each string.
+        """
+        if not len(self):
+            return None
+        first, last = int(self._starts[0]), int(self._starts[-1])
+        stored = self._data[first : last + _U64.size + len(self.raw(-1))].copy()
+        for byte in range(_U64.size):  # each length becomes one separator and seven zeros
+            stored[self._starts - first + byte] = 0
+        n_zeros = _U64.size * len(self)
+        if np.count_nonzero(stored) != len(stored) - n_zeros or (stored == _SEPARATOR).any():
+            return None
+        stored[self._starts[1:] - first] = _SEPARATOR
+        try:
+            return stored.tobytes().translate(None, b"\0").decode("utf-8")
+        except UnicodeDecodeError:
+            return None
+
     def __iter__(self) -> Iterator[str]:
+        text = self.joined()
+        if text is not None:
+            return iter(text.split(SEPARATOR))
         return (raw.decode("utf-8", errors="replace") for raw in self.raws())
 
     def __repr__(self) -> str:

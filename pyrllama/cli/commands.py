@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+from collections import UserDict
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pyrllama import __version__
-from pyrllama.cli.bench import bench
-from pyrllama.cli.completion import completion
-from pyrllama.cli.doctor import doctor
-from pyrllama.cli.generate import generate
-from pyrllama.cli.inspect import inspect
-from pyrllama.cli.perplexity import perplexity
-from pyrllama.cli.pull import pull
-from pyrllama.cli.quantize import quantize
 from pyrllama.cli.terminal import note
 
 if TYPE_CHECKING:
@@ -44,6 +38,23 @@ Tab completes commands and options after 'rllama completion bash >> ~/.bashrc', 
 """
 
 
+class LazyCommands(UserDict[str, Any]):
+    """The commands by name, each imported from the module of its name when it is asked for."""
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in self.data:
+            raise KeyError(name)
+        command: click.Command = getattr(importlib.import_module(f"pyrllama.cli.{name}"), name)
+        return command
+
+
+COMMANDS = LazyCommands(
+    dict.fromkeys(
+        ("generate", "inspect", "bench", "perplexity", "quantize", "pull", "doctor", "completion")
+    )
+)
+
+
 class DefaultGroup(click.Group):
     """A group that takes options without a command as those of ``generate``."""
 
@@ -61,12 +72,14 @@ class DefaultGroup(click.Group):
         """Offer the options of the default command beside the group's own."""
         items = super().shell_complete(ctx, incomplete)
         if incomplete.startswith("-"):
+            generate = COMMANDS["generate"]
             items += generate.shell_complete(click.Context(generate, ctx), incomplete)
         return items
 
 
 @click.group(
     cls=DefaultGroup,
+    commands=COMMANDS,
     epilog=EXAMPLES,
     no_args_is_help=False,
     context_settings={"max_content_width": 100},
@@ -84,7 +97,3 @@ def rllama(ctx: click.Context) -> None:
             f'telling a story from "{FIRST_WORDS}"; yours: rllama --prompt "..."; all that '
             f"it can do: rllama --help"
         )
-
-
-for command in (generate, inspect, bench, perplexity, quantize, pull, doctor, completion):
-    rllama.add_command(command)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import sys
 from pathlib import Path
@@ -49,6 +48,8 @@ def reset_peak_memory() -> None:
 
 def versions() -> dict[str, str]:
     """Return the versions that a figure depends on."""
+    import importlib.metadata  # noqa: PLC0415 - 30 ms that only a report needs
+
     found = {"pyrllama": __version__, "python": platform.python_version()}
     for package in RUNTIME_PACKAGES:
         found[package] = importlib.metadata.version(package)

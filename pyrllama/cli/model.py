@@ -120,7 +120,8 @@ def model_options() -> Decorator:
             type=click.Choice(list(KV_TYPES), case_sensitive=False),
             default="f16",
             show_default=True,
-            help="Type of the KV cache; f32 takes twice the memory and rounds nothing.",
+            help="Type of the KV cache; f32 takes twice the memory of f16 and rounds nothing, q8_0 "
+            "half of it.",
         ),
         memory_option(),
         backend_option(),

@@ -1,222 +1,324 @@
-"""Rotation of queries and keys, the KV cache's layout, and attention over it.
+"""Attention over the KV cache: a tile of query rows against its blocks, part after part.
 
-The cache is blocks of 32 tokens, in float16 or float32.  In a block every layer has its keys
-and then its values, head by head: keys as two tiles of ``(head_dim, 16 positions)``, so that
-the scores of 16 positions leave a product at once; values as ``(32 positions, head_stride)``.
-The stride is the head's size padded to 16.
+The rows of a tile share a KV head: the query heads of its group, for one token or for several
+that follow each other.  Positions are cut into parts of 256, and for each part a tile takes
 
-Attention runs over the blocks from the first with an online softmax (Milakov and Gimelshein,
-2018): the greatest score so far, the sum of exponentials and the weighted values are corrected
-when a block raises the first.  The order never depends on how a prompt was cut.
+1. the scores of its rows, a block of 32 keys at a time;
+2. their exponentials, less the row's greatest score in the part;
+3. the values that these weigh, again block by block;
+4. and merges the result with that of the parts before: an online softmax (Milakov and
+   Gimelshein, 2018) that corrects its running sums once a part, not once a block.
+
+A row takes the same operations in the same order whatever its tile, and parts are cut by the
+position alone; so neither the cut of a prompt, nor the batch, nor the number of threads that
+share a long context changes a bit.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from pyrllama.core import BLOCK_TOKENS
-from pyrllama.cpu.kernel import KernelFunction, inline, kernel, view
+from pyrllama.cpu.attention_blocks import NARROW, WIDE, Shapes, block_products
+from pyrllama.cpu.barrier import atomic_add, atomic_store
+from pyrllama.cpu.kernel import KernelFunction, View, inline, kernel, part, view
+from pyrllama.cpu.kv_cache import (
+    Q8_BLOCK_BYTES,
+    as_it_is,
+    load_half,
+    rotate,
+    unpack_half,
+    unpack_q8_0_keys,
+    unpack_q8_0_values,
+)
 from pyrllama.cpu.norm import exponential
-from pyrllama.cpu.records import ACTIVATIONS, STEP
+from pyrllama.cpu.records import ACTIVATIONS, PART_TOKENS, SCORES_STEP, SPAN, STEP
 from pyrllama.cpu.simd import (
     Lanes,
     first_lane,
-    float_to_half,
-    fused_multiply_add,
-    half_to_float,
     keep_first,
     load_f32,
     load_f32x16,
-    load_i16x16,
     load_i64,
-    load_u16,
     max_f32,
     maximum,
+    prefetch,
     splat_f32,
     square_root,
     store,
     sum_f32,
-    swap_pairs,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    Unpacker = Callable[[int, int, int, int], int]
+
 Step = view(STEP)
+Span = view(SPAN)
 Activations = view(ACTIVATIONS)
 
-f32, i16 = np.float32, np.int16
-ONE: Any = f32(1.0)
-LOWEST = f32(-1e30)
+f32 = np.float32
+LOWEST: Any = f32(-1e30)
 """Stands for minus infinity where differences are taken."""
+ZERO: Any = f32(0.0)
+
+
+# --- the softmax ------------------------------------------------------------------------------
 
 
 @inline
-def rotate(x: int, table: int, out: int, head_stride: int, scale: float) -> None:
-    """Rotate interleaved pairs by a position's angles and multiply by ``scale``.
+def softmax(scores: int, count: int, result: int) -> None:
+    """Replace a row's ``count`` scores by exponentials; write their base and sum to ``result``."""
+    n_bytes = (count + 15) // 16 * 64
+    last = n_bytes - 64
+    store(scores + last, keep_first(load_f32x16(scores + last), count - last // 4, LOWEST))
+    greatest = splat_f32(LOWEST)
+    for i in range(0, n_bytes, 64):
+        greatest = maximum(greatest, load_f32x16(scores + i))
+    peak = max_f32(greatest)
+    total = splat_f32(0.0)
+    for i in range(0, n_bytes, 64):
+        weights = exponential(load_f32x16(scores + i) - peak)
+        store(scores + i, weights)
+        total = total + weights
+    store(result, peak)
+    store(result + 4, sum_f32(total))
 
-    ``(a, b)`` becomes ``(a cos - b sin, b cos + a sin)``: the table holds every cosine twice,
-    then every sine twice with its sign, zeros behind the head.
+
+@inline
+def clear(row: int, stride: int) -> None:
+    """Make a result that of no positions."""
+    for i in range(0, 4 * stride, 64):
+        store(row + i, splat_f32(0.0))
+    store(row + 4 * stride, LOWEST)
+    store(row + 4 * stride + 4, ZERO)
+
+
+@inline
+def merge(row: int, other: int, stride: int) -> None:
+    """Add to a row's result that of the part of the positions which follow."""
+    base, other_base = load_f32(row + 4 * stride), load_f32(other + 4 * stride)
+    peak = max(base, other_base)
+    own, its = exponential(splat_f32(base - peak)), exponential(splat_f32(other_base - peak))
+    for i in range(0, 4 * stride, 64):
+        store(row + i, load_f32x16(row + i) * own + load_f32x16(other + i) * its)
+    weight, its_weight = load_f32(row + 4 * stride + 4), load_f32(other + 4 * stride + 4)
+    store(row + 4 * stride, peak)
+    store(row + 4 * stride + 4, weight * first_lane(own) + its_weight * first_lane(its))
+
+
+@inline
+def copy_row(row: int, target: int, row_bytes: int) -> None:
+    """Copy a result."""
+    for i in range(0, row_bytes, 64):
+        store(target + i, load_f32x16(row + i))
+
+
+@inline
+def write_row(result: int, out: int, head_dim: int, stride: int) -> None:
+    """Write a row's weighted mean of values: its total over the sum of its weights."""
+    weight = load_f32(result + 4 * stride + 4)
+    whole = head_dim // 16 * 64
+    for i in range(0, whole, 64):
+        store(out + i, load_f32x16(result + i) / weight)
+    for i in range(whole, 4 * head_dim, 4):
+        store(out + i, load_f32(result + i) / weight)
+
+
+# --- a tile -----------------------------------------------------------------------------------
+
+
+@inline
+def rotate_queries(s: View, w: View, head: int, group: int, q: int) -> None:
+    """Write the rotated queries of a tile's rows, times the scale of scores."""
+    scale = f32(1.0) / square_root(f32(s.head_dim))
+    for t in range(w.token, w.token + w.n_tokens):
+        angles = s.rope + 8 * load_i64(s.positions + 8 * t) * s.head_stride
+        source = s.q + t * s.q_stride + 4 * head * group * s.head_dim
+        for h in range(group):
+            rotate(source + 4 * h * s.head_dim, angles, q, s.head_stride, scale)
+            q += 4 * s.head_stride
+
+
+class Format(NamedTuple):
+    """How attention reads a type of cache.
+
+    The rows of a few query heads read numbers of ``size`` bytes by ``load``, in place or as
+    ``few_keys`` and ``few_values`` unpack them; many rows read float32 that ``many_keys`` and
+    ``many_values`` unpack.  These four take a source, a target, the stride and the address of
+    what will be read next, which ``fetch`` asks for too, and return the address to read from.
     """
-    for i in range(0, 4 * head_stride, 64):
-        v = load_f32x16(x + i)
-        turned = v * load_f32x16(table + i)
-        sine = load_f32x16(table + 4 * head_stride + i)
-        store(out + i, fused_multiply_add(swap_pairs(v), sine, turned) * scale)
+
+    head_bytes: Callable[[int], int]
+    """Bytes of a head's keys in a block, of its stride."""
+    size: int
+    load: Callable[[int], Lanes]
+    fetch: Callable[[int], None]
+    few_keys: Unpacker
+    few_values: Unpacker
+    many_keys: Unpacker
+    many_values: Unpacker
 
 
-def cache_kernels(
-    size: int,
-    load: Callable[[int], Lanes],
-    keep: Callable[[int, Lanes], None],
-    copy: Callable[[int, int], None],
-) -> tuple[KernelFunction, KernelFunction]:
-    """Return the kernels that fill and read a cache whose numbers have ``size`` bytes.
-
-    ``load`` reads 16 of them as float32, ``keep`` stores 16, and ``copy`` moves one.
-    """
-
-    @kernel
-    def store_key_value(step: int, layer: int, token: int, head: int, work: int) -> None:
-        """Rotate a token's key of one KV head and put key and value into the cache."""
-        s = Step(step)
-        position = load_i64(s.positions + 8 * token)
-        block = load_i64(load_i64(s.tables + 8 * token) + 8 * (position // BLOCK_TOKENS))
-        slot = position % BLOCK_TOKENS
-        head_bytes = size * BLOCK_TOKENS * s.head_stride
-        keys = s.cache + block * s.block_bytes + layer * s.layer_bytes + head * head_bytes
-        values = keys + s.n_kv_heads * head_bytes + size * slot * s.head_stride
-        source = token * s.kv_stride + 4 * head * s.head_dim
-        rotate(s.k + source, s.rope + 8 * position * s.head_stride, work, s.head_stride, ONE)
-        for i in range(0, s.head_stride, 16):
-            keep(work + size * i, load_f32x16(work + 4 * i))
-            keep(values + size * i, load_f32x16(s.v + source + 4 * i))
-        lane = keys + slot // 16 * 16 * size * s.head_stride + size * (slot % 16)
-        for i in range(s.head_dim):
-            copy(work + size * i, lane + 16 * size * i)
+def attention_kernel(cache: Format, shapes: Shapes) -> KernelFunction:
+    """Return the attention kernel of a type of cache for the registers of a CPU."""
+    head_bytes, size, load, fetch, few_keys, few_values, many_keys, many_values = cache
+    score_few, add_few = block_products(size, load, fetch, *shapes.few)
+    score_many, add_many = block_products(4, load_f32x16, no_fetch, *shapes.many)
+    few = 2 * shapes.few[0]
 
     @inline
-    def scores_of_tiles(q: int, keys: int, head_dim: int, tile: int) -> tuple[Lanes, Lanes]:
-        """Return the scores of 32 positions as two vectors."""
-        even_0, odd_0 = splat_f32(0.0), splat_f32(0.0)
-        even_1, odd_1 = splat_f32(0.0), splat_f32(0.0)
-        for i in range(0, head_dim, 2):
-            a, b = splat_f32(load_f32(q + 4 * i)), splat_f32(load_f32(q + 4 * i + 4))
-            p = keys + 16 * size * i
-            even_0 = fused_multiply_add(a, load(p), even_0)
-            odd_0 = fused_multiply_add(b, load(p + 16 * size), odd_0)
-            even_1 = fused_multiply_add(a, load(p + tile), even_1)
-            odd_1 = fused_multiply_add(b, load(p + tile + 16 * size), odd_1)
-        return even_0 + odd_0, even_1 + odd_1
+    def score(
+        q: int, keys: int, following: int, head_dim: int, stride: int, first_row: int, rows: int,
+        scores: int, unpacked: int,
+    ) -> None:  # fmt: skip
+        """Write the scores of a tile's rows with the keys of a block."""
+        if rows - first_row <= few:
+            b = few_keys(keys, unpacked, stride, following)
+            score_few(q, b, following, head_dim, stride, first_row, rows, scores)
+        else:
+            b = many_keys(keys, unpacked, stride, following)
+            score_many(q, b, b, head_dim, stride, first_row, rows, scores)
 
     @inline
     def add_values(
-        total: int, values: int, weights: int, count: int, correction: float, head_stride: int
-    ) -> None:
-        """Correct the running sum of values and add ``count`` positions' weighted ones.
+        weights: int, values: int, following: int, stride: int, first_row: int, rows: int,
+        group: int, seen: int, totals: int, step: int, unpacked: int,
+    ) -> None:  # fmt: skip
+        """Add the weighted values of a block to the totals of a tile's rows."""
+        if rows - first_row <= few:
+            b = few_values(values, unpacked, stride, following)
+            add_few(weights, b, following, stride, first_row, rows, group, seen, totals, step)
+        else:
+            b = many_values(values, unpacked, stride, following)
+            add_many(weights, b, b, stride, first_row, rows, group, seen, totals, step)
 
-        Four vectors of the head go together, which hides the latency of their sums.
-        """
-        whole = head_stride // 64 * 64
-        for i in range(0, whole, 64):
-            place, v = total + 4 * i, values + size * i
-            t0 = load_f32x16(place) * correction
-            t1 = load_f32x16(place + 64) * correction
-            t2 = load_f32x16(place + 128) * correction
-            t3 = load_f32x16(place + 192) * correction
-            for j in range(count):
-                w = splat_f32(load_f32(weights + 4 * j))
-                t0 = fused_multiply_add(w, load(v), t0)
-                t1 = fused_multiply_add(w, load(v + 16 * size), t1)
-                t2 = fused_multiply_add(w, load(v + 32 * size), t2)
-                t3 = fused_multiply_add(w, load(v + 48 * size), t3)
-                v += size * head_stride
-            store(place, t0)
-            store(place + 64, t1)
-            store(place + 128, t2)
-            store(place + 192, t3)
-        for i in range(whole, head_stride, 16):
-            place, v = total + 4 * i, values + size * i
-            t0 = load_f32x16(place) * correction
-            for j in range(count):
-                t0 = fused_multiply_add(splat_f32(load_f32(weights + 4 * j)), load(v), t0)
-                v += size * head_stride
-            store(place, t0)
+    @inline
+    def block(s: View, table: int, b: int) -> int:
+        """Return where a sequence's block is."""
+        place: int = s.cache + load_i64(table + 8 * b) * s.block_bytes
+        return place
+
+    @part
+    def attend_part(
+        s: View, w: View, offset: int, first: int, rows: int, group: int, work: int, result: int,
+    ) -> None:  # fmt: skip
+        """Write the results of a tile's rows for the part that begins at position ``first``."""
+        stride, step = s.head_stride, 4 * s.head_stride + 64
+        q, scores = work, work + 4 * s.query_rows * stride
+        unpacked = result + s.query_rows * step
+        position = load_i64(s.positions + 8 * w.token)
+        table = load_i64(s.tables + 8 * w.token)
+        newest = position + w.n_tokens - 1
+        first_block = first // BLOCK_TOKENS
+        last_block = min(newest, first + PART_TOKENS - 1) // BLOCK_TOKENS
+        values = s.n_kv_heads * head_bytes(stride)
+        for b in range(first_block, last_block + 1):
+            start = b * BLOCK_TOKENS
+            keys = block(s, table, b) + offset
+            following = block(s, table, min(b + 1, last_block)) + offset
+            if b == last_block:
+                following = block(s, table, first_block) + offset + values
+            score(
+                q, keys, following, s.head_dim, stride,
+                max(start - position, 0) * group, rows,
+                scores + 4 * (start - first), unpacked,
+            )  # fmt: skip
+        for r in range(max(first - position, 0) * group, rows):
+            row = result + r * step
+            clear(row, stride)
+            count = min(position + r // group + 1 - first, PART_TOKENS)
+            softmax(scores + r * SCORES_STEP, count, row + 4 * stride)
+        for b in range(first_block, last_block + 1):
+            start = b * BLOCK_TOKENS
+            place = block(s, table, b) + offset + values
+            following = block(s, table, min(b + 1, newest // BLOCK_TOKENS)) + offset
+            if b < last_block:
+                following += values
+            add_values(
+                scores + 4 * (start - first), place, following, stride,
+                max(start - position, 0) * group, rows, group, position + 1 - start,
+                result, step, unpacked,
+            )  # fmt: skip
 
     @kernel
-    def attend(step: int, layer: int, token: int, head: int, work: int) -> None:
-        """Write the attention of one query head of a token over all positions up to its own."""
-        s = Step(step)
-        position = load_i64(s.positions + 8 * token)
-        table = load_i64(s.tables + 8 * token)
-        head_bytes = size * BLOCK_TOKENS * s.head_stride
-        offset = layer * s.layer_bytes + head // (s.n_heads // s.n_kv_heads) * head_bytes
-        q, total, weights = work, work + 4 * s.head_stride, work + 8 * s.head_stride
-        source = s.q + token * s.q_stride + 4 * head * s.head_dim
-        scale = f32(1.0) / square_root(f32(s.head_dim))
-        rotate(source, s.rope + 8 * position * s.head_stride, q, s.head_stride, scale)
-        for i in range(0, 4 * s.head_stride, 64):
-            store(total + i, splat_f32(0.0))
-        greatest, denominator = LOWEST, f32(0.0)
-        for b in range(position // BLOCK_TOKENS + 1):
-            keys = s.cache + load_i64(table + 8 * b) * s.block_bytes + offset
-            count = min(position + 1 - b * BLOCK_TOKENS, BLOCK_TOKENS)
-            low, high = scores_of_tiles(q, keys, s.head_dim, 16 * size * s.head_stride)
-            low, high = keep_first(low, count, LOWEST), keep_first(high, count - 16, LOWEST)
-            peak = max(greatest, max_f32(maximum(low, high)))
-            correction = first_lane(exponential(splat_f32(greatest - peak)))
-            greatest = peak
-            low, high = exponential(low - peak), exponential(high - peak)
-            denominator = denominator * correction + sum_f32(low + high)
-            store(weights, low)
-            store(weights + 64, high)
-            values = keys + s.n_kv_heads * head_bytes
-            add_values(total, values, weights, count, correction, s.head_stride)
+    def attend(step: int, layer: int, span: int, head: int, work: int) -> None:
+        """Attend for the rows of a tile over the parts of a span, for one KV head.
+
+        The thread that ends the last span of a tile merges the parts and writes the outcome.
+        """
+        s, w = Step(step), Span(span)
+        group = s.n_heads // s.n_kv_heads
+        rows, stride = w.n_tokens * group, s.head_stride
+        row_bytes = 4 * stride + 64
+        position = load_i64(s.positions + 8 * w.token)
+        offset = layer * s.layer_bytes + head * head_bytes(stride)
+        state = work + s.query_rows * (4 * stride + SCORES_STEP)
+        result = state + s.query_rows * row_bytes
+        rotate_queries(s, w, head, group, work)
+        for r in range(rows):
+            clear(state + r * row_bytes, stride)
+        for p in range(w.first_part, w.last_part):
+            first = p * PART_TOKENS
+            attend_part(s, w, offset, first, rows, group, work, result)
+            slot = w.partials + (head * w.n_parts + p) * rows * row_bytes
+            for r in range(max(first - position, 0) * group, rows):
+                if w.partials:
+                    copy_row(result + r * row_bytes, slot + r * row_bytes, row_bytes)
+                else:
+                    merge(state + r * row_bytes, result + r * row_bytes, stride)
+        if w.partials:
+            if atomic_add(w.finished + 8 * head, 1) != w.n_spans - 1:
+                return
+            atomic_store(w.finished + 8 * head, 0)
+            for p in range(w.n_parts):
+                slot = w.partials + (head * w.n_parts + p) * rows * row_bytes
+                for r in range(max(p * PART_TOKENS - position, 0) * group, rows):
+                    merge(state + r * row_bytes, slot + r * row_bytes, stride)
         a = Activations(s.attended)
-        out = a.x + token * a.x_stride + 4 * head * s.head_dim
-        for i in range(s.head_dim):
-            store(out + 4 * i, load_f32(total + 4 * i) / denominator)
+        for r in range(rows):
+            out = a.x + (w.token + r // group) * a.x_stride
+            out += 4 * (head * group + r % group) * s.head_dim
+            write_row(state + r * row_bytes, out, s.head_dim, stride)
 
-    return store_key_value, attend
+    return attend
 
 
-@inline
-def load_half(p: int) -> Lanes:
-    """Read 16 float16 as float32."""
-    return half_to_float(load_i16x16(p))
+# --- the types of cache -----------------------------------------------------------------------
 
 
 @inline
-def keep_half(p: int, value: Lanes) -> None:
-    """Store 16 float32 as float16."""
-    store(p, float_to_half(value))
+def no_fetch(_p: int) -> None:
+    """Ask for nothing."""
 
 
 @inline
-def copy_half(source: int, target: int) -> None:
-    """Move one float16."""
-    store(target, i16(load_u16(source)))
+def head_bytes_f32(stride: int) -> int:
+    """Return the bytes of a head's keys in a block."""
+    return 4 * BLOCK_TOKENS * stride
 
 
 @inline
-def load_single(p: int) -> Lanes:
-    """Read 16 float32."""
-    return load_f32x16(p)
+def head_bytes_f16(stride: int) -> int:
+    """Return the bytes of a head's keys in a block."""
+    return 2 * BLOCK_TOKENS * stride
 
 
 @inline
-def keep_single(p: int, value: Lanes) -> None:
-    """Store 16 float32."""
-    store(p, value)
+def head_bytes_q8_0(stride: int) -> int:
+    """Return the bytes of a head's keys in a block."""
+    return stride // 32 * Q8_BLOCK_BYTES
 
 
-@inline
-def copy_single(source: int, target: int) -> None:
-    """Move one float32."""
-    store(target, load_f32(source))
+F32 = Format(head_bytes_f32, 4, load_f32x16, prefetch, *4 * [as_it_is])
+F16 = Format(head_bytes_f16, 2, load_half, prefetch, *2 * [as_it_is], *2 * [unpack_half])
+Q8_0 = Format(
+    head_bytes_q8_0, 4, load_f32x16, no_fetch, *2 * [unpack_q8_0_keys, unpack_q8_0_values]
+)
 
-
-store_f16, attend_f16 = cache_kernels(2, load_half, keep_half, copy_half)
-store_f32, attend_f32 = cache_kernels(4, load_single, keep_single, copy_single)
+attend_f32, attend_f32_wide = attention_kernel(F32, NARROW), attention_kernel(F32, WIDE)
+attend_f16, attend_f16_wide = attention_kernel(F16, NARROW), attention_kernel(F16, WIDE)
+attend_q8_0, attend_q8_0_wide = attention_kernel(Q8_0, NARROW), attention_kernel(Q8_0, WIDE)

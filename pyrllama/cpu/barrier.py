@@ -1,9 +1,9 @@
 """The compiled side of a team of threads: jobs, barriers, shared counters, sleep.
 
-The leader is the Python thread that calls; the workers are threads of their own.  A worker
-stays inside compiled code, without the GIL, while jobs follow each other closely, and sleeps
-on a Python lock when none has come for a while.  Waiting spins shortly and then yields the
-core, so that a machine with more runnable threads than cores slows down in proportion.
+The leader is the Python thread that calls; the workers are threads of their own, which stay
+inside compiled code, without the GIL, until the team ends.  Whoever waits looks at a word for
+as long as it may change any moment, and then sleeps in the system until the one who changes
+it wakes the sleepers.  Where nobody sleeps, changing a word costs no system call.
 """
 
 from __future__ import annotations
@@ -13,27 +13,20 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
+from pyrllama.cpu import waiting
 from pyrllama.cpu.kernel import call, inline, kernel, part
 from pyrllama.cpu.records import (
     ARGUMENT,
     ARRIVED,
-    ASLEEP,
-    AWAKE,
+    BARRIER_SPINS,
     GENERATION,
+    IDLE_SPINS,
     JOB,
     N_THREADS,
     PHASE,
-    SEEN,
-    STATE,
-    WAKE,
-    WORKERS,
+    SLEEPERS,
 )
-from pyrllama.cpu.simd import I64, call_llvm, instruction, load_i64, pause, pointer, store
-
-BARRIER_SPINS = 2000
-"""Short waits before a thread at a barrier offers its core to others."""
-IDLE_SPINS, IDLE_YIELDS = 2000, 2000
-"""Waits of a worker without a job before it sleeps: about a millisecond."""
+from pyrllama.cpu.simd import I32, I64, call_llvm, instruction, load_i64, pause, pointer, store
 
 
 @instruction
@@ -68,26 +61,26 @@ def atomic_store(_typing: Any, address: Any, value: Any) -> Any:
 
 
 @instruction
-def atomic_replace(_typing: Any, address: Any, expected: Any, value: Any) -> Any:
-    """Write an int64 if it has the expected value; return whether it had."""
+def sleep(_typing: Any, address: Any, value: Any) -> Any:
+    """Sleep while the low half of an int64 is that of ``value``; see ``waiting.py``."""
 
-    def build(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        place = pointer(builder, args[0], I64)
-        result = builder.cmpxchg(place, args[1], args[2], "seq_cst", "seq_cst")
-        return builder.extract_value(result, 1)
+    def build(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        operands = [args[0], builder.trunc(args[1], I32)]
+        call_llvm(builder, waiting.SLEEP, ir.VoidType(), operands)
+        return context.get_dummy_value()
 
-    return types.boolean(types.int64, types.int64, types.int64), build
+    return types.void(types.int64, types.int64), build
 
 
 @instruction
-def yield_core(_typing: Any) -> Any:
-    """Let another thread have the core; the symbol is the system's, see ``compiler.py``."""
+def wake(_typing: Any, address: Any) -> Any:
+    """Wake every thread that sleeps at an address; see ``waiting.py``."""
 
-    def build(context: Any, builder: Any, _sig: Any, _args: Any) -> Any:
-        call_llvm(builder, "rllama_yield", ir.VoidType(), [])
+    def build(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        call_llvm(builder, waiting.WAKE, ir.VoidType(), list(args))
         return context.get_dummy_value()
 
-    return types.void(), build
+    return types.void(types.int64), build
 
 
 @inline
@@ -98,6 +91,29 @@ def take(counter: int, count: int) -> int:
 
 
 @part
+def await_change(word: int, seen: int, spins: int) -> None:
+    """Wait until an int64 that another thread advances is no longer ``seen``."""
+    for _ in range(spins):
+        if atomic_load(word) != seen:
+            return
+        pause()
+    # Whoever advances the word looks for sleepers afterwards, and a sleeper looks at the word
+    # after it has made itself known: one of the two sees the other.
+    atomic_add(word + SLEEPERS, 1)
+    while atomic_load(word) == seen:
+        sleep(word, seen)
+    atomic_add(word + SLEEPERS, -1)
+
+
+@part
+def advance(word: int) -> None:
+    """Add 1 to an int64 that others wait on, and wake those that sleep."""
+    atomic_add(word, 1)
+    if atomic_load(word + SLEEPERS) != 0:
+        wake(word)
+
+
+@part
 def barrier(team: int, n_threads: int) -> None:
     """Wait until every thread of the team is here."""
     if n_threads == 1:
@@ -105,63 +121,46 @@ def barrier(team: int, n_threads: int) -> None:
     phase = atomic_load(team + PHASE)
     if atomic_add(team + ARRIVED, 1) == n_threads - 1:
         atomic_store(team + ARRIVED, 0)
-        atomic_store(team + PHASE, phase + 1)
-        return
-    spins = 0
-    while atomic_load(team + PHASE) == phase:
-        spins += 1
-        if spins < BARRIER_SPINS:
-            pause()
-        else:
-            yield_core()
+        advance(team + PHASE)
+    else:
+        await_change(team + PHASE, phase, load_i64(team + BARRIER_SPINS))
 
 
 @kernel
-def announce(team: int, job: int, argument: int) -> None:
-    """Publish a job (a kernel's address and its argument) and mark the workers to be woken."""
+def lead(team: int, job: int, argument: int) -> None:
+    """Run a job, a kernel's address and its argument, on every thread; return when all are done."""
     store(team + JOB, job)
     store(team + ARGUMENT, argument)
-    atomic_add(team + GENERATION, 1)
-    for worker in range(1, load_i64(team + N_THREADS)):
-        words = team + WORKERS * worker
-        if atomic_replace(words + STATE, ASLEEP, AWAKE):
-            store(words + WAKE, 1)
-
-
-@kernel
-def lead(team: int) -> None:
-    """Do the leader's part of the published job and wait for the workers."""
-    call(load_i64(team + JOB), load_i64(team + ARGUMENT), 0)
+    advance(team + GENERATION)
+    call(job, argument, 0)
     barrier(team, load_i64(team + N_THREADS))
 
 
 @kernel
 def serve(team: int, worker: int) -> None:
-    """Do a worker's part of every job until none has come for a while, or job 0 comes."""
-    words = team + WORKERS * worker
-    seen = load_i64(words + SEEN)
-    waits = 0
+    """Do a worker's part of every job until the team is dismissed."""
+    seen = 0
     while True:
-        if atomic_load(team + GENERATION) != seen:
-            seen += 1
-            waits = 0
-            job = load_i64(team + JOB)
-            if job == 0:
-                break
-            call(job, load_i64(team + ARGUMENT), worker)
-            barrier(team, load_i64(team + N_THREADS))
-            continue
-        waits += 1
-        if waits < IDLE_SPINS:
-            pause()
-        elif waits < IDLE_SPINS + IDLE_YIELDS:
-            yield_core()
-        else:
-            atomic_store(words + STATE, ASLEEP)
-            # A job may have come between the last look and falling asleep.  Whoever changes
-            # the state back decides: the worker goes on, or the leader opens its gate.
-            missed = atomic_load(team + GENERATION) != seen
-            if not (missed and atomic_replace(words + STATE, ASLEEP, AWAKE)):
-                break
-            waits = 0
-    store(words + SEEN, seen)
+        await_change(team + GENERATION, seen, load_i64(team + IDLE_SPINS))
+        seen += 1
+        job = load_i64(team + JOB)
+        if job == 0:
+            break
+        call(job, load_i64(team + ARGUMENT), worker)
+        barrier(team, load_i64(team + N_THREADS))
+
+
+@kernel
+def dismiss(team: int) -> None:
+    """Let the workers end; no job may follow."""
+    store(team + JOB, 0)
+    advance(team + GENERATION)
+
+
+@kernel
+def spin(word: int, spins: int) -> None:
+    """Look at an int64 as often as ``await_change`` does, to learn how long that takes."""
+    for _ in range(spins):
+        if atomic_load(word) != 0:
+            return
+        pause()

@@ -13,32 +13,42 @@ import contextlib
 import ctypes
 import hashlib
 import importlib
-import importlib.metadata
+import importlib.util
 import os
+import re
+import shutil
+import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import llvmlite
 import llvmlite.binding as llvm
 import platformdirs
 
 from pyrllama.core import BLOCK_TOKENS
 from pyrllama.cpu import isa as machine
-from pyrllama.cpu import target
+from pyrllama.cpu import target, waiting
 from pyrllama.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from pyrllama.cpu.target import Isa
 
 CACHE_VARIABLE = "RLLAMA_CACHE_DIR"
 """Environment variable that names another folder for machine code."""
 
+UNUSED_DAYS = 30
+"""After so many days without use the machine code of another version is removed."""
+
 _DIGEST_BYTES = 32
+_FOLDER_BYTES = 12
+_FOLDER_NAME = re.compile(rf"[0-9a-f]{{{2 * _FOLDER_BYTES}}}")
 _loaded: dict[tuple[str, str], Kernel] = {}
 
 
@@ -71,6 +81,44 @@ def assembly(name: str, isa: Isa) -> str:
     return str(code_generator.emit_assembly(module))
 
 
+# --- compiling beside the loading -------------------------------------------------------------
+
+_helpers: dict[tuple[str, str], subprocess.Popen[bytes]] = {}
+"""Processes that compile kernels for this one, by kernel and instruction set."""
+
+
+def prepare(names: Iterable[str]) -> None:
+    """Let another process compile those kernels that the cache lacks, until ``load`` asks for them.
+
+    Numba works under Python's global lock, so a thread would only take turns with this one.
+    """
+    isa = target.chosen()
+    missing = [
+        name
+        for name in names
+        if not {(name, isa.name)} & (_loaded.keys() | _helpers.keys())
+        and not _cache_file(name, isa).exists()
+    ]
+    if not missing or not sys.executable:
+        return
+    code = "import sys; from pyrllama.cpu import compiler; [*map(compiler.load, sys.argv[1:])]"
+    path = os.pathsep.join(folder for folder in sys.path if folder)
+    with contextlib.suppress(OSError):
+        helper = subprocess.Popen(  # noqa: S603 - our own interpreter and sources
+            [sys.executable, "-c", code, *missing],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": path, target.ISA_VARIABLE: isa.name},
+        )  # fmt: skip
+        _helpers.update(dict.fromkeys([(name, isa.name) for name in missing], helper))
+
+
+def _await_helper(name: str, isa: Isa) -> None:
+    """Wait for the process that compiles a kernel, if there is one; it may have failed."""
+    helper = _helpers.pop((name, isa.name), None)
+    if helper is not None:
+        helper.wait()
+
+
 # --- the cache on disk ------------------------------------------------------------------------
 
 
@@ -86,30 +134,44 @@ def _sources_digest() -> str:
     digest = hashlib.blake2b(digest_size=16)
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    for package in ("numba", "llvmlite"):
-        digest.update(f"{package}={importlib.metadata.version(package)}".encode())
+    digest.update(_numba_version())
+    digest.update(llvmlite.__version__.encode())
     # The one noun of core.py that is compiled into kernels.
     digest.update(repr((llvm.llvm_version_info, BLOCK_TOKENS)).encode())
     return digest.hexdigest()
 
 
+def _numba_version() -> bytes:
+    """Return what Numba says of its version, without importing it or its metadata's reader."""
+    spec = importlib.util.find_spec("numba")
+    assert spec is not None  # noqa: S101 - a dependency of the package
+    assert spec.origin is not None  # noqa: S101 - it is no namespace
+    return Path(spec.origin).with_name("_version.py").read_bytes()
+
+
 def _cache_file(name: str, isa: Isa) -> Path:
     cpu, features = target.cpu_and_features(isa)
     key = "\0".join((_sources_digest(), llvm.get_default_triple(), isa.name, cpu, features))
-    folder = hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
+    folder = hashlib.blake2b(key.encode(), digest_size=_FOLDER_BYTES).hexdigest()
     return cache_folder() / folder / f"{name}.o"
 
 
 def _object_code(name: str, isa: Isa) -> tuple[bytes, int]:
     """Return a kernel's object code and the number of its arguments, from the cache or fresh."""
     file = _cache_file(name, isa)
+    _await_helper(name, isa)
     kept = _read_checked(file) if _is_ours(file.parent) else None
-    if kept is None:
+    if kept is not None:
+        _mark_used(file.parent)
+    else:
         module, code_generator, n_arguments = _compile(name, isa)
         kept = bytes([n_arguments]) + code_generator.emit_object(module)
         # A cache that cannot be written costs the next start some seconds and nothing else.
         with contextlib.suppress(OSError):
+            new = not file.parent.exists()
             _write_whole(file, _digest(kept) + kept)
+            if new:
+                prune()
     return kept[1:], kept[0]
 
 
@@ -151,6 +213,29 @@ def _write_whole(file: Path, content: bytes) -> None:
         raise
 
 
+def prune(days: float = UNUSED_DAYS) -> None:
+    """Remove the folders of other versions whose code nobody has loaded for so many days.
+
+    A process that loses files which it has loaded already keeps its code; one that is about to
+    load them compiles again.  Failing to remove something costs nothing but its bytes.
+    """
+    oldest = time.time() - 86_400 * days
+    with contextlib.suppress(OSError):
+        for folder in cache_folder().iterdir():
+            if _FOLDER_NAME.fullmatch(folder.name) and not folder.is_symlink():
+                with contextlib.suppress(OSError):
+                    if folder.stat().st_mtime < oldest and _is_ours(folder):
+                        shutil.rmtree(folder)
+
+
+def _mark_used(folder: Path) -> None:
+    """Note that a folder's code is in use, once a day; the day's first start prunes others."""
+    with contextlib.suppress(OSError):
+        if folder.stat().st_mtime < time.time() - 86_400:
+            os.utime(folder)
+            prune()
+
+
 # --- compiling --------------------------------------------------------------------------------
 
 
@@ -171,7 +256,8 @@ define void @{_symbol(name)}({arguments}) {{
 """
     code_generator = target.target_machine(isa)
     module = llvm.parse_assembly(llvm_code)
-    module.link_in(llvm.parse_assembly(machine.definitions(isa)))
+    for definitions in (machine.definitions(isa), waiting.definitions()):
+        module.link_in(llvm.parse_assembly(definitions))
     for definition in module.functions:
         if not definition.is_declaration and definition.name != _symbol(name):
             definition.linkage = "internal"
@@ -186,12 +272,25 @@ def _symbol(name: str) -> str:
 
 def _numba_code(function: Any) -> tuple[str, str]:
     """Return a kernel's LLVM code and the quoted name of its function there."""
-    _provide_yield()
-    for name in machine.SIGNATURES:
+    for name in (*machine.SIGNATURES, waiting.SLEEP, waiting.WAKE):
         # Numba links what it compiles; these are never called there, only in our own link.
         llvm.add_symbol(name, 1)
-    result = function.compile()
+    with _plain_numba():
+        result = function.compile()
     return result.library.get_llvm_str(), f'"{result.fndesc.llvm_func_name}"'
+
+
+@contextlib.contextmanager
+def _plain_numba() -> Iterator[None]:
+    """Keep Numba from optimising, which takes a quarter of the time: our own link does it all."""
+    from numba.core import config  # noqa: PLC0415 - only a first start imports it
+
+    asked = config.OPT
+    config.OPT = type(asked)(0)
+    try:
+        yield
+    finally:
+        config.OPT = asked
 
 
 def _optimise(module: llvm.ModuleRef, code_generator: llvm.TargetMachine) -> None:
@@ -203,17 +302,15 @@ def _optimise(module: llvm.ModuleRef, code_generator: llvm.TargetMachine) -> Non
     passes.getModulePassManager().run(module, passes)
 
 
-YIELD = "rllama_yield"
-"""What a kernel calls to give up its core: the system's own function under our name."""
-
-_LIBRARY_CALLS = frozenset({"memcpy", "memset", "memmove", YIELD})
+_OUTSIDE = frozenset({"memcpy", "memset", "memmove", waiting.SYSTEM_SLEEP, waiting.SYSTEM_WAKE})
+"""What a kernel may call: the C library's memory functions, and the system's to wait with."""
 
 
 def _check_self_contained(name: str, module: llvm.ModuleRef) -> None:
     """Refuse code that would call into Numba's or Python's run time, which is not loaded."""
     for function in module.functions:
         called = function.is_declaration and not function.name.startswith("llvm.")
-        if called and function.name not in _LIBRARY_CALLS:
+        if called and function.name not in _OUTSIDE:
             raise BackendError(f"kernel {name} calls {function.name}, which it may not")
 
 
@@ -222,7 +319,7 @@ def _check_self_contained(name: str, module: llvm.ModuleRef) -> None:
 
 def _link(name: str, code: bytes, n_arguments: int, isa: Isa) -> Kernel:
     """Map object code into this process and return its entry."""
-    _provide_yield()
+    _provide_system_functions()
     engine = _engine(isa)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
@@ -237,9 +334,7 @@ def _engine(isa: Isa) -> llvm.ExecutionEngine:
 
 
 @cache
-def _provide_yield() -> None:
-    """Tell LLVM's linker where the system's function is that yields the core."""
-    windows = sys.platform == "win32"
-    library = ctypes.CDLL("kernel32" if windows else None)
-    function = library.SwitchToThread if windows else library.sched_yield
-    llvm.add_symbol(YIELD, ctypes.cast(function, ctypes.c_void_p).value)
+def _provide_system_functions() -> None:
+    """Tell LLVM's linker where the system's functions are that kernels wait with."""
+    for name, address in waiting.symbols().items():
+        llvm.add_symbol(name, address)

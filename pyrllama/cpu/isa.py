@@ -7,14 +7,17 @@ kernel is thus the same for every CPU, and any instruction set can be compiled o
 Two dot products of bytes are offered.  Each adds, into the 32-bit lane of a row, the products
 of the row's four weights with four activations (``-127 <= x <= 127``):
 
-``nibble_dot``  weights from 0 to 15, at most eight products between two ``nibble_sum``;
-``signed_dot``  weights from -128 to 127, ended by ``signed_sum``.
+``nibble_dot``  weights from -8 to 7, given with 8 added: at most eight products, which begin at
+                ``nibble_start`` and end with ``nibble_sum``;
+``signed_dot``  weights from -128 to 127, which begin at ``signed_start``.
 
-Their running value is opaque between the steps, because AVX2 keeps sums of 16 bits in it and
-VNNI, which multiplies unsigned by signed, an offset of 128 a weight.
+A start is made of the sum of the activations of all the products that follow, so that it takes
+off what the weights have too much: 8, or 128 where VNNI wants them unsigned.  Between start and
+end the value of a nibble's sums is opaque, because AVX2 keeps sums of 16 bits in it.
 
 Sources: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2 (VPDPBUSD,
-VPMADDUBSW, VPMADDWD, VPSIGNB, VCVTPH2PS, VCVTPS2PH); LLVM's ``IntrinsicsX86.td``.
+VPMADDUBSW, VPMADDWD, VPSIGNB, VCVTPH2PS, VCVTPS2PH, LDTILECFG, TILELOADD, TDPBF16PS); LLVM's
+``IntrinsicsX86.td``.
 """
 
 from __future__ import annotations
@@ -35,6 +38,13 @@ I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32X16 = ir.VectorType(ir.FloatType(), 16)
 I32X16, I16X16, I8X64 = ir.VectorType(I32, 16), ir.VectorType(I16, 16), ir.VectorType(I8, 64)
 
+VOID = ir.VoidType()
+
+SUM_TILES = range(4)
+"""Tile registers that hold float32 sums: two by two tiles of results."""
+TILE_DOTS = ((0, 4, 6), (1, 4, 7), (2, 5, 6), (3, 5, 7))
+"""Which sums the products of the tiles of activations (4, 5) and of weights (6, 7) go to."""
+
 SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "rllama_fma": (F32X16, (F32X16, F32X16, F32X16)),
     "rllama_half_to_float": (F32X16, (I16X16,)),
@@ -42,10 +52,17 @@ SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "rllama_nibble_dot": (I32X16, (I32X16, I8X64, I8X64)),
     "rllama_nibble_sum": (I32X16, (I32X16,)),
     "rllama_signed_dot": (I32X16, (I32X16, I8X64, I8X64)),
-    "rllama_signed_sum": (I32X16, (I32X16, I32X16)),
-    "rllama_prefetch": (ir.VoidType(), (I64,)),
-    "rllama_prefetch_stream": (ir.VoidType(), (I64,)),
-    "rllama_pause": (ir.VoidType(), ()),
+    "rllama_nibble_start": (I32, (I32,)),
+    "rllama_signed_start": (I32, (I32,)),
+    "rllama_prefetch": (VOID, (I64,)),
+    "rllama_prefetch_stream": (VOID, (I64,)),
+    "rllama_pause": (VOID, ()),
+    "rllama_tile_configure": (VOID, (I64,)),
+    "rllama_tile_release": (VOID, ()),
+    **{f"rllama_tile_zero_{tile}": (VOID, ()) for tile in SUM_TILES},
+    **{f"rllama_tile_load_{tile}": (VOID, (I64, I64)) for tile in range(8)},
+    **{f"rllama_tile_store_{tile}": (VOID, (I64, I64)) for tile in SUM_TILES},
+    **{f"rllama_tile_dot_{sum_}_{a}_{b}": (VOID, ()) for sum_, a, b in TILE_DOTS},
 }
 """Result and argument types of every machine-specific operation."""
 
@@ -71,13 +88,15 @@ def _bodies(isa: Isa) -> dict[str, _Body]:
     dot: _Body = _dot_by_widening
     signed: _Body = _dot_by_widening
     total: _Body = _same
-    signed_total: _Body = _first
+    start: _Body = _less(8)
+    signed_start: _Body = _less(0)
     if isa.has("avx2"):
-        dot, total, signed = _nibble_dot_avx2, _nibble_sum_avx2, _signed_avx2
+        dot, total, start = _nibble_dot_avx2, _nibble_sum_avx2, _nibble_start_avx2
+        signed = _signed_avx2
     if vnni:
         width = 64 if isa.has("avx512vnni") else 32
-        dot, total = _vnni(width), _same
-        signed, signed_total = _offset(dot), _take_offset
+        dot, total, start = _vnni(width), _same, _less(8)
+        signed, signed_start = _offset(dot), _less(128)
     return {
         "rllama_fma": _fma if fused else _multiply_add,
         "rllama_half_to_float": _half_to_float_f16c if half else _half_to_float,
@@ -85,10 +104,12 @@ def _bodies(isa: Isa) -> dict[str, _Body]:
         "rllama_nibble_dot": dot,
         "rllama_nibble_sum": total,
         "rllama_signed_dot": signed,
-        "rllama_signed_sum": signed_total,
+        "rllama_nibble_start": start,
+        "rllama_signed_start": signed_start,
         "rllama_prefetch": _prefetch,
         "rllama_prefetch_stream": _prefetch if isa.prefetches else _no_operation,
         "rllama_pause": _pause_x86 if _targets_x86() else _no_operation,
+        **(_tile_bodies() if isa.has("amx-bf16") else {}),
     }
 
 
@@ -137,10 +158,6 @@ def _by_halves(builder: Any, operation: Callable[..., Any], *vectors: Any) -> An
 
 
 def _same(_builder: Any, value: Any) -> Any:
-    return value
-
-
-def _first(_builder: Any, value: Any, _other: Any) -> Any:
     return value
 
 
@@ -223,8 +240,21 @@ def _add_pairs_avx2(builder: Any, sums: Any) -> Any:
     return _call(builder, "llvm.x86.avx2.pmadd.wd", kind, sums, ones)
 
 
+def _less(offset: int) -> _Body:
+    """Return the start that takes an offset off every weight."""
+    return lambda builder, total: builder.mul(total, I32(-offset))
+
+
+def _nibble_start_avx2(builder: Any, total: Any) -> Any:
+    """Start the lower 16-bit lane of a pair with all of it, at most 8 * 32 * 127 < 2^15.
+
+    Every product takes the lane's value from -8 x to (w - 8) x, so it stays in that bound.
+    """
+    return builder.and_(builder.mul(total, I32(-8)), I32(0xFFFF))
+
+
 def _nibble_dot_avx2(builder: Any, total: Any, weights: Any, x: Any) -> Any:
-    """Keep 16-bit sums: eight products of pairs stay under 8 * 2 * 15 * 127 < 2^15."""
+    """Keep 16-bit sums; those of pairs from 0 stay under 8 * 2 * 15 * 127 < 2^15."""
     kind = ir.VectorType(I16, 32)
     products = _by_halves(builder, _pairs_avx2(builder), weights, x)
     return builder.bitcast(builder.add(builder.bitcast(total, kind), products), I32X16)
@@ -272,16 +302,12 @@ def _vnni(width: int) -> Callable[..., Any]:
 
 
 def _offset(dot: Callable[..., Any]) -> Callable[..., Any]:
-    """Make signed weights unsigned by adding 128, which ``_take_offset`` takes off again."""
+    """Make signed weights unsigned by adding 128, which the start takes off again."""
 
     def signed(builder: Any, total: Any, weights: Any, x: Any) -> Any:
         return dot(builder, total, builder.xor(weights, _splat(I8X64, 0x80)), x)
 
     return signed
-
-
-def _take_offset(builder: Any, total: Any, activation_sum: Any) -> Any:
-    return builder.sub(total, builder.shl(activation_sum, _splat(I32X16, 7)))
 
 
 # --- memory and waiting -----------------------------------------------------------------------
@@ -300,3 +326,34 @@ def _pause_x86(builder: Any) -> None:
 
 def _no_operation(_builder: Any, *_arguments: Any) -> None:
     return None
+
+
+# --- matrix tiles: eight registers of 16 rows of 64 bytes -------------------------------------
+
+
+def _tile_bodies() -> dict[str, _Body]:
+    """Return the tile operations as AMX has them; registers are part of an instruction."""
+    bodies: dict[str, _Body] = {
+        "rllama_tile_configure": _tile_instruction("ldtilecfg"),
+        "rllama_tile_release": _tile_instruction("tilerelease"),
+    }
+    for tile in range(8):
+        bodies[f"rllama_tile_load_{tile}"] = _tile_instruction("tileloadd64", tile)
+    for tile in SUM_TILES:
+        bodies[f"rllama_tile_zero_{tile}"] = _tile_instruction("tilezero", tile)
+        bodies[f"rllama_tile_store_{tile}"] = _tile_instruction("tilestored64", tile)
+    for tiles in TILE_DOTS:
+        bodies["rllama_tile_dot_{}_{}_{}".format(*tiles)] = _tile_instruction("tdpbf16ps", *tiles)
+    return bodies
+
+
+def _tile_instruction(name: str, *tiles: int) -> _Body:
+    """Return an AMX instruction on registers, and on memory where it gets an address."""
+
+    def body(builder: Any, *memory: Any) -> None:
+        operands = [I8(tile) for tile in tiles]
+        if memory:
+            operands += [builder.inttoptr(memory[0], I8.as_pointer()), *memory[1:]]
+        _call(builder, f"llvm.x86.{name}", VOID, *operands)
+
+    return body

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pyrllama.cpu.barrier import take
-from pyrllama.cpu.kernel import KernelFunction, call, inline, kernel, view
+from pyrllama.cpu.kernel import KernelFunction, call, inline, kernel, part, view
 from pyrllama.cpu.norm import absolute
 from pyrllama.cpu.records import MATRIX, PACKING
 from pyrllama.cpu.simd import (
@@ -46,6 +46,7 @@ from pyrllama.cpu.simd import (
     widen_i8,
     widen_u16,
 )
+from pyrllama.cpu.transpose import gather_halves, transpose_halves, transpose_words
 
 Matrix = view(MATRIX)
 Packing = view(PACKING)
@@ -88,16 +89,34 @@ def interleave_blocks(n_words: int) -> KernelFunction:
     def interleave(source: int, row_bytes: int, n_rows: int, target: int, n_cols: int) -> None:
         """Interleave up to 16 rows of blocks; rows that are not there are zeros."""
         for b in range(n_cols // 32):
-            for r in range(16):
-                p = source + r * row_bytes + b * block_bytes
-                there = r < n_rows
-                store(target + 2 * r, i16(load_u16(p)) if there else i16(0))
-                for j in range(n_words):
-                    word = load_i32(p + 2 + 4 * j) if there else i32(0)
-                    store(target + 32 + 64 * j + 4 * r, word)
-            target += packed_bytes
+            p, out = source + b * block_bytes, target + b * packed_bytes
+            if n_rows == 16:
+                gather_halves(p, row_bytes, out)
+                for j in range(0, n_words, 4):
+                    transpose_words(p + 2 + 4 * j, row_bytes, out + 32 + 64 * j)
+            else:
+                scatter_16bit(p, row_bytes, n_rows, out, 1)
+                scatter_32bit(p + 2, row_bytes, n_rows, out + 32, n_words)
 
     return interleave
+
+
+@part
+def scatter_16bit(source: int, row_bytes: int, n_rows: int, target: int, count: int) -> None:
+    """Interleave ``count`` 16-bit numbers of fewer than 16 rows, one by one."""
+    for c in range(count):
+        for r in range(16):
+            value = i16(load_u16(source + r * row_bytes + 2 * c)) if r < n_rows else i16(0)
+            store(target + 32 * c + 2 * r, value)
+
+
+@part
+def scatter_32bit(source: int, row_bytes: int, n_rows: int, target: int, count: int) -> None:
+    """Interleave ``count`` 32-bit numbers of fewer than 16 rows, one by one."""
+    for c in range(count):
+        for r in range(16):
+            value = load_i32(source + r * row_bytes + 4 * c) if r < n_rows else i32(0)
+            store(target + 64 * c + 4 * r, value)
 
 
 interleave_q4_0 = interleave_blocks(4)
@@ -107,19 +126,21 @@ interleave_q8_0 = interleave_blocks(8)
 @kernel
 def interleave_16bit(source: int, row_bytes: int, n_rows: int, target: int, n_cols: int) -> None:
     """Interleave up to 16 rows of 16-bit floats."""
-    for c in range(n_cols):
-        for r in range(16):
-            value = i16(load_u16(source + r * row_bytes + 2 * c)) if r < n_rows else i16(0)
-            store(target + 32 * c + 2 * r, value)
+    if n_rows < 16:
+        scatter_16bit(source, row_bytes, n_rows, target, n_cols)
+        return
+    for c in range(0, n_cols, 8):
+        transpose_halves(source + 2 * c, row_bytes, target + 32 * c)
 
 
 @kernel
 def interleave_32bit(source: int, row_bytes: int, n_rows: int, target: int, n_cols: int) -> None:
     """Interleave up to 16 rows of 32-bit floats."""
-    for c in range(n_cols):
-        for r in range(16):
-            value = load_i32(source + r * row_bytes + 4 * c) if r < n_rows else i32(0)
-            store(target + 64 * c + 4 * r, value)
+    if n_rows < 16:
+        scatter_32bit(source, row_bytes, n_rows, target, n_cols)
+        return
+    for c in range(0, n_cols, 4):
+        transpose_words(source + 4 * c, row_bytes, target + 64 * c)
 
 
 # --- one packed row as float32 (the embedding of a token) -------------------------------------

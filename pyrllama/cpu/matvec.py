@@ -1,10 +1,9 @@
-"""Products of packed weight matrices with activations, one kernel a storage type.
+"""Products of packed weight matrices with one row of activations, one kernel a storage type.
 
 A matrix is cut into groups of 16 rows (see ``layout.py``), and a lane of a vector is a row.  A
-kernel computes groups ``first`` to ``last`` for any number of activation rows: with one, four
-groups are read side by side, which is what brings memory to its full rate; with several, four
-rows share every weight that is unpacked.  A result is summed in the same order either way, so
-a token has the same bits alone and in a batch.
+kernel computes groups ``first`` to ``last``; four groups are read side by side, which is what
+brings memory to its full rate.  ``matmul.py`` multiplies several rows and sums in the same
+order, so that a token has the same bits alone and in a batch.
 
 ``accumulate`` adds to what ``out`` holds (the residual stream) instead of overwriting it.
 """
@@ -32,7 +31,6 @@ from pyrllama.cpu.simd import (
     prefetch,
     prefetch_stream,
     signed_dot,
-    signed_sum,
     splat_f32,
     splat_i32,
     store,
@@ -61,14 +59,12 @@ def finish(out: int, total: Lanes, accumulate: int) -> None:
 
 
 @inline
-def finish_four(
-    out: int, stride: int, t0: Lanes, t1: Lanes, t2: Lanes, t3: Lanes, accumulate: int
-) -> None:
-    """Finish four vectors of results that stand ``stride`` bytes apart."""
+def finish_four(out: int, t0: Lanes, t1: Lanes, t2: Lanes, t3: Lanes, accumulate: int) -> None:
+    """Finish the results of four neighbouring groups."""
     finish(out, t0, accumulate)
-    finish(out + stride, t1, accumulate)
-    finish(out + 2 * stride, t2, accumulate)
-    finish(out + 3 * stride, t3, accumulate)
+    finish(out + 64, t1, accumulate)
+    finish(out + 128, t2, accumulate)
+    finish(out + 192, t3, accumulate)
 
 
 @inline
@@ -110,9 +106,15 @@ def step_q4_0(total: Lanes, p: int, x: int, j: int) -> Lanes:
 
 
 @inline
-def end_q4_0(total: Lanes, x_sum: int) -> Lanes:
-    """Return the integer sums of a block: a nibble means itself less 8."""
-    return nibble_sum(total) - splat_i32(x_sum) * 8
+def start_q4_0(a: View, block: int) -> Lanes:
+    """Begin the integer sums of a block so that a nibble means itself less 8."""
+    return splat_i32(load_i32(a.nibble_starts + block))
+
+
+@inline
+def end_q4_0(total: Lanes) -> Lanes:
+    """Return the integer sums of a block."""
+    return nibble_sum(total)
 
 
 @inline
@@ -123,20 +125,27 @@ def step_q8_0(total: Lanes, p: int, x: int, j: int) -> Lanes:
 
 
 @inline
-def end_q8_0(total: Lanes, x_sum: int) -> Lanes:
+def start_q8_0(a: View, block: int) -> Lanes:
+    """Begin the integer sums of a block."""
+    return splat_i32(load_i32(a.signed_starts + block))
+
+
+@inline
+def end_q8_0(total: Lanes) -> Lanes:
     """Return the integer sums of a block."""
-    return signed_sum(total, splat_i32(x_sum))
+    return total
 
 
 def quantised_product(
     block_bytes: int,
+    start: Callable[[View, int], Lanes],
     step: Callable[[Lanes, int, int, int], Lanes],
-    end: Callable[[Lanes, int], Lanes],
+    end: Callable[[Lanes], Lanes],
 ) -> KernelFunction:
     """Return the product kernel of a type with blocks of 32 columns and one float16 scale.
 
-    ``step`` adds an eighth of a block's columns, and another eighth, to integer sums of 16
-    rows; ``end`` makes the sums of four steps the block's.
+    ``start`` begins the integer sums of 16 rows, ``step`` adds an eighth of a block's columns,
+    and another eighth, and ``end`` makes the sums of four steps the block's.
     """
 
     @inline
@@ -147,108 +156,66 @@ def quantised_product(
 
     @inline
     def add_four(
-        p: int, p_step: int, q: int, q_step: int, scales: int, sums: int, s_step: int,
-        t0: Lanes, t1: Lanes, t2: Lanes, t3: Lanes,
-    ) -> tuple[Lanes, Lanes, Lanes, Lanes]:  # fmt: skip
-        """Add four products of a block: of four groups (``p_step``), or four rows (the others).
+        p: int, size: int, a: View, q: int, block: int, t0: Lanes, t1: Lanes, t2: Lanes, t3: Lanes
+    ) -> tuple[Lanes, Lanes, Lanes, Lanes]:
+        """Add the products of a block of four groups that are ``size`` bytes apart.
 
-        What the four have in common, broadcast activations or unpacked weights, is made once;
-        they go on together, so that no more of it is held at a time than registers take.
+        They go on together, so that each broadcast of activations serves all four.
         """
-        n0, n1, n2, n3 = splat_i32(0), splat_i32(0), splat_i32(0), splat_i32(0)
+        n0 = n1 = n2 = n3 = start(a, block)
         for j in range(4):
             n0 = step(n0, p, q, j)
-            n1 = step(n1, p + p_step, q + q_step, j)
-            n2 = step(n2, p + 2 * p_step, q + 2 * q_step, j)
-            n3 = step(n3, p + 3 * p_step, q + 3 * q_step, j)
-        n0, n1 = end(n0, load_i32(sums)), end(n1, load_i32(sums + s_step))
-        n2, n3 = end(n2, load_i32(sums + 2 * s_step)), end(n3, load_i32(sums + 3 * s_step))
+            n1 = step(n1, p + size, q, j)
+            n2 = step(n2, p + 2 * size, q, j)
+            n3 = step(n3, p + 3 * size, q, j)
+        x_scale = load_f32(a.scales + block)
         return (
-            scaled(n0, p, load_f32(scales), t0),
-            scaled(n1, p + p_step, load_f32(scales + s_step), t1),
-            scaled(n2, p + 2 * p_step, load_f32(scales + 2 * s_step), t2),
-            scaled(n3, p + 3 * p_step, load_f32(scales + 3 * s_step), t3),
+            scaled(end(n0), p, x_scale, t0),
+            scaled(end(n1), p + size, x_scale, t1),
+            scaled(end(n2), p + 2 * size, x_scale, t2),
+            scaled(end(n3), p + 3 * size, x_scale, t3),
         )
 
     @inline
-    def one_group(p: int, n_blocks: int, q: int, scales: int, sums: int) -> Lanes:
-        """Multiply one group with one row of activations."""
+    def one_group(p: int, n_blocks: int, a: View, q: int, blocks: int) -> Lanes:
+        """Multiply one group."""
         total = splat_f32(0.0)
         for b in range(n_blocks):
-            products = splat_i32(0)
+            products = start(a, blocks + 4 * b)
             for j in range(4):
                 products = step(products, p, q + 32 * b, j)
-            products = end(products, load_i32(sums + 4 * b))
-            total = scaled(products, p, load_f32(scales + 4 * b), total)
+            total = scaled(end(products), p, load_f32(a.scales + blocks + 4 * b), total)
             p += block_bytes
         return total
 
-    @inline
-    def one_row(m: View, a: View, row: int, out: int, first: int, last: int, add: int) -> None:
-        """Multiply with one row of activations, four groups side by side."""
-        q, size, n_blocks = a.q + row * a.q_stride, m.bytes_a_group, m.n_cols // 32
-        scales, sums = a.scales + row * a.block_stride, a.sums + row * a.block_stride
+    @kernel
+    def product(
+        matrix: int, activations: int, row: int, out: int, first: int, last: int, accumulate: int
+    ) -> None:
+        """Multiply groups ``first`` to ``last`` of a matrix with a row of activations."""
+        m, a = Matrix(matrix), Activations(activations)
+        q, blocks = a.q + row * a.q_stride, row * a.block_stride
+        size, n_blocks = m.bytes_a_group, m.n_cols // 32
         for g in range(first, last - 3, 4):
             p = m.data + g * size
             t0, t1, t2, t3 = splat_f32(0.0), splat_f32(0.0), splat_f32(0.0), splat_f32(0.0)
             for b in range(n_blocks - TAIL_BLOCKS):
                 prefetch_ahead(p, size, block_bytes)
-                c, s = scales + 4 * b, sums + 4 * b
-                t0, t1, t2, t3 = add_four(p, size, q + 32 * b, 0, c, s, 0, t0, t1, t2, t3)
+                t0, t1, t2, t3 = add_four(p, size, a, q + 32 * b, blocks + 4 * b, t0, t1, t2, t3)
                 p += block_bytes
             for b in range(max(n_blocks - TAIL_BLOCKS, 0), n_blocks):
                 prefetch_next_four(p + TAIL_BLOCKS * block_bytes, size, block_bytes)
-                c, s = scales + 4 * b, sums + 4 * b
-                t0, t1, t2, t3 = add_four(p, size, q + 32 * b, 0, c, s, 0, t0, t1, t2, t3)
+                t0, t1, t2, t3 = add_four(p, size, a, q + 32 * b, blocks + 4 * b, t0, t1, t2, t3)
                 p += block_bytes
-            finish_four(out + 64 * g, 64, t0, t1, t2, t3, add)
+            finish_four(out + 64 * g, t0, t1, t2, t3, accumulate)
         for g in range(last - (last - first) % 4, last):
-            finish(out + 64 * g, one_group(m.data + g * size, n_blocks, q, scales, sums), add)
-
-    @inline
-    def four_rows(m: View, a: View, row: int, out: int, stride: int, g: int, add: int) -> None:
-        """Multiply one group with four rows of activations, which share the unpacked weights."""
-        p, q, q_step = m.data + g * m.bytes_a_group, a.q + row * a.q_stride, a.q_stride
-        scales, sums = a.scales + row * a.block_stride, a.sums + row * a.block_stride
-        s_step = a.block_stride
-        t0, t1, t2, t3 = splat_f32(0.0), splat_f32(0.0), splat_f32(0.0), splat_f32(0.0)
-        for b in range(m.n_cols // 32):
-            c, s = scales + 4 * b, sums + 4 * b
-            t0, t1, t2, t3 = add_four(p, 0, q + 32 * b, q_step, c, s, s_step, t0, t1, t2, t3)
-            p += block_bytes
-        finish_four(out + 64 * g, stride, t0, t1, t2, t3, add)
-
-    return product_kernel(4, four_rows, one_row)
-
-
-def product_kernel(
-    at_once: int, several_rows: Callable[..., None], one_row: Callable[..., None]
-) -> KernelFunction:
-    """Return the kernel that cuts a product into ``at_once`` rows, and single ones for the rest."""
-
-    @kernel
-    def product(
-        matrix: int, activations: int, row: int, n_rows: int,
-        out: int, stride: int, first: int, last: int, add: int,
-    ) -> None:  # fmt: skip
-        """Multiply groups ``first`` to ``last`` of a matrix with rows of activations.
-
-        Row ``row + i`` gives the results at ``out + i * stride``.
-        """
-        m, a = Matrix(matrix), Activations(activations)
-        whole = n_rows // at_once * at_once
-        if whole:
-            for g in range(first, last):
-                for i in range(0, whole, at_once):
-                    several_rows(m, a, row + i, out + i * stride, stride, g, add)
-        for i in range(whole, n_rows):
-            one_row(m, a, row + i, out + i * stride, first, last, add)
+            finish(out + 64 * g, one_group(m.data + g * size, n_blocks, a, q, blocks), accumulate)
 
     return product
 
 
-q4_0 = quantised_product(288, step_q4_0, end_q4_0)
-q8_0 = quantised_product(544, step_q8_0, end_q8_0)
+q4_0 = quantised_product(288, start_q4_0, step_q4_0, end_q4_0)
+q8_0 = quantised_product(544, start_q8_0, step_q8_0, end_q8_0)
 
 
 # --- types with float32 activations -----------------------------------------------------------
@@ -292,9 +259,12 @@ def float_product(column_bytes: int, weights: Callable[[int], Lanes]) -> KernelF
             p += column_bytes
         return t0, t1, t2, t3
 
-    @inline
-    def one_row(m: View, a: View, row: int, out: int, first: int, last: int, add: int) -> None:
-        """Multiply with one row of activations, four groups side by side."""
+    @kernel
+    def product(
+        matrix: int, activations: int, row: int, out: int, first: int, last: int, accumulate: int
+    ) -> None:
+        """Multiply groups ``first`` to ``last`` of a matrix with a row of activations."""
+        m, a = Matrix(matrix), Activations(activations)
         x, size = a.x + row * a.x_stride, m.bytes_a_group
         for g in range(first, last - 3, 4):
             p = m.data + g * size
@@ -307,30 +277,16 @@ def float_product(column_bytes: int, weights: Callable[[int], Lanes]) -> KernelF
                 prefetch_next_four(p + TAIL_COLUMNS * column_bytes, size, 2 * column_bytes)
                 t0, t1, t2, t3 = add_two_columns(p, size, x + c, t0, t1, t2, t3)
                 p += 2 * column_bytes
-            finish_four(out + 64 * g, 64, t0, t1, t2, t3, add)
+            finish_four(out + 64 * g, t0, t1, t2, t3, accumulate)
         for g in range(last - (last - first) % 4, last):
             p = m.data + g * size
             t0 = splat_f32(0.0)
             for c in range(0, 4 * m.n_cols, 4):
                 t0 = add_column(p, x + c, t0)
                 p += column_bytes
-            finish(out + 64 * g, t0, add)
+            finish(out + 64 * g, t0, accumulate)
 
-    @inline
-    def four_rows(m: View, a: View, row: int, out: int, stride: int, g: int, add: int) -> None:
-        """Multiply one group with four rows of activations, which share the unpacked weights."""
-        p, x = m.data + g * m.bytes_a_group, a.x + row * a.x_stride
-        x1, x2, x3 = x + a.x_stride, x + 2 * a.x_stride, x + 3 * a.x_stride
-        t0, t1, t2, t3 = splat_f32(0.0), splat_f32(0.0), splat_f32(0.0), splat_f32(0.0)
-        for c in range(0, 4 * m.n_cols, 4):
-            t0 = add_column(p, x + c, t0)
-            t1 = add_column(p, x1 + c, t1)
-            t2 = add_column(p, x2 + c, t2)
-            t3 = add_column(p, x3 + c, t3)
-            p += column_bytes
-        finish_four(out + 64 * g, stride, t0, t1, t2, t3, add)
-
-    return product_kernel(4, four_rows, one_row)
+    return product
 
 
 f32 = float_product(64, weights_f32)

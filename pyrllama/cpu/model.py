@@ -9,9 +9,12 @@ import numpy as np
 
 from pyrllama.core import BLOCK_TOKENS, TensorType
 from pyrllama.cpu import compiler
-from pyrllama.cpu.records import ACTIVATIONS, COUNTERS_A_LAYER, LAYER, LINE, STEP, Records
-from pyrllama.cpu.team import Team, fitting_threads
-from pyrllama.cpu.weights import Arena, Matrices, read_vector, round_up
+from pyrllama.cpu.kv_memory import KV_PADDING, KvMemory, kernel_names
+from pyrllama.cpu.records import COUNTERS_A_LAYER, LAYER, LINE, STEP, Records
+from pyrllama.cpu.scratch import ActivationRows, Rows, panel_bytes, round_up
+from pyrllama.cpu.spans import Spans, attends_to_itself
+from pyrllama.cpu.team import Team, fitting_patience, fitting_threads
+from pyrllama.cpu.weights import Matrices, read_vector
 from pyrllama.errors import BackendError, SettingError
 from pyrllama.models.llama import OUTPUT, ROPE_FACTORS, TOKEN_EMBEDDING, rope_table
 
@@ -23,9 +26,9 @@ if TYPE_CHECKING:
     from pyrllama.checkpoints.base import Checkpoint
     from pyrllama.core import Batch, Chunk, ModelConfig
 
-MAX_BATCH_TOKENS = 256
-KV_BYTES = {TensorType.F16: 2, TensorType.F32: 4}
-"""Types of the KV cache, and the bytes of a number in it."""
+MAX_BATCH_TOKENS = 512
+BARRIERS_A_LAYER = 5
+"""Of a step that decodes one token."""
 _LAYER_MATRICES = (
     "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"
 )  # fmt: skip
@@ -43,12 +46,12 @@ def load_model(
     """Load a checkpoint's weights into memory in the layout of the kernels.
 
     ``type`` converts the matrices; None keeps them as they are stored.  ``kv_type`` is that of
-    the KV cache, F16 or F32.  ``progress`` is called with the bytes packed and their total.
+    the KV cache, F16, F32 or Q8_0.  ``progress`` is called with the bytes packed and their total.
     ``threads`` None takes what the process may use, but no more than a small model can keep
     busy.
     """
-    if kv_type not in KV_BYTES:
-        names = " or ".join(known.name for known in KV_BYTES)
+    if kv_type not in KV_PADDING:
+        names = "one of " + ", ".join(known.name for known in KV_PADDING)
         raise SettingError("kv_type", kv_type.name, names)
     return CpuModel(checkpoint, type, kv_type, max_seq_len, threads, progress)
 
@@ -75,12 +78,18 @@ class CpuModel:
         self.weight_bytes = sum(self._matrices.sizes)
         # One row of the embedding is read for a token; tied, all of it gives the logits.
         self.decode_bytes = self.weight_bytes - (0 if tied else self._matrices.sizes[0])
-        self._team = Team(fitting_threads(self.weight_bytes) if threads is None else threads)
+        compiler.prepare(["step.forward", *kernel_names(kv_type)])
+        self._team = Team(
+            fitting_threads(self.weight_bytes) if threads is None else threads,
+            fitting_patience(self.weight_bytes, BARRIERS_A_LAYER * config.n_layers),
+        )
         try:
             self._matrices.pack_all(self._team, progress)
+            self._kv = KvMemory(config, kv_type, self.n_blocks)
+            self.kv_bytes_per_token = self._kv.bytes_per_token
             self._take_weights(checkpoint, TOKEN_EMBEDDING if tied else OUTPUT)
             self._forward = compiler.load("step.forward")
-            self._allocate(config, kv_type)
+            self._allocate(config)
         except MemoryError as error:
             self._team.close()
             raise BackendError(
@@ -133,7 +142,7 @@ class CpuModel:
         if ROPE_FACTORS in checkpoint.tensors:
             factors = read_vector(checkpoint, ROPE_FACTORS, config.head_dim // 2)
         table = rope_table(config, self.max_seq_len, factors)  # (positions, head_dim/2, 2)
-        stride = round_up(config.head_dim, 16)
+        stride = self._kv.head_stride
         rope = np.zeros((self.max_seq_len, 2, stride), np.float32)
         rope[:, 0, : config.head_dim] = np.repeat(table[:, :, 0], 2, axis=1)
         rope[:, 1, 0 : config.head_dim : 2] = -table[:, :, 1]
@@ -143,39 +152,32 @@ class CpuModel:
 
     # --- memory of a pass ---------------------------------------------------------------------
 
-    def _allocate(self, config: ModelConfig, kv_type: TensorType) -> None:
+    def _allocate(self, config: ModelConfig) -> None:
         rows = max(self.max_batch_tokens, self._team.n_threads)
-        stride = round_up(config.head_dim, 16)
-        layer_bytes = 2 * KV_BYTES[kv_type] * BLOCK_TOKENS * config.n_kv_heads * stride
-        block_bytes = layer_bytes * config.n_layers
-        self.kv_bytes_per_token = block_bytes // BLOCK_TOKENS
-        self._cache = Arena(self.n_blocks * block_bytes).take(self.n_blocks * block_bytes)
+        threads = self._team.n_threads
         self._x = Rows(rows, config.dim)
         self._q, self._k, self._v = (
             Rows(rows, n) for n in (config.q_dim, config.kv_dim, config.kv_dim)
         )
         self._gate, self._up = Rows(rows, config.ffn_dim), Rows(rows, config.ffn_dim)
         self._logits = Rows(rows, config.vocab_size)
-        self._work = Rows(self._team.n_threads, 2 * stride + 2 * BLOCK_TOKENS)
+        self._spans = Spans(config, self._kv.head_stride, rows, self.max_seq_len, threads)
+        self._work = Rows(threads, self._spans.work_bytes // 4)
+        widest = max(config.dim, config.q_dim, config.ffn_dim)
+        self._panels = Rows(threads, panel_bytes(rows, widest) // 4)
         self._normed, self._attended, self._hidden = (
             ActivationRows(rows, n) for n in (config.dim, config.q_dim, config.ffn_dim)
         )
         n_counters = COUNTERS_A_LAYER * config.n_layers + 1
         self._counters = np.zeros((n_counters, LINE // 8), np.int64)
         self._tokens, self._positions, self._tables, self._outputs = np.zeros((4, rows), np.int64)
-        suffix = kv_type.name.lower()
-        self._kv_kernels = [compiler.load(f"attention.{k}_{suffix}") for k in ("store", "attend")]
         self._step.set(
-            store=self._kv_kernels[0].address,
-            attend=self._kv_kernels[1].address,
-            head_stride=stride,
-            cache=self._cache.ctypes.data,
-            block_bytes=block_bytes,
-            layer_bytes=layer_bytes,
+            **self._kv.fields(),
             tokens=self._tokens.ctypes.data,
             positions=self._positions.ctypes.data,
             tables=self._tables.ctypes.data,
             outputs=self._outputs.ctypes.data,
+            spans=self._spans.address,
             x=self._x.address,
             x_stride=self._x.stride,
             normed=self._normed.address,
@@ -191,6 +193,9 @@ class CpuModel:
             hidden=self._hidden.address,
             work=self._work.address,
             work_stride=self._work.stride,
+            query_rows=self._spans.query_rows,
+            panels=self._panels.address,
+            panels_stride=self._panels.stride,
             logits=self._logits.address,
             logits_stride=self._logits.stride,
             n_threads=self._team.n_threads,
@@ -208,7 +213,11 @@ class CpuModel:
             tables = self._place(batch)
             self._counters[:] = 0
             self._step.set(
-                n_tokens=batch.n_tokens, n_outputs=batch.n_outputs, team=self._team.address
+                n_tokens=batch.n_tokens,
+                n_outputs=batch.n_outputs,
+                n_spans=self._spans.plan(batch),
+                stored_first=attends_to_itself(batch),
+                team=self._team.address,
             )
             self._team.run(self._forward, self._step.address)
             del tables
@@ -258,35 +267,3 @@ def matrix_names(config: ModelConfig, *, tied: bool) -> list[str]:
     """Return the matrices in the order in which a pass reads them, which is that in memory."""
     layers = [f"blk.{i}.{m}.weight" for i in range(config.n_layers) for m in _LAYER_MATRICES]
     return [TOKEN_EMBEDDING, *layers, *([] if tied else [OUTPUT])]
-
-
-class Rows:
-    """Float32 rows for kernels, each with zeros behind it for whole vectors beyond its end."""
-
-    def __init__(self, count: int, n: int) -> None:
-        self.values = np.zeros((count, round_up(n, 32) + 32), np.float32)
-        self.address = self.values.ctypes.data
-        self.stride = self.values.strides[0]
-
-
-class ActivationRows:
-    """Rows of activations as float32 and as quantised blocks, with their record."""
-
-    def __init__(self, count: int, n: int) -> None:
-        n_cols = round_up(n, 32)
-        self._x = Rows(count, n)
-        self._q = np.zeros((count, n_cols), np.int8)
-        self._scales = np.zeros((count, n_cols // 32), np.float32)
-        self._sums = np.zeros((count, n_cols // 32), np.int32)
-        self._record = Records(ACTIVATIONS)
-        self._record.set(
-            x=self._x.address,
-            x_stride=self._x.stride,
-            q=self._q.ctypes.data,
-            q_stride=n_cols,
-            scales=self._scales.ctypes.data,
-            sums=self._sums.ctypes.data,
-            block_stride=n_cols // 32 * 4,
-            n_cols=n_cols,
-        )
-        self.address = self._record.address

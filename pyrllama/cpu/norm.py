@@ -1,4 +1,4 @@
-"""Element-wise parts of a step: normalisation, quantised activations, exponentials.
+"""Element-wise parts of a step: normalisation, exponentials, SwiGLU.
 
 Every row is padded with zeros to whole vectors, so that no loop has a remainder.
 """
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pyrllama.cpu.kernel import inline, kernel, part, view
-from pyrllama.cpu.records import ACTIVATIONS
+from pyrllama.cpu.kernel import inline, kernel, part
 from pyrllama.cpu.simd import (
     Lanes,
     as_f32,
@@ -16,27 +15,18 @@ from pyrllama.cpu.simd import (
     fused_multiply_add,
     load_f32,
     load_f32x16,
-    max_f32,
     maximum,
     minimum,
-    narrow_to_i8,
     splat_f32,
     square_root,
     store,
     sum_f32,
-    sum_i32,
     truncate_to_i32,
 )
-
-Activations = view(ACTIVATIONS)
 
 f32 = np.float32
 ROUNDER = f32(1.5 * 2**23)
 """Added and taken off again, it rounds a float32 under 2^22 to the nearest whole number."""
-
-SMALLEST_BLOCK_MAXIMUM = f32(2.0**-100)
-"""A block of activations below it counts as zeros: 127 over it must not overflow."""
-ZERO = f32(0.0)
 
 
 @inline
@@ -86,35 +76,6 @@ def rms_norm(x: int, weight: int, out: int, n: int, eps: float) -> None:
         store(out + i, load_f32x16(x + i) * scale * load_f32x16(weight + i))
 
 
-@inline
-def quantise_block(x: int, q: int, scale: int, total: int) -> None:
-    """Quantise 32 float32 to int8 with one scale, the greatest magnitude over 127.
-
-    ``total`` receives the sum of the int8, which products need to take weights' offsets off.
-    """
-    low, high = load_f32x16(x), load_f32x16(x + 64)
-    greatest = max_f32(maximum(absolute(low), absolute(high)))
-    # Written so that a NaN, which compares with nothing, ends up in the scale and is seen.
-    step = ZERO if greatest < SMALLEST_BLOCK_MAXIMUM else greatest / f32(127.0)
-    factor = f32(127.0) / greatest if greatest >= SMALLEST_BLOCK_MAXIMUM else ZERO
-    low_int = truncate_to_i32(round_to_even(low * factor))
-    high_int = truncate_to_i32(round_to_even(high * factor))
-    store(q, narrow_to_i8(low_int))
-    store(q + 16, narrow_to_i8(high_int))
-    store(scale, step)
-    store(total, sum_i32(low_int + high_int))
-
-
-@part
-def quantise_blocks(activations: int, source: int, row: int, first: int, last: int) -> None:
-    """Quantise blocks ``first`` to ``last`` (excluded) of float row ``source`` into ``row``."""
-    a = Activations(activations)
-    x, q = a.x + source * a.x_stride, a.q + row * a.q_stride
-    scales, sums = a.scales + row * a.block_stride, a.sums + row * a.block_stride
-    for b in range(first, last):
-        quantise_block(x + 128 * b, q + 32 * b, scales + 4 * b, sums + 4 * b)
-
-
 @part
 def swiglu(gate: int, up: int, out: int, n: int) -> None:
     """Write ``silu(gate) * up`` for ``n`` float32, a multiple of 16."""
@@ -128,12 +89,6 @@ def swiglu(gate: int, up: int, out: int, n: int) -> None:
 def rms_norm_kernel(x: int, weight: int, out: int, n: int, eps: int) -> None:
     """Entry for tests: ``eps`` is the address of a float32."""
     rms_norm(x, weight, out, n, load_f32(eps))
-
-
-@kernel
-def quantise_kernel(activations: int, source: int, row: int, first: int, last: int) -> None:
-    """Entry for tests of ``quantise_blocks``."""
-    quantise_blocks(activations, source, row, first, last)
 
 
 @kernel

@@ -68,13 +68,32 @@ MATRIX = Record(
         "n_groups",  # groups of 16 rows, the last one padded with zeros
         "n_rows",  # rows that count
         "n_cols",  # columns, padded to what the format needs
-        "product",  # address of the kernel that multiplies it
-        "row",  # address of the kernel that unpacks one row
         "bytes_a_group",
-        "quantised",  # 1 if its kernel wants the activations as int8
+        "matvec",  # address of the kernel that multiplies it with one row
+        "matmul",  # with several rows
+        "tile_matmul",  # with many rows, on matrix tiles; 0 where the CPU has none
+        "row",  # address of the kernel that unpacks one row
+        "form",  # of the activations that ``matvec`` and ``matmul`` read
     ),
 )
 """A weight matrix in the layout of ``layout.py``."""
+
+FLOATS, BYTES, TILES = 1, 2, 4
+"""Forms of activations, as bits: float32, quantised to int8, bfloat16 in matrix tiles."""
+ROWS_AT_ONCE = 6
+"""Rows of activations that a product holds in registers: twelve 256-bit sums, of sixteen."""
+BLOCK_WORDS = 11
+"""Words of a block of one of those rows: eight of four columns, a scale, two starts."""
+TILE_ROWS = 32
+"""Rows of activations that a product on matrix tiles takes at a time."""
+TILE_BLOCKS = 16
+"""Blocks of columns of two groups that fit into a first cache as tiles: 32 KB."""
+TILED_ROWS = 24
+"""Rows from which a product goes through matrix tiles, where there are any."""
+PANELS_BYTES = 160 << 10
+"""Unpacked groups that a core's second cache holds beside rows of activations."""
+PANEL_COLUMNS = 256
+"""Columns of 16 rows as float32 that fit into a core's first cache: 16 KB."""
 
 ACTIVATIONS = Record(
     "Activations",
@@ -84,12 +103,18 @@ ACTIVATIONS = Record(
         "q",  # (rows, n_cols) int8, blocks of 32
         "q_stride",
         "scales",  # (rows, n_cols / 32) float32
-        "sums",  # (rows, n_cols / 32) int32: sums of the int8 of a block
-        "block_stride",  # bytes from a row of scales, or of sums, to the next
+        "nibble_starts",  # (rows, n_cols / 32) int32: where sums of a block begin, isa.py
+        "signed_starts",
+        "block_stride",  # bytes from a row of scales, or of starts, to the next
         "n_cols",  # padded with zeros to whole blocks of 32
+        "floats",  # the same rows six by six, as ``matmul`` reads them
+        "floats_stride",  # bytes from six rows to the next six
+        "bytes",
+        "bytes_stride",
+        "tiles",  # the same rows as bfloat16 in matrix tiles, see ``tiles.py``
     ),
 )
-"""Rows of activations as float32 and, once quantised, as int8 with a scale for 32 columns."""
+"""Rows of activations as float32 and in the forms that products read; see ``activations.py``."""
 
 LAYER = Record(
     "Layer",
@@ -121,11 +146,11 @@ STEP = Record(
         "n_heads",
         "n_kv_heads",
         "head_dim",
-        "head_stride",  # head_dim padded to 16
+        "head_stride",  # head_dim padded as the type of the cache needs
         "rope",  # (positions, 2, head_stride) float32: cosines, then signed sines
         # the cache
         "cache",  # blocks of keys and values
-        "store",  # kernels of attention.py, by address
+        "store",  # kernels of kv_cache.py and attention.py, by address
         "attend",
         "block_bytes",  # bytes of a block, all layers
         "layer_bytes",  # bytes of a layer in a block: keys, then values
@@ -136,6 +161,9 @@ STEP = Record(
         "positions",  # (n_tokens,) int64
         "tables",  # (n_tokens,) int64: addresses of the sequences' block tables (int64)
         "outputs",  # (n_outputs,) int64: which tokens' logits are wanted
+        "spans",  # SPAN records
+        "n_spans",
+        "stored_first",  # 1 if tokens attend to each other: all keys are stored before
         # scratch, all float32 rows
         "x",  # (n_tokens, dim): the residual stream
         "x_stride",
@@ -152,6 +180,9 @@ STEP = Record(
         "hidden",  # ACTIVATIONS of ffn_dim columns
         "work",  # a thread's own scratch for attention
         "work_stride",
+        "query_rows",  # for which it has room
+        "panels",  # a thread's own scratch for products
+        "panels_stride",
         "logits",  # (n_outputs, vocabulary padded to 16)
         "logits_stride",
         # the team
@@ -162,6 +193,29 @@ STEP = Record(
     ("norm_eps",),
 )
 """All that one forward pass reads and writes."""
+
+SPAN = Record(
+    "Span",
+    (
+        "token",  # the tile: consecutive tokens of one sequence
+        "n_tokens",
+        "first_part",  # the parts of the positions that this span takes
+        "last_part",  # excluded
+        "n_parts",  # of the whole tile
+        "partials",  # where the tile's spans meet: (KV heads, parts, rows) results; 0 for one span
+        "n_spans",
+        "finished",  # (KV heads,) int64: spans that have ended, zero before and after
+        "stores",  # 1 if it first puts the token's key and value into the cache
+    ),
+)
+"""A tile's attention over some parts of its positions: what a thread takes at a time."""
+
+PART_TOKENS = 256
+"""Positions whose attention is taken together before it is merged with that of the others."""
+SCORES_STEP = 4 * PART_TOKENS + 64
+"""Bytes from a row's scores to the next one's; no power of two, which would share cache sets."""
+SPARE_QUERY_ROWS = 6
+"""Rows of the highest register tile, up to which the rows of a tile are filled up."""
 
 PACKING = Record(
     "Packing",
@@ -189,19 +243,19 @@ READING = Record("Reading", ("data", "part_bytes", "ahead"))
 
 LINE = 64
 """Bytes of a cache line, which a counter has to itself."""
-COUNTERS_A_LAYER = 6
-"""Pieces of shared work in a layer: q, k, v, the attention's output, the FFN's two halves."""
+COUNTERS_A_LAYER = 7
+"""Pieces of shared work in a layer: q, k, v, the attention's output, the FFN's two halves, the
+attention itself."""
 
-# The words of a team, in bytes from its start: each stands on a cache line of its own, so that
-# threads which wait on one are not disturbed by writes to another.
-GENERATION, JOB, ARGUMENT, N_THREADS, ARRIVED, PHASE = range(0, 6 * 128, 128)
-WORKERS = 1024
-"""Bytes of a thread's own words; thread 0's place holds the team's."""
-STATE, WAKE, SEEN = 0, 128, 256
-AWAKE, ASLEEP = 0, 1
-"""What a worker's state can be."""
+# The words of a team, in bytes from its start.  Those that threads wait on stand on a cache line
+# of their own, two where CPUs fetch lines in pairs, so that nobody who waits is disturbed by
+# writes to another.
+GENERATION, PHASE, ARRIVED, JOB = range(0, 4 * 128, 128)
+SLEEPERS = 8
+"""From a word that threads wait on to the number of those that sleep there."""
+ARGUMENT, N_THREADS, BARRIER_SPINS, IDLE_SPINS = range(JOB + 8, JOB + 40, 8)
 
 
-def team_words(n_threads: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def team_words() -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Return the zeroed words of a team; they must not move while it lives."""
-    return np.zeros(n_threads * WORKERS // 8, np.int64)
+    return np.zeros(JOB // 8 + 16, np.int64)

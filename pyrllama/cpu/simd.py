@@ -42,6 +42,12 @@ def instruction(typing: Callable[..., Any]) -> Callable[..., Any]:
     return made
 
 
+def constant_instruction(typing: Callable[..., Any]) -> Callable[..., Any]:
+    """Make an ``instruction`` whose integer operands may be constants that shape its code."""
+    made: Callable[..., Any] = intrinsic(prefer_literal=True)(typing)
+    return made
+
+
 class Vector(types.Type):
     """Numba's type of a SIMD vector: ``lanes`` elements of ``kind`` (``"f32"``, ``"i8"``...)."""
 
@@ -387,7 +393,188 @@ float_to_half = _machine("rllama_float_to_half", (f32x16,), i16x16)
 nibble_dot = _machine("rllama_nibble_dot", (i32x16, i8x64, i8x64), i32x16)
 nibble_sum = _machine("rllama_nibble_sum", (i32x16,), i32x16)
 signed_dot = _machine("rllama_signed_dot", (i32x16, i8x64, i8x64), i32x16)
-signed_sum = _machine("rllama_signed_sum", (i32x16, i32x16), i32x16)
+nibble_start = _machine("rllama_nibble_start", (types.int32,), types.int32)
+signed_start = _machine("rllama_signed_start", (types.int32,), types.int32)
 prefetch = _machine("rllama_prefetch", (types.int64,), types.void)
 prefetch_stream = _machine("rllama_prefetch_stream", (types.int64,), types.void)
 pause = _machine("rllama_pause", (), types.void)
+tile_configure = _machine("rllama_tile_configure", (types.int64,), types.void)
+tile_release = _machine("rllama_tile_release", (), types.void)
+tile_zero = [_machine(f"rllama_tile_zero_{tile}", (), types.void) for tile in isa.SUM_TILES]
+tile_load = [
+    _machine(f"rllama_tile_load_{tile}", (types.int64, types.int64), types.void)
+    for tile in range(8)
+]
+tile_store = [
+    _machine(f"rllama_tile_store_{tile}", (types.int64, types.int64), types.void)
+    for tile in isa.SUM_TILES
+]
+tile_dot = [
+    _machine("rllama_tile_dot_{}_{}_{}".format(*tiles), (), types.void) for tiles in isa.TILE_DOTS
+]
+"""Operations on matrix tiles, one for each register, or for each pair whose product is taken."""
+
+
+# --- rows: a tuple of vectors, one for each of several rows of activations --------------------
+#
+# What differs from row to row is a scalar; the scalars of the rows stand side by side in memory
+# and are broadcast from there.  The loops below run while code is made, so a kernel's tuple
+# lives in registers.
+
+
+def _row_count(rows: Any) -> int:
+    count: int = rows.literal_value
+    return count
+
+
+def _row_scalars(builder: Any, address: Any, element: Any, count: int) -> list[Any]:
+    """Load neighbouring scalars of four bytes."""
+    places = [builder.add(address, I64(4 * row)) for row in range(count)]
+    return [builder.load(pointer(builder, place, element), align=4) for place in places]
+
+
+def _each_row(
+    context: Any, builder: Any, sig: Any, rows: Any, change: Callable[[int, Any], Any]
+) -> Any:
+    """Build a tuple by changing every vector of another one."""
+    vectors = cgutils.unpack_tuple(builder, rows, sig.return_type.count)
+    changed = [change(row, vector) for row, vector in enumerate(vectors)]
+    return context.make_tuple(builder, sig.return_type, changed)
+
+
+@constant_instruction
+def zero_rows(_typing: Any, rows: Any) -> Any:
+    """Return as many zeroed ``f32x16`` as a constant says."""
+    count = _row_count(rows)
+
+    def build(context: Any, builder: Any, sig: Any, _args: Any) -> Any:
+        return context.make_tuple(builder, sig.return_type, [constant(f32x16, 0)] * count)
+
+    return types.UniTuple(f32x16, count)(rows), build
+
+
+@constant_instruction
+def broadcast_rows(_typing: Any, rows: Any, address: Any) -> Any:
+    """Return as many ``i32x16`` as a constant says, each a neighbouring int32 in all lanes."""
+    count = _row_count(rows)
+
+    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        scalars = _row_scalars(builder, args[1], I32, count)
+        vectors = [spread(builder, scalar, i32x16.llvm) for scalar in scalars]
+        return context.make_tuple(builder, sig.return_type, vectors)
+
+    return types.UniTuple(i32x16, count)(rows, types.int64), build
+
+
+@constant_instruction
+def load_rows(_typing: Any, rows: Any, address: Any, stride: Any) -> Any:
+    """Load as many ``f32x16`` as a constant says, ``stride`` bytes apart."""
+    count = _row_count(rows)
+
+    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        places = _row_places(builder, args[1], args[2], count)
+        vectors = [builder.load(pointer(builder, at, f32x16.llvm), align=4) for at in places]
+        return context.make_tuple(builder, sig.return_type, vectors)
+
+    return types.UniTuple(f32x16, count)(rows, types.int64, types.int64), build
+
+
+def _row_places(builder: Any, address: Any, stride: Any, count: int) -> list[Any]:
+    return [builder.add(address, builder.mul(stride, I64(row))) for row in range(count)]
+
+
+@instruction
+def store_rows(_typing: Any, address: Any, stride: Any, rows: Any) -> Any:
+    """Store the vectors of a tuple ``stride`` bytes apart."""
+
+    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        vectors = cgutils.unpack_tuple(builder, args[2], sig.args[2].count)
+        places = _row_places(builder, args[0], args[1], len(vectors))
+        for place, vector in zip(places, vectors, strict=True):
+            builder.store(vector, pointer(builder, place, vector.type), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, rows), build
+
+
+@instruction
+def add_rows(_typing: Any, a: Any, b: Any) -> Any:
+    """Add the vectors of two tuples."""
+
+    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        others = cgutils.unpack_tuple(builder, args[1], sig.return_type.count)
+        change = lambda row, vector: builder.fadd(vector, others[row])  # noqa: E731
+        return _each_row(context, builder, sig, args[0], change)
+
+    return a(a, b), build
+
+
+@instruction
+def fused_multiply_add_rows(_typing: Any, totals: Any, vector: Any, x: Any) -> Any:
+    """Add to each row a vector that they share times the row's float32 at ``x``."""
+
+    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        scalars = _row_scalars(builder, args[2], F32, sig.return_type.count)
+
+        def change(row: int, total: Any) -> Any:
+            factor = spread(builder, scalars[row], f32x16.llvm)
+            return call_llvm(builder, "rllama_fma", f32x16.llvm, [args[1], factor, total])
+
+        return _each_row(context, builder, sig, args[0], change)
+
+    return totals(totals, vector, types.int64), build
+
+
+def _dot_rows(name: str) -> Callable[[Any, Lanes, int], Any]:
+    @instruction
+    def dot(_typing: Any, sums: Any, weights: Any, x: Any) -> Any:
+        def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            scalars = _row_scalars(builder, args[2], I32, sig.return_type.count)
+
+            def change(row: int, total: Any) -> Any:
+                words = spread(builder, scalars[row], i32x16.llvm)
+                bytes_ = builder.bitcast(words, i8x64.llvm)
+                return call_llvm(builder, name, i32x16.llvm, [total, args[1], bytes_])
+
+            return _each_row(context, builder, sig, args[0], change)
+
+        return sums(sums, weights, types.int64), build
+
+    return dot
+
+
+nibble_dot_rows = _dot_rows("rllama_nibble_dot")
+signed_dot_rows = _dot_rows("rllama_signed_dot")
+
+
+@instruction
+def nibble_sum_rows(_typing: Any, sums: Any) -> Any:
+    """Apply ``nibble_sum`` to every row."""
+
+    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        name = "rllama_nibble_sum"
+        change = lambda _row, total: call_llvm(builder, name, i32x16.llvm, [total])  # noqa: E731
+        return _each_row(context, builder, sig, args[0], change)
+
+    return sums(sums), build
+
+
+@instruction
+def scale_rows(_typing: Any, totals: Any, sums: Any, scale: Any, x: Any) -> Any:
+    """Add to each row its integer sums, times the scale of the lanes, times a float32 at ``x``."""
+
+    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        count = sig.return_type.count
+        sums, scalars = (
+            cgutils.unpack_tuple(builder, args[1], count),
+            _row_scalars(builder, args[3], F32, count),
+        )
+
+        def change(row: int, total: Any) -> Any:
+            factor = builder.fmul(args[2], spread(builder, scalars[row], f32x16.llvm))
+            value = builder.sitofp(sums[row], f32x16.llvm)
+            return call_llvm(builder, "rllama_fma", f32x16.llvm, [value, factor, total])
+
+        return _each_row(context, builder, sig, args[0], change)
+
+    return totals(totals, sums, scale, types.int64), build

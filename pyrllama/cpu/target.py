@@ -6,6 +6,7 @@ machine code on disk never imports Numba.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from dataclasses import dataclass
@@ -63,18 +64,36 @@ _ALL_AVX512 = _AVX512 | {
     )
 }
 
+_AMX = frozenset({"amx-tile", "amx-bf16"})
+
+AMX = Isa("amx", "sapphirerapids", _AVX2 | _AVX512 | _AMX)
 AVX512 = Isa("avx512", "icelake-server", _AVX2 | _AVX512)
 AVXVNNI = Isa("avxvnni", "alderlake", _AVX2 | {"avxvnni"}, _ALL_AVX512)
 AVX2 = Isa("avx2", "haswell", _AVX2, _ALL_AVX512 | {"avxvnni"})
 GENERIC = Isa("generic", "", frozenset())
-ISAS = (AVX512, AVXVNNI, AVX2)
+ISAS = (AMX, AVX512, AVXVNNI, AVX2)
 """Every named instruction set, the best first."""
 
 
 @cache
 def host_features() -> frozenset[str]:
     """Return LLVM's names of the features that this CPU and its system offer."""
-    return frozenset(name for name, there in llvm.get_host_cpu_features().items() if there)
+    features = {name for name, there in llvm.get_host_cpu_features().items() if there}
+    if "amx-tile" in features and not _may_use_tiles():
+        features -= {name for name in features if name.startswith("amx")}
+    return frozenset(features)
+
+
+def _may_use_tiles() -> bool:
+    """Ask Linux for the tile registers, which a process must do before its first use.
+
+    Their state is 8 KB a thread, so the kernel saves it for those alone that asked; threads
+    that are started later inherit the permission.
+    """
+    request_permission, tile_data, syscall = 0x1023, 18, 158  # arch_prctl of x86-64
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return False
+    return bool(ctypes.CDLL(None).syscall(syscall, request_permission, tile_data) == 0)
 
 
 def supported() -> tuple[Isa, ...]:

@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import os
 import threading
-from pathlib import Path
+import time
+import weakref
+from functools import cache
 from typing import TYPE_CHECKING
 
 from pyrllama.cpu import compiler
-from pyrllama.cpu.records import ASLEEP, JOB, N_THREADS, STATE, WAKE, WORKERS, team_words
+from pyrllama.cpu.cores import performance_cores
+from pyrllama.cpu.records import BARRIER_SPINS, IDLE_SPINS, N_THREADS, PHASE, team_words
 from pyrllama.errors import BackendError, SettingError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from pyrllama.cpu.compiler import Kernel
 
 MAX_THREADS = 256
 BYTES_A_THREAD = 2 << 20
 """Weights for which a thread is worth its barriers; below it, meeting costs what it saves."""
+LEAST_PATIENCE, MOST_PATIENCE = 30e-6, 200e-6
+"""Seconds for which a thread at a barrier looks out for the others before it sleeps."""
+BYTES_A_SECOND = 20e9
+"""What all threads together may read between two barriers, to guess how far apart those are."""
+IDLE_SECONDS = 300e-6
+"""For how long a worker looks out for the next job: what choosing a token takes."""
+_PROBE_SPINS = 1000
 
 
 def default_threads() -> int:
-    """Return how many threads this process may run at once: its affinity and cgroup limit."""
-    try:
-        allowed = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS and Windows have no affinity to read
-        allowed = os.cpu_count() or 1
-    return max(1, min(allowed, _cgroup_limit() or allowed, MAX_THREADS))
+    """Return how many threads a large model gets: the performance cores of this process."""
+    return min(performance_cores(), MAX_THREADS)
 
 
 def fitting_threads(weight_bytes: int) -> int:
@@ -33,32 +42,36 @@ def fitting_threads(weight_bytes: int) -> int:
     return min(default_threads(), max(1, weight_bytes // BYTES_A_THREAD))
 
 
-def _cgroup_limit() -> int | None:
-    """Return the whole cores of this process's cgroup quota (version 2), None without one."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("ascii").split()
-        return None if quota == "max" else max(1, int(quota) // int(period))
-    except (OSError, ValueError):
-        return None
+def fitting_patience(weight_bytes: int, n_barriers: int) -> float:
+    """Return for how many seconds to look out at a barrier of a pass with so many of them.
+
+    To sleep and be woken takes as long as some ten thousand loads; to look out for a thread that
+    others keep from its core takes it from them in vain.  With as long a wait as the work
+    between two barriers, neither costs more than that work.
+    """
+    phase = weight_bytes / BYTES_A_SECOND / n_barriers
+    return min(max(phase, LEAST_PATIENCE), MOST_PATIENCE)
 
 
 class Team:
     """The calling thread and ``n_threads - 1`` workers, which run kernels side by side.
 
     One job at a time; ``run`` may be called from any thread.  After a fork the child gets
-    workers of its own when it first runs a job.
+    workers of its own when it first runs a job.  The workers of a team that is dropped end.
     """
 
-    def __init__(self, n_threads: int) -> None:
+    def __init__(self, n_threads: int, patience: float = LEAST_PATIENCE) -> None:
         if not 1 <= n_threads <= MAX_THREADS:
             raise SettingError("threads", n_threads, f"a whole number from 1 to {MAX_THREADS}")
         self.n_threads = n_threads
-        self._announce, self._lead, self._serve = (
-            compiler.load(f"barrier.{name}") for name in ("announce", "lead", "serve")
+        self._patience = patience
+        self._lead, self._serve, self._dismiss = (
+            compiler.load(f"barrier.{name}") for name in ("lead", "serve", "dismiss")
         )
         self._lock = threading.Lock()
-        self._workers: list[threading.Thread] = []
         self._closed = False
+        self._workers: list[threading.Thread] = []
+        self._dismissal: weakref.finalize[..., Team]
         self._start()
 
     @property
@@ -75,52 +88,59 @@ class Team:
             if self._closed:
                 raise BackendError("the threads of this model have ended; load it again")
             if self._pid != os.getpid():
+                self._dismissal.detach()
                 self._start()
-            self._publish(job.address, argument)
-            self._lead.call(self.address)
+            self._lead.call(self.address, job.address, argument)
 
     def close(self) -> None:
         """End the workers; the team must not be used any more."""
         with self._lock:
             self._closed = True
-            if self._pid == os.getpid() and self._workers:
-                self._publish(0, 0)
+            self._dismissal()
+            if self._pid == os.getpid():
                 for worker in self._workers:
                     worker.join()
-                self._workers = []
+            self._workers = []
 
     def _start(self) -> None:
         self._pid = os.getpid()
-        self._words = team_words(self.n_threads)
-        self._set(0, N_THREADS, self.n_threads)
-        self._gates = [threading.Lock() for _ in range(self.n_threads)]
-        self._workers = []
-        for number in range(1, self.n_threads):
-            self._gates[number].acquire()
-            self._set(number, STATE, ASLEEP)
-            worker = threading.Thread(
-                target=self._work, args=(number,), name=f"rllama-{number}", daemon=True
+        self._words = words = team_words()
+        words[N_THREADS // 8] = self.n_threads
+        if self.n_threads > 1:
+            a_spin = spin_seconds()
+            words[BARRIER_SPINS // 8] = self._patience / a_spin
+            words[IDLE_SPINS // 8] = IDLE_SECONDS / a_spin
+        self._workers = [
+            threading.Thread(
+                target=_work,
+                args=(self._serve, words, number),
+                name=f"rllama-{number}",
+                daemon=True,
             )
-            self._workers.append(worker)
+            for number in range(1, self.n_threads)
+        ]
+        for worker in self._workers:
             worker.start()
+        # Neither the workers nor this refer to the team itself, which may thus be dropped.
+        self._dismissal = weakref.finalize(self, _dismissed, self._dismiss, words)
 
-    def _work(self, number: int) -> None:
-        # The words are held here too: a team that is dropped must not pull them away.
-        words, gate = self._words, self._gates[number]
-        base = words.ctypes.data
-        while True:
-            gate.acquire()
-            self._serve.call(base, number)
-            if words[JOB // 8] == 0:
-                return
 
-    def _publish(self, address: int, argument: int) -> None:
-        self._announce.call(self.address, address, argument)
-        for number in range(1, self.n_threads):
-            word = (number * WORKERS + WAKE) // 8
-            if self._words[word]:
-                self._words[word] = 0
-                self._gates[number].release()
+def _work(serve: Kernel, words: NDArray[np.int64], number: int) -> None:
+    """Serve a team, whose words stay where they are while this refers to them."""
+    serve.call(words.ctypes.data, number)
 
-    def _set(self, thread: int, field: int, value: int) -> None:
-        self._words[(thread * WORKERS + field) // 8] = value
+
+def _dismissed(dismiss: Kernel, words: NDArray[np.int64]) -> None:
+    dismiss.call(words.ctypes.data)
+
+
+@cache
+def spin_seconds() -> float:
+    """Measure how long a waiting thread takes to look once; CPUs' pauses differ tenfold."""
+    spin, words = compiler.load("barrier.spin"), team_words()
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        spin.call(words.ctypes.data + PHASE, _PROBE_SPINS)
+        seconds.append(time.perf_counter() - start)
+    return max(min(seconds), 1e-9) / _PROBE_SPINS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import mmap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,8 +10,9 @@ import numpy as np
 
 from pyrllama import quants
 from pyrllama.core import TensorType
-from pyrllama.cpu import compiler
-from pyrllama.cpu.records import MATRIX, PACKING, Records
+from pyrllama.cpu import compiler, target
+from pyrllama.cpu.records import BYTES, FLOATS, MATRIX, PACKING, Records
+from pyrllama.cpu.scratch import huge_pages, round_up
 from pyrllama.errors import BackendError, UnsupportedTypeError
 
 if TYPE_CHECKING:
@@ -39,22 +39,18 @@ class Packed:
     suffix: str
     interleave: str
     block_bytes: int
-    quantised: bool
+    form: int
+    """The form of activations that its products read: ``FLOATS`` or ``BYTES``."""
 
 
 PACKED = {
-    TensorType.F32: Packed("f32", "layout.interleave_32bit", 64 * BLOCK, quantised=False),
-    TensorType.F16: Packed("f16", "layout.interleave_16bit", 32 * BLOCK, quantised=False),
-    TensorType.BF16: Packed("bf16", "layout.interleave_16bit", 32 * BLOCK, quantised=False),
-    TensorType.Q8_0: Packed("q8_0", "layout.interleave_q8_0", 544, quantised=True),
-    TensorType.Q4_0: Packed("q4_0", "layout.interleave_q4_0", 288, quantised=True),
+    TensorType.F32: Packed("f32", "layout.interleave_32bit", 64 * BLOCK, FLOATS),
+    TensorType.F16: Packed("f16", "layout.interleave_16bit", 32 * BLOCK, FLOATS),
+    TensorType.BF16: Packed("bf16", "layout.interleave_16bit", 32 * BLOCK, FLOATS),
+    TensorType.Q8_0: Packed("q8_0", "layout.interleave_q8_0", 544, BYTES),
+    TensorType.Q4_0: Packed("q4_0", "layout.interleave_q4_0", 288, BYTES),
 }
 """Every type that the kernels run."""
-
-
-def round_up(n: int, multiple: int) -> int:
-    """Return the smallest multiple that is not less than ``n``."""
-    return -(-n // multiple) * multiple
 
 
 def packed_type(info: TensorInfo, wanted: TensorType | None) -> TensorType:
@@ -90,15 +86,12 @@ class Arena:
 
     def __init__(self, n_bytes: int) -> None:
         try:
-            self._map = mmap.mmap(-1, max(n_bytes, 1))
+            self._bytes = huge_pages(max(n_bytes, 1))
         except (OSError, ValueError, OverflowError) as error:
             raise BackendError(
                 f"{n_bytes / 1e9:.1f} GB for the weights cannot be had ({error}); choose a smaller "
                 f"type with --quantize"
             ) from error
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            self._map.madvise(mmap.MADV_HUGEPAGE)
-        self._bytes = np.frombuffer(self._map, np.uint8)
         self._used = 0
 
     def take(self, n_bytes: int) -> NDArray[np.uint8]:
@@ -161,19 +154,31 @@ class Matrices:
             job.run(part, target[first * bytes_a_group :], bytes_a_group)
             # The file's pages count as our memory while they are mapped in.
             self._checkpoint.release(tensor.info.name)
-        product, row = (compiler.load(f"{m}{packed.suffix}") for m in ("matvec.", "layout.row_"))
-        self._kernels += [product, row]
+        kernels = {field: compiler.load(name) for field, name in kernel_names(kind).items()}
+        self._kernels += kernels.values()
         self._records.set(
             index,
             data=target.ctypes.data,
             n_groups=n_groups,
             n_rows=rows,
             n_cols=n_cols,
-            product=product.address,
-            row=row.address,
             bytes_a_group=bytes_a_group,
-            quantised=packed.quantised,
+            form=packed.form,
+            **{field: kernel.address for field, kernel in kernels.items()},
         )
+
+
+def kernel_names(kind: TensorType) -> dict[str, str]:
+    """Return the kernels of a storage type by the field of a MATRIX record that holds them."""
+    suffix = PACKED[kind].suffix
+    names = {
+        "matvec": f"matvec.{suffix}",
+        "matmul": f"matmul.{suffix}",
+        "row": f"layout.row_{suffix}",
+    }
+    if target.chosen().has("amx-bf16"):
+        names["tile_matmul"] = f"tiles.{suffix}"
+    return names
 
 
 def pad_columns(tensor: Tensor) -> NDArray[np.uint8]:

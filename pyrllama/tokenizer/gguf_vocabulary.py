@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import filterfalse
-from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyrllama.checkpoints.gguf_metadata import SEPARATOR, StringArray
 from pyrllama.errors import TokenizerError
 from pyrllama.tokenizer.bpe import BytePairTokenizer
 from pyrllama.tokenizer.pretokenizers import pre_tokenizer
@@ -117,9 +117,12 @@ def _read_merges(merges: list[str], tokens: Mapping[str, int]) -> dict[str, int]
 
     Spelled bytes hold neither spaces nor line ends, so all merges are joined at once.
     """
-    if set(map(methodcaller("count", " "), merges)) != {1}:
+    joined = "\n".join(merges)
+    letters = np.frombuffer(joined.encode(), np.uint8)
+    between = letters[(letters == ord(" ")) | (letters == ord("\n"))].tobytes()
+    if between != (b" \n" * len(merges))[:-1]:
         raise _wrong("merges", "holds a merge that is not two words")
-    outcomes = "\n".join(merges).replace(" ", "").split("\n")
+    outcomes = joined.replace(" ", "").split("\n")
     missing = next(filterfalse(tokens.__contains__, outcomes), None)
     if missing is not None:
         raise _wrong("merges", f"makes {missing!r}, which is no token")
@@ -166,6 +169,8 @@ class _Keys:
     def strings(self, key: str) -> list[str]:
         """Return an array of strings, which must be UTF-8 and at least one."""
         value = self._get(key)
+        if isinstance(value, StringArray) and (text := value.joined()) is not None:
+            return text.split(SEPARATOR)
         texts = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
         if set(map(type, texts)) != {str}:
             raise _wrong(key, "is not an array of strings")

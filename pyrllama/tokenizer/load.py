@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyrllama.errors import TokenizerError
 from pyrllama.tokenizer.find import find_tokenizer, is_gguf
 from pyrllama.tokenizer.gguf_vocabulary import tokenizer_from_gguf
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from pyrllama.tokenizer.base import Tokenizer
@@ -20,8 +21,10 @@ _FIELD_1_BYTES = 0x0A
 """How a SentencePiece model starts: a message with the number 1."""
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer(path: Path, metadata: Mapping[str, Any] | None = None) -> Tokenizer:
     """Open a tokenizer file, the one in or above a folder, or the vocabulary of a GGUF file.
+
+    ``metadata`` is that of the GGUF file, where it is open already.
 
     Raises ``TokenizerError`` naming the file if it is missing, broken or of no known format,
     ``CorruptFileError`` for a broken GGUF file.
@@ -29,7 +32,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     file = find_tokenizer(path) if path.is_dir() else path
     try:
         if is_gguf(file):
-            return _load_gguf(file)
+            return _load_gguf(file) if metadata is None else tokenizer_from_gguf(metadata)
         return _load(_read(file), file)
     except OSError as error:
         raise TokenizerError(f"{file}: cannot be read: {error.strerror or error}") from None

@@ -226,3 +226,41 @@ def test_counts_over_the_limit_though_the_file_could_hold_them(
 ) -> None:
     with pytest.raises(CorruptFileError, match="are over the limit"):
         opened(path, header(*counts) + bytes(1 << 24))
+
+
+# --- strings at once --------------------------------------------------------------------------
+
+
+def stored_strings(*strings: bytes) -> StringArray:
+    """Return the array that a file with these strings holds."""
+    stored, starts = b"", []
+    for one in strings:
+        starts.append(len(stored))
+        stored += len(one).to_bytes(8, "little") + one
+    return StringArray(np.frombuffer(stored, np.uint8), np.array(starts, np.int64))
+
+
+@pytest.mark.parametrize(
+    "strings",
+    [
+        [b"a"],
+        [b"", b"", b""],
+        [b"one", b"", "zwölf €".encode(), b"x" * 256, b"y" * 70_000, b"\n \t"],
+        [b"a\xff", b"\xe2\x82", b"b"],
+        [b"zero \x00 inside", b"b"],
+        [b"separator \x1f inside", b"b"],
+        [b"\x00" * 7, b"\x1f"],
+    ],
+)
+def test_strings_decoded_at_once_are_those_decoded_one_by_one(strings: list[bytes]) -> None:
+    array = stored_strings(*strings)
+    expected = [one.decode("utf-8", "replace") for one in strings]
+    assert list(array) == expected
+    assert [array[i] for i in range(len(array))] == expected
+
+
+def test_what_cannot_be_joined_is_read_string_by_string() -> None:
+    assert stored_strings(b"a", "ö".encode()).joined() == "a\x1fö"
+    for odd in (b"\xff", b"\x00", b"\x1f"):
+        assert stored_strings(b"a", odd).joined() is None
+    assert StringArray(np.empty(0, np.uint8), np.empty(0, np.int64)).joined() is None

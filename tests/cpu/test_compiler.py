@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,8 @@ from pyrllama.errors import BackendError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+PREPARE = compiler.prepare
+"""The real one: other tests of this folder start no processes."""
 KERNEL = "layout.quantise_f32"
 """A kernel that compiles in a fraction of a second."""
 X86_ONLY = pytest.mark.skipif(
@@ -115,9 +118,9 @@ def test_a_kernel_that_calls_something_foreign_is_refused() -> None:
         compiler._check_self_contained("step.forward", module)
 
 
-def test_a_kernel_may_use_memory_functions_and_yield() -> None:
+def test_a_kernel_may_use_memory_functions_and_sleep() -> None:
     module = llvm.parse_assembly("""
-        declare void @rllama_yield()
+        declare i64 @rllama_system_sleep(i64, ...)
         declare ptr @memset(ptr, i32, i64)
         declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
     """)
@@ -280,3 +283,103 @@ def test_code_in_a_folder_that_others_can_write_to_is_not_run(
     monkeypatch.setattr(compiler, "_read_checked", read.append)
     assert copy_works(compiler.load(KERNEL))
     assert read == []
+
+
+# --- what is removed from the cache -----------------------------------------------------------
+
+OLD = "0123456789abcdef01234567"
+DAYS = 86_400
+
+
+def old_folder(folder: Path, name: str, days: float) -> Path:
+    """Make a folder with a file of machine code that was last used so many days ago."""
+    made = folder / name
+    made.mkdir(parents=True, mode=0o700)
+    (made / "matvec.q4_0.o").write_bytes(b"code")
+    used = time.time() - days * DAYS
+    os.utime(made, (used, used))
+    return made
+
+
+def test_folders_that_nobody_used_for_long_are_removed(folder: Path) -> None:
+    old, recent = old_folder(folder, OLD, 31), old_folder(folder, OLD[::-1], 29)
+    strangers = [old_folder(folder, "something-else", 400), old_folder(folder, OLD + "0", 400)]
+    compiler.load(KERNEL)  # a new version's first kernel prunes
+    assert not old.exists()
+    assert recent.exists()
+    assert all(stranger.exists() for stranger in strangers)
+    assert compiler._cache_file(KERNEL, target.chosen()).exists()
+
+
+def test_using_code_keeps_its_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler.load(KERNEL)
+    own = compiler._cache_file(KERNEL, target.chosen()).parent
+    os.utime(own, (0, 0))
+    old = old_folder(folder, OLD, 31)
+    monkeypatch.setattr(compiler, "_loaded", {})
+    compiler.load(KERNEL)
+    assert own.stat().st_mtime > time.time() - DAYS
+    assert not old.exists()
+
+
+def test_pruning_survives_what_another_process_does(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler.prune()  # there is no cache at all
+    gone = old_folder(folder, OLD, 31)
+
+    def removed_meanwhile(path: Path) -> None:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(shutil, "rmtree", removed_meanwhile)
+    compiler.prune()
+    assert gone.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="there are no links here")
+def test_pruning_follows_no_link(folder: Path, tmp_path: Path) -> None:
+    kept = old_folder(tmp_path / "elsewhere", OLD, 400)
+    folder.mkdir(mode=0o700)
+    (folder / OLD).symlink_to(kept, target_is_directory=True)
+    compiler.prune()
+    assert (kept / "matvec.q4_0.o").exists()
+
+
+# --- a helper process -------------------------------------------------------------------------
+
+
+def test_another_process_compiles_what_is_missing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "_helpers", {})
+    PREPARE([KERNEL, "layout.quantise_f16"])
+    helper = compiler._helpers[KERNEL, target.chosen().name]
+    PREPARE([KERNEL])
+    assert compiler._helpers[KERNEL, target.chosen().name] is helper
+
+    def refused(_name: str, _isa: Isa) -> None:
+        raise AssertionError("the helper compiles this")
+
+    monkeypatch.setattr(compiler, "_compile", refused)
+    assert copy_works(compiler.load(KERNEL))
+    compiler.load("layout.quantise_f16")
+    assert compiler._helpers == {}
+    PREPARE([KERNEL, "layout.quantise_f16"])
+    assert compiler._helpers == {}
+
+
+def test_a_helper_that_fails_costs_only_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "_helpers", {})
+    PREPARE(["layout.no_such_kernel", KERNEL])
+    assert copy_works(compiler.load(KERNEL))
+
+
+def test_without_an_interpreter_to_start_there_is_no_helper(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "_helpers", {})
+    monkeypatch.setattr(sys, "executable", None)
+    PREPARE([KERNEL])
+    monkeypatch.setattr(sys, "executable", "/no/such/interpreter")
+    PREPARE([KERNEL])
+    assert compiler._helpers == {}

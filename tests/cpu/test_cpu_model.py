@@ -57,6 +57,8 @@ TRANSFORMERS_AGREEMENT = 1e-4
 TRANSFORMERS_ROUNDING = 2e-2
 """A float16 cache against one of float32, seen up to 1.1e-2: with the fixtures' large weights,
 the reference with a float16 cache is as far from transformers as the kernels are."""
+TRANSFORMERS_QUANTISED = 0.3
+"""A Q8_0 cache, seen up to 0.19, where logits reach 6.4."""
 
 each_type = pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
 
@@ -100,8 +102,12 @@ def test_logits_equal_the_reference(isa: Isa, kind: TensorType, shape: str) -> N
 @each_isa
 @pytest.mark.parametrize(
     ("kv_type", "tolerance"),
-    [(TensorType.F32, TRANSFORMERS_AGREEMENT), (TensorType.F16, TRANSFORMERS_ROUNDING)],
-    ids=["F32 cache", "F16 cache"],
+    [
+        (TensorType.F32, TRANSFORMERS_AGREEMENT),
+        (TensorType.F16, TRANSFORMERS_ROUNDING),
+        (TensorType.Q8_0, TRANSFORMERS_QUANTISED),
+    ],
+    ids=["F32 cache", "F16 cache", "Q8_0 cache"],
 )
 @pytest.mark.parametrize("folder", FIXTURE_FOLDERS, ids=lambda folder: folder.name)
 def test_logits_equal_those_of_transformers(
@@ -192,3 +198,15 @@ def test_the_model_says_what_it_holds_and_reads(tied: bool) -> None:
         assert model.n_blocks == 3
         assert model.max_batch_tokens == 65
         assert model.max_seq_len == 65
+
+
+@pytest.mark.parametrize(
+    ("kv_type", "head_bytes"),
+    [(TensorType.F32, 4 * 48), (TensorType.F16, 2 * 48), (TensorType.Q8_0, 2 * 34)],
+    ids=str,
+)
+def test_the_bytes_of_a_cache_follow_its_type(kv_type: TensorType, head_bytes: int) -> None:
+    config = tiny_config(head_dim=40)
+    with cpu_model(config, random_weights(config), chosen(), kv_type=kv_type) as model:
+        layers = key_and_value = kv_heads = 2
+        assert model.kv_bytes_per_token == layers * key_and_value * kv_heads * head_bytes

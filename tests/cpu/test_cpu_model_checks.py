@@ -126,9 +126,9 @@ def test_a_type_that_cannot_run_is_a_named_error() -> None:
 
 
 def test_a_cache_type_that_does_not_exist_is_a_named_error() -> None:
-    with pytest.raises(SettingError, match="kv_type is 'Q8_0'"):
+    with pytest.raises(SettingError, match=r"kv_type is 'Q4_0', but .* one of F16, F32, Q8_0"):
         load_model(
-            MemoryCheckpoint(CONFIG, WEIGHTS), kv_type=TensorType.Q8_0, max_seq_len=32, threads=1
+            MemoryCheckpoint(CONFIG, WEIGHTS), kv_type=TensorType.Q4_0, max_seq_len=32, threads=1
         )
 
 

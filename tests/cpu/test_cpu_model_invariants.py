@@ -121,9 +121,9 @@ def test_cache_blocks_may_be_any_in_any_order(model: CpuModel, whole: Logits) ->
 
 
 def test_what_the_cache_held_before_does_not_matter(model: CpuModel, whole: Logits) -> None:
-    model._cache[:] = 0xFF  # every half is NaN
+    model._kv.blocks[:] = 0xFF  # every half is NaN
     np.testing.assert_array_equal(logits_of(model, TOKENS), whole)
-    model._cache[:] = 0xFF
+    model._kv.blocks[:] = 0xFF
     np.testing.assert_array_equal(in_chunks(model, [33, 1, 41]), whole)
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.kernels import (
-    FLOATS,
     QUANTISED,
     TYPES,
+    UNQUANTISED,
     Guarded,
     OneMatrix,
     PackedMatrix,
@@ -23,6 +23,7 @@ from support.kernels import (
 
 from pyrllama import quants
 from pyrllama.core import TensorInfo, TensorType
+from pyrllama.cpu.records import BYTES, FLOATS
 from pyrllama.cpu.team import Team
 from pyrllama.cpu.weights import PACKED, Matrices, packed_bytes, packed_type
 from pyrllama.errors import BackendError
@@ -44,14 +45,14 @@ def random(rows: int, cols: int, seed: int = 0) -> NDArray[np.float32]:
 
 def shapes(*kinds: TensorType) -> list[tuple[int, int]]:
     """Return the shapes that can be stored in all of these types."""
-    quantised = any(PACKED[kind].quantised for kind in kinds)
+    quantised = any((PACKED[kind].form == BYTES) for kind in kinds)
     return list(product(ROWS, COLS[quantised]))
 
 
 def interleaved(stored: Bytes, kind: TensorType, cols: int) -> Bytes:
     """State the layout: stored rows to ``(groups, bytes of a group)``, piece by piece."""
     n_groups = -(-len(stored) // 16)
-    block_cols = 32 if PACKED[kind].quantised else 1
+    block_cols = 32 if (PACKED[kind].form == BYTES) else 1
     unit = stored.shape[1] * block_cols // cols  # bytes of a block or of a number
     n_units = -(-cols // 32) * 32 // block_cols
     padded = np.zeros((16 * n_groups, unit * n_units), np.uint8)
@@ -135,7 +136,7 @@ def test_the_record_says_how_the_matrix_lies(isa: Isa) -> None:
         assert record["n_cols"] == 96
         assert record["bytes_a_group"] == packed_bytes((16, 96), kind)
         assert record["data"] % 64 == 0
-        assert record["quantised"] == (kind in QUANTISED)
+        assert record["form"] == (BYTES if kind in QUANTISED else FLOATS)
 
 
 @each_isa
@@ -166,10 +167,10 @@ def test_a_row_unpacks_to_its_stored_values(isa: Isa, kind: TensorType) -> None:
 @each_isa
 def test_the_record_names_the_kernels_of_its_type(isa: Isa) -> None:
     addresses = [
-        (record["product"], record["row"])
+        (record["matvec"], record["matmul"], record["row"])
         for record in (pack(random(16, 32), kind, isa).record for kind in TYPES)
     ]
-    assert all(product and row for product, row in addresses)
+    assert all(map(all, addresses))
     assert len(set(addresses)) == len(TYPES)
 
 
@@ -195,7 +196,7 @@ def test_columns_that_are_no_whole_blocks_are_held_in_half_precision(
     assert packed_type(info(TensorType.F32, cols), wanted) is TensorType.F16
     assert packed_type(info(TensorType.F16, cols), wanted) is TensorType.F16
     assert packed_type(info(TensorType.BF16, cols), wanted) is TensorType.BF16
-    for kind in FLOATS:
+    for kind in UNQUANTISED:
         assert packed_type(info(kind, cols), None) is kind
         assert packed_type(info(TensorType.F32, cols), kind) is kind
 

@@ -1,4 +1,4 @@
-"""Normalisation, quantised activations and SwiGLU against the reference."""
+"""Normalisation and SwiGLU against the reference."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.kernels import ActivationArrays, Guarded, call, each_isa
+from support.kernels import Guarded, call, each_isa
 
 from pyrllama.reference import ops
 
@@ -56,59 +56,6 @@ def test_rms_norm_of_small_and_large_rows(isa: Isa, size: float) -> None:
     weight = np.ones(33, F32)
     expected = ops.rms_norm(x[None], weight, 1e-6)[0]
     np.testing.assert_allclose(rms_norm(x, weight, 1e-6, isa)[:33], expected, rtol=1e-6)
-
-
-# --- int8 activations -------------------------------------------------------------------------
-
-
-def activation_cases() -> dict[str, Array]:
-    """Return rows whose blocks quantise in every way, ``(rows, multiple of 32)``."""
-    rng = np.random.default_rng(2)
-    ties = np.tile(np.arange(32) - 15.5, (2, 1)).astype(F32)
-    ties[:, 0] = [127, -127]  # the scale is exactly 1
-    mixed = np.zeros((3, 96), F32)
-    mixed[0, 40] = 3
-    mixed[1, :32] = rng.normal(0, 1, 32)
-    return {
-        "random": rng.normal(0, 1, (7, 352)).astype(F32),
-        "ties go to even": ties,
-        "zeros": np.zeros((1, 32), F32),
-        "some blocks of zeros": mixed,
-        "all equal": np.full((2, 64), -3.5, F32),
-        "small": rng.normal(0, 1e-28, (3, 64)).astype(F32),
-        "at the smallest maximum": np.full((1, 32), ops.SMALLEST_BLOCK_MAXIMUM, F32),
-        "below the smallest maximum": np.full((1, 32), ops.SMALLEST_BLOCK_MAXIMUM * 0.999, F32),
-        "the inverse overflows": rng.normal(0, 1e-37, (3, 64)).astype(F32),
-        "denormal": rng.integers(0, 99, (3, 64)).astype(F32) * F32(TINIEST),
-        "huge": rng.normal(0, 1e37, (3, 64)).astype(F32),
-        "largest": np.where(np.arange(64) % 3, 1, -1)[None].astype(F32) * np.finfo(F32).max,
-    }
-
-
-@each_isa
-@pytest.mark.parametrize("case", activation_cases())
-def test_activations_quantise_exactly_as_the_reference_says(isa: Isa, case: str) -> None:
-    x = activation_cases()[case]
-    q, scales = ops.quantize_activations(x)
-    activations = ActivationArrays(x)
-    activations.quantise(isa)
-    np.testing.assert_array_equal(activations.q, q)
-    np.testing.assert_array_equal(activations.scales, scales)
-    sums = q.reshape(len(x), -1, 32).sum(axis=2, dtype=np.int32)
-    np.testing.assert_array_equal(activations.sums, sums)
-
-
-@each_isa
-def test_only_the_blocks_asked_for_are_quantised_into_another_row(isa: Isa) -> None:
-    x = np.random.default_rng(3).normal(0, 1, (3, 128)).astype(F32)
-    activations = ActivationArrays(x)
-    call("norm.quantise_kernel", isa, activations.address, 2, 0, 1, 3)
-    expected, scales = ops.quantize_activations(x[2:])
-    np.testing.assert_array_equal(activations.q[0, 32:96], expected[0, 32:96])
-    np.testing.assert_array_equal(activations.scales[0], [0, *scales[0, 1:3], 0])
-    activations.q[0, 32:96] = 0
-    assert not activations.q.any()
-    assert not activations.scales[1:].any()
 
 
 # --- SwiGLU and the exponential ---------------------------------------------------------------

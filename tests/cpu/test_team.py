@@ -18,7 +18,14 @@ from support.kernels import each_isa, use_isa
 from pyrllama.cpu import compiler
 from pyrllama.cpu import team as team_module
 from pyrllama.cpu.records import READING, Records
-from pyrllama.cpu.team import MAX_THREADS, Team, default_threads
+from pyrllama.cpu.team import (
+    MAX_THREADS,
+    Team,
+    default_threads,
+    fitting_patience,
+    fitting_threads,
+    spin_seconds,
+)
 from pyrllama.errors import RllamaError, SettingError
 
 if TYPE_CHECKING:
@@ -53,18 +60,27 @@ class Readers:
         np.testing.assert_array_equal(self.parts[:, 15], marks)
 
 
-def cpu_share(seconds: float) -> float:
-    """Return how many cores this process uses over some time in which it does nothing."""
-    before, start = time.process_time(), time.perf_counter()
-    threading.Event().wait(seconds)
-    return (time.process_time() - before) / (time.perf_counter() - start)
+def cpu_seconds(thread: threading.Thread) -> float:
+    """Return the CPU time that a thread has used so far."""
+    assert thread.ident is not None
+    return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
 
 
-def wait_until_idle() -> None:
-    """Wait until no thread of the process spins; fail if one never stops."""
-    end = time.monotonic() + DEADLINE
-    while cpu_share(0.02) > 0.1:
-        assert time.monotonic() < end, "a thread spins without work"
+def work_alone(seconds: float) -> None:
+    """Keep the calling thread busy for so much CPU time."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+def fall_asleep(threads: list[threading.Thread]) -> None:
+    """Wait until these threads use no CPU time while this one works; fail if they never stop."""
+    for _ in range(100):
+        before = [cpu_seconds(thread) for thread in threads]
+        work_alone(0.02)
+        if [cpu_seconds(thread) for thread in threads] == before:
+            return
+    pytest.fail("a thread spins without work")
 
 
 def run_python(script: str) -> str:
@@ -102,9 +118,9 @@ def test_thousands_of_small_jobs() -> None:
 
 def test_jobs_after_the_workers_fell_asleep() -> None:
     team, readers = Team(4), Readers(4)
-    for number in range(20):
+    for number in range(5):
         readers.run(team, number)
-        wait_until_idle()
+        fall_asleep(workers())
     team.close()
 
 
@@ -122,10 +138,34 @@ def test_jobs_at_the_moment_at_which_workers_fall_asleep() -> None:
 def test_idle_workers_use_no_time() -> None:
     team, readers = Team(4), Readers(4)
     readers.run(team, 0)
-    wait_until_idle()
-    assert cpu_share(0.2) < 0.05
+    fall_asleep(workers())
+    before = [cpu_seconds(worker) for worker in workers()]
+    work_alone(0.2)
+    assert [cpu_seconds(worker) for worker in workers()] == before
     readers.run(team, 1)
     team.close()
+
+
+def test_threads_that_wait_long_at_a_barrier_sleep() -> None:
+    # A patience of nothing makes every wait a sleep, and every end of one a wake-up.
+    team, readers = Team(3, patience=0.0), Readers(3)
+    for number in range(500):
+        readers.run(team, number)
+    team.close()
+
+
+@pytest.mark.parametrize(
+    ("weight_bytes", "n_barriers", "expected"),
+    [(6_000_000, 30, 30e-6), (60_000_000, 60, 50e-6), (4_000_000_000, 160, 200e-6), (0, 5, 30e-6)],
+)
+def test_patience_is_the_work_between_two_barriers(
+    weight_bytes: int, n_barriers: int, expected: float
+) -> None:
+    assert fitting_patience(weight_bytes, n_barriers) == pytest.approx(expected)
+
+
+def test_a_spin_takes_nanoseconds() -> None:
+    assert 1e-10 < spin_seconds() < 1e-4
 
 
 def test_two_teams_from_two_threads_at_once() -> None:
@@ -186,7 +226,7 @@ def test_closing_while_workers_sleep_and_before_any_job() -> None:
     before = len(workers())
     Team(3).close()
     team = Team(3)
-    wait_until_idle()
+    fall_asleep(workers())
     team.close()
     assert len(workers()) == before
 
@@ -214,13 +254,17 @@ def test_a_closed_team_refuses_a_job_instead_of_waiting_for_ever(threads: int) -
     assert run_python(USE_AFTER_CLOSE.format(threads=threads)).startswith("refused:")
 
 
-def test_a_dropped_team_leaves_no_spinning_thread() -> None:
+def test_the_workers_of_a_dropped_team_end() -> None:
+    before = set(workers())
     team, readers = Team(3), Readers(3)
     readers.run(team, 0)
+    started = set(workers()) - before
+    assert len(started) == 2
     del team
     gc.collect()
-    wait_until_idle()
-    assert cpu_share(0.1) < 0.1
+    for worker in started:
+        worker.join(DEADLINE)
+        assert not worker.is_alive()
 
 
 def test_a_process_ends_with_teams_that_nobody_closed() -> None:
@@ -277,25 +321,8 @@ def test_the_default_is_what_this_process_may_use() -> None:
     assert 1 <= n <= min(os.cpu_count() or 1, MAX_THREADS)
 
 
-@pytest.mark.parametrize(
-    ("allowed", "limit", "expected"),
-    [(8, None, 8), (8, 3, 3), (2, 16, 2), (1, 1, 1), (1000, None, MAX_THREADS)],
-)
-def test_the_default_keeps_to_the_affinity_and_the_cgroup(
-    allowed: int, limit: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(allowed)), raising=False)
-    monkeypatch.setattr(team_module, "_cgroup_limit", lambda: limit)
-    assert default_threads() == expected
-
-
-@pytest.mark.parametrize(
-    ("cpu_max", "expected"),
-    [("max 100000\n", None), ("400000 100000\n", 4), ("250000 100000\n", 2), ("50000 100000", 1),
-     ("", None), ("what", None)],
-)  # fmt: skip
-def test_the_cgroup_limit_is_whole_cores(
-    cpu_max: str, expected: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Path, "read_text", lambda _path, _encoding: cpu_max)
-    assert team_module._cgroup_limit() == expected
+def test_the_default_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(team_module, "performance_cores", lambda: 1000)
+    assert default_threads() == MAX_THREADS
+    assert fitting_threads(5 << 20) == 2
+    assert fitting_threads(1) == 1

@@ -17,7 +17,6 @@ from pyrllama.core import TensorType
 from pyrllama.cpu import compiler, target
 from pyrllama.cpu import isa as machine
 from pyrllama.cpu.target import AVX512, AVXVNNI, GENERIC, Isa
-from pyrllama.cpu.weights import PACKED
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,6 +83,6 @@ def test_integer_sums_are_exact(
     matrix = PackedMatrix(stored_blocks(weights, kind), kind, 160, GENERIC)
     with monkeypatch.context() as patch:
         patch.setattr(compiler, "_loaded", {})
-        kernel = compiler.load(f"matvec.{PACKED[kind].suffix}", vnni)
-    got = Product(matrix, x.astype(np.float32), GENERIC, kernel).run()
-    np.testing.assert_array_equal(got, x @ weights.T)
+        product = Product(matrix, x.astype(np.float32), vnni)
+    np.testing.assert_array_equal(product.run_rows(), x @ weights.T)
+    np.testing.assert_array_equal(product.run(), x @ weights.T)

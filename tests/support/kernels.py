@@ -13,9 +13,20 @@ import pytest
 from pyrllama.checkpoints.base import Checkpoint
 from pyrllama.core import ModelConfig, Tensor, TensorInfo, TensorType
 from pyrllama.cpu import compiler, target
-from pyrllama.cpu.records import ACTIVATIONS, MATRIX, Record, Records
+from pyrllama.cpu.records import (
+    ACTIVATIONS,
+    BLOCK_WORDS,
+    BYTES,
+    FLOATS,
+    MATRIX,
+    ROWS_AT_ONCE,
+    TILES,
+    Record,
+    Records,
+)
+from pyrllama.cpu.scratch import panel_bytes, round_up, spare_rows
 from pyrllama.cpu.team import Team
-from pyrllama.cpu.weights import PACKED, Matrices, round_up
+from pyrllama.cpu.weights import PACKED, Matrices
 from pyrllama.quants import dequantize, quantize
 
 if TYPE_CHECKING:
@@ -29,8 +40,8 @@ each_isa = pytest.mark.parametrize("isa", target.supported(), ids=lambda isa: is
 """Runs a test on every instruction set of this machine."""
 TYPES = tuple(PACKED)
 """Every type that the kernels run: F32, F16, BF16, Q8_0, Q4_0."""
-QUANTISED = tuple(kind for kind in TYPES if PACKED[kind].quantised)
-FLOATS = tuple(kind for kind in TYPES if not PACKED[kind].quantised)
+QUANTISED = tuple(kind for kind in TYPES if PACKED[kind].form == BYTES)
+UNQUANTISED = tuple(kind for kind in TYPES if PACKED[kind].form == FLOATS)
 
 GUARD_BYTES = 192
 GUARD = 0xA5
@@ -161,14 +172,22 @@ class ActivationArrays:
     def __init__(self, x: NDArray[np.float32]) -> None:
         rows, cols = x.shape
         self.n_cols = round_up(cols, 32)
-        n_blocks = self.n_cols // 32
+        n_blocks, sixes = self.n_cols // 32, -(-rows // ROWS_AT_ONCE)
         self._x = Guarded((rows, self.n_cols), np.float32)
         self._q = Guarded((rows, self.n_cols), np.int8)
         self._scales = Guarded((rows, n_blocks), np.float32)
-        self._sums = Guarded((rows, n_blocks), np.int32)
+        self._nibble_starts = Guarded((rows, n_blocks), np.int32)
+        self._signed_starts = Guarded((rows, n_blocks), np.int32)
+        self._floats = Guarded((sixes, self.n_cols, ROWS_AT_ONCE), np.float32)
+        self._bytes = Guarded((sixes, n_blocks, BLOCK_WORDS, ROWS_AT_ONCE), np.int32)
+        self._tiles = Guarded((spare_rows(rows), self.n_cols), np.uint16)
         self._x.array[:, :cols] = x
-        self.x, self.q = self._x.array, self._q.array
-        self.scales, self.sums = self._scales.array, self._sums.array
+        self.x, self.q, self.scales = self._x.array, self._q.array, self._scales.array
+        self.nibble_starts = self._nibble_starts.array
+        self.signed_starts = self._signed_starts.array
+        self.floats, self.bytes, self.tiles = (
+            self._floats.array, self._bytes.array, self._tiles.array
+        )  # fmt: skip
         self._record = Records(ACTIVATIONS)
         self._record.set(
             x=self._x.address,
@@ -176,57 +195,92 @@ class ActivationArrays:
             q=self._q.address,
             q_stride=self.n_cols,
             scales=self._scales.address,
-            sums=self._sums.address,
+            nibble_starts=self._nibble_starts.address,
+            signed_starts=self._signed_starts.address,
             block_stride=4 * n_blocks,
             n_cols=self.n_cols,
+            floats=self._floats.address,
+            floats_stride=self.floats.strides[0],
+            bytes=self._bytes.address,
+            bytes_stride=self.bytes.strides[0],
+            tiles=self._tiles.address,
         )
         self.address = self._record.address
 
-    def quantise(self, isa: Isa) -> None:
-        """Quantise every row with the kernel, which must stay inside its arrays."""
+    def prepare(self, isa: Isa, forms: int = FLOATS | BYTES | TILES) -> None:
+        """Bring every row into all forms with the kernel, which must stay inside its arrays."""
         for row in range(len(self.x)):
-            call("norm.quantise_kernel", isa, self.address, row, row, 0, self.n_cols // 32)
-        for guarded in (self._x, self._q, self._scales, self._sums):
-            guarded.check()
+            kernel = compiler.load("activations.prepare_kernel", isa)
+            kernel.call(self.address, row, forms, 0, self.n_cols // 32)
+        for guarded in vars(self).values():
+            if isinstance(guarded, Guarded):
+                guarded.check()
 
 
 class Product:
-    """A packed matrix times rows of activations, by the product kernel of its type."""
+    """A packed matrix times rows of activations, by the product kernels of its type.
+
+    One row goes to ``matvec`` and several to ``matmul``, or to matrix tiles.
+    """
 
     def __init__(
         self,
         matrix: PackedMatrix,
         x: NDArray[np.float32],
         isa: Isa,
-        kernel: compiler.Kernel | None = None,
+        *,
+        tiled: bool = False,
     ) -> None:
         self.matrix = matrix
         self.n_groups = matrix.record["n_groups"]
         self.activations = ActivationArrays(x)
-        if matrix.record["quantised"]:
-            self.activations.quantise(isa)
-        self._kernel = kernel or compiler.load(f"matvec.{PACKED[matrix.kind].suffix}", isa)
+        self.activations.prepare(isa)
+        suffix = PACKED[matrix.kind].suffix
+        if not tiled:
+            self._matvec = compiler.load(f"matvec.{suffix}", isa)
+        self._matmul = compiler.load(f"{'tiles' if tiled else 'matmul'}.{suffix}", isa)
 
-    def run(
+    def run_row(
         self,
-        *,
         row: int = 0,
-        n_rows: int | None = None,
+        *,
         pieces: tuple[int, ...] = (),
         onto: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
-        """Return ``(n_rows, rows of the matrix padded to 16)``.
+        """Return the products of one row, ``(rows of the matrix padded to 16,)``.
 
         ``pieces`` are the group numbers at which the work is cut; ``onto`` is added to.
         """
-        n_rows = len(self.activations.x) if n_rows is None else n_rows
-        out = Guarded((n_rows, 16 * self.n_groups), np.float32)
+        out = Guarded(16 * self.n_groups, np.float32)
         out.array[...] = np.nan if onto is None else onto
-        edges = (0, *pieces, self.n_groups)
-        for first, last in itertools.pairwise(edges):
-            self._kernel.call(
-                self.matrix.address, self.activations.address, row, n_rows,
-                out.address, 64 * self.n_groups, first, last, int(onto is not None),
+        for first, last in itertools.pairwise((0, *pieces, self.n_groups)):
+            self._matvec.call(
+                self.matrix.address, self.activations.address, row, out.address,
+                first, last, int(onto is not None),
             )  # fmt: skip
         out.check()
         return np.array(out.array)
+
+    def run(
+        self, *, pieces: tuple[int, ...] = (), onto: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Return the products of all rows, ``(n_rows, rows of the matrix padded to 16)``."""
+        n_rows = len(self.activations.x)
+        # An odd group at the end may write where one more would stand.
+        out = Guarded((spare_rows(n_rows), 16 * round_up(self.n_groups, 2)), np.float32)
+        out.array[...] = np.nan
+        if onto is not None:
+            out.array[:n_rows, : 16 * self.n_groups] = onto
+        panel = Guarded(panel_bytes(n_rows, self.activations.n_cols), np.uint8)
+        for first, last in itertools.pairwise((0, *pieces, self.n_groups)):
+            self._matmul.call(
+                self.matrix.address, self.activations.address, n_rows, out.address,
+                out.array.strides[0], first, last, int(onto is not None), panel.address,
+            )  # fmt: skip
+        out.check()
+        panel.check()
+        return np.array(out.array[:n_rows, : 16 * self.n_groups])
+
+    def run_rows(self) -> NDArray[np.float32]:
+        """Return the products of all rows, each multiplied alone."""
+        return np.stack([self.run_row(row) for row in range(len(self.activations.x))])

@@ -1,0 +1,122 @@
+"""Memory that a forward pass works in: rows of floats, and activations in all their forms."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyrllama.cpu.records import (
+    ACTIVATIONS,
+    BLOCK_WORDS,
+    LINE,
+    PANEL_COLUMNS,
+    PANELS_BYTES,
+    ROWS_AT_ONCE,
+    TILE_BLOCKS,
+    TILE_ROWS,
+    Records,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
+
+HUGE_PAGE = 1 << 21
+BLOCK = 32
+"""Columns of a quantised block of activations."""
+
+
+def round_up(n: int, multiple: int) -> int:
+    """Return the smallest multiple that is not less than ``n``."""
+    return -(-n // multiple) * multiple
+
+
+def huge_pages(n_bytes: int) -> NDArray[np.uint8]:
+    """Return zeroed memory, on huge pages where the system has them.
+
+    A product walks through many rows at once, and looking up a small page for every few lines
+    costs it more than the lines.  Pages that are never touched cost no memory.  Raises
+    ``OSError``, ``ValueError`` or ``OverflowError`` for what cannot be had.
+    """
+    pages = mmap.mmap(-1, n_bytes + HUGE_PAGE)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    memory = np.frombuffer(pages, np.uint8)
+    start = -memory.ctypes.data % HUGE_PAGE
+    return memory[start : start + n_bytes]
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Return a zeroed array that begins with a cache line."""
+    n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    if n_bytes >= HUGE_PAGE:
+        memory = huge_pages(n_bytes)
+    else:
+        memory = np.zeros(n_bytes + LINE, np.uint8)
+        start = -memory.ctypes.data % LINE
+        memory = memory[start : start + n_bytes]
+    return memory.view(dtype).reshape(shape)
+
+
+def spare_rows(rows: int) -> int:
+    """Return the rows that products of ``rows`` rows may write: whole tiles, whole sixes."""
+    return max(round_up(rows, TILE_ROWS), round_up(rows, ROWS_AT_ONCE))
+
+
+def panel_bytes(rows: int, n_cols: int) -> int:
+    """Return the scratch that a thread's products of ``rows`` rows and ``n_cols`` columns need.
+
+    One of: groups' blocks unpacked to bytes; some columns of one as floats, and the sums of all
+    rows; the tiles of two groups.
+    """
+    unpacked = max(PANELS_BYTES, round_up(n_cols, BLOCK) // BLOCK * (16 * BLOCK + 64))
+    floats = 64 * (PANEL_COLUMNS + spare_rows(rows))
+    tiles = LINE + 2 * 1024 * TILE_BLOCKS
+    return max(unpacked, floats, tiles)
+
+
+class Rows:
+    """Float32 rows for kernels, each with zeros behind it for whole vectors beyond its end.
+
+    There are some more than ``count``, which products of whole tiles may write.
+    """
+
+    def __init__(self, count: int, n: int) -> None:
+        self.values = aligned_zeros((spare_rows(count), round_up(n, BLOCK) + BLOCK), np.float32)
+        self.address = self.values.ctypes.data
+        self.stride = self.values.strides[0]
+
+
+class ActivationRows:
+    """Rows of activations in all forms, with their record."""
+
+    def __init__(self, count: int, n: int) -> None:
+        n_cols, rows = round_up(n, BLOCK), spare_rows(count)
+        n_blocks, sixes = n_cols // BLOCK, -(-rows // ROWS_AT_ONCE)
+        self.x = Rows(count, n)
+        self.q = aligned_zeros((rows, n_cols), np.int8)
+        self.scales = aligned_zeros((rows, n_blocks), np.float32)
+        self.starts = aligned_zeros((2, rows, n_blocks), np.int32)
+        self.floats = aligned_zeros((sixes, n_cols, ROWS_AT_ONCE), np.float32)
+        self.bytes = aligned_zeros((sixes, n_blocks, BLOCK_WORDS, ROWS_AT_ONCE), np.int32)
+        self.tiles = aligned_zeros((round_up(rows, TILE_ROWS), n_cols), np.int16)
+        self._record = Records(ACTIVATIONS)
+        self._record.set(
+            x=self.x.address,
+            x_stride=self.x.stride,
+            q=self.q.ctypes.data,
+            q_stride=n_cols,
+            scales=self.scales.ctypes.data,
+            nibble_starts=self.starts[0].ctypes.data,
+            signed_starts=self.starts[1].ctypes.data,
+            block_stride=self.scales.strides[0],
+            n_cols=n_cols,
+            floats=self.floats.ctypes.data,
+            floats_stride=self.floats.strides[0],
+            bytes=self.bytes.ctypes.data,
+            bytes_stride=self.bytes.strides[0],
+            tiles=self.tiles.ctypes.data,
+        )
+        self.address = self._record.address
