@@ -18,7 +18,7 @@ from pyrllama.checkpoints.base import Checkpoint
 from pyrllama.core import ModelConfig, RopeScaling, Tensor, TensorInfo, TensorType
 from pyrllama.errors import SettingError, TensorError
 from pyrllama.models.llama import OUTPUT, ROPE_FACTORS, expected_tensors
-from pyrllama.quants import RUNNABLE, quantize, row_bytes, runnable_names
+from pyrllama.quants import WRITABLE, names_of, quantize, row_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -91,14 +91,14 @@ class RandomCheckpoint(Checkpoint):
     finite.  The same ``seed`` gives the same weights in whatever order they are read.
     ``tied`` leaves the output projection out; None does so for the shapes published like that.
 
-    Raises ``SettingError`` for a type that cannot be run, or whose blocks do not fit the rows.
+    Raises ``SettingError`` for a type that cannot be made, or whose blocks do not fit the rows.
     """
 
     def __init__(
         self, config: ModelConfig, type_: TensorType, seed: int = 0, *, tied: bool | None = None
     ) -> None:
-        if type_ not in RUNNABLE:
-            raise SettingError("the tensor type", type_.name, f"one of {runnable_names()}")
+        if type_ not in WRITABLE:
+            raise SettingError("the tensor type", type_.name, f"one of {names_of(WRITABLE)}")
         self.path = Path("random weights")
         self.format = f"random weights, {type_.name}"
         self.config = config

@@ -10,27 +10,25 @@ order, so that a token has the same bits alone and in a batch.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
+from pyrllama.cpu.blocks import PAIRS, blocks_of
+from pyrllama.cpu.formats import format_named
 from pyrllama.cpu.kernel import KernelFunction, View, inline, kernel, view
-from pyrllama.cpu.records import ACTIVATIONS, MATRIX
+from pyrllama.cpu.records import ACTIVATIONS, MATRIX, SUMS
 from pyrllama.cpu.simd import (
     Lanes,
     as_f32,
     as_i8,
-    as_i32,
     fused_multiply_add,
     half_to_float,
     load_f32,
     load_f32x16,
-    load_i8x64,
     load_i16x16,
     load_i32,
-    nibble_dot,
-    nibble_sum,
     prefetch,
     prefetch_stream,
-    signed_dot,
     splat_f32,
     splat_i32,
     store,
@@ -41,13 +39,16 @@ from pyrllama.cpu.simd import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pyrllama.cpu.formats import Format
+
 Matrix = view(MATRIX)
 Activations = view(ACTIVATIONS)
 
 PREFETCH = 1024
 """Bytes ahead of the weights in use that are asked for, on CPUs that need to be asked."""
-TAIL_BLOCKS, TAIL_COLUMNS = 4, 16
-"""The end of a group, during which the beginning of the next ones is asked for."""
+TAIL_COLUMNS, TAIL_FLOATS = 128, 16
+"""Columns at the end of a group during which the beginning of the next ones is asked for, of
+quantised types and of floats."""
 
 
 @inline
@@ -96,97 +97,100 @@ def broadcast_4(x: int) -> Lanes:
     return as_i8(splat_i32(load_i32(x)))
 
 
-@inline
-def step_q4_0(total: Lanes, p: int, x: int, j: int) -> Lanes:
-    """Add columns ``4j`` to ``4j + 3``, the low nibbles, and those 16 further, the high ones."""
-    w = load_i8x64(p + 32 + 64 * j)
-    high = as_i8(as_i32(w) >> 4)
-    total = nibble_dot(total, w & 15, broadcast_4(x + 4 * j))
-    return nibble_dot(total, high & 15, broadcast_4(x + 16 + 4 * j))
-
-
-@inline
-def start_q4_0(a: View, block: int) -> Lanes:
-    """Begin the integer sums of a block so that a nibble means itself less 8."""
-    return splat_i32(load_i32(a.nibble_starts + block))
-
-
-@inline
-def end_q4_0(total: Lanes) -> Lanes:
-    """Return the integer sums of a block."""
-    return nibble_sum(total)
-
-
-@inline
-def step_q8_0(total: Lanes, p: int, x: int, j: int) -> Lanes:
-    """Add columns ``4j`` to ``4j + 3`` and those 16 further."""
-    total = signed_dot(total, load_i8x64(p + 32 + 64 * j), broadcast_4(x + 4 * j))
-    return signed_dot(total, load_i8x64(p + 288 + 64 * j), broadcast_4(x + 16 + 4 * j))
-
-
-@inline
-def start_q8_0(a: View, block: int) -> Lanes:
-    """Begin the integer sums of a block."""
-    return splat_i32(load_i32(a.signed_starts + block))
-
-
-@inline
-def end_q8_0(total: Lanes) -> Lanes:
-    """Return the integer sums of a block."""
-    return total
-
-
-def quantised_product(
-    block_bytes: int,
-    start: Callable[[View, int], Lanes],
-    step: Callable[[Lanes, int, int, int], Lanes],
-    end: Callable[[Lanes], Lanes],
-) -> KernelFunction:
-    """Return the product kernel of a type with blocks of 32 columns and one float16 scale.
-
-    ``start`` begins the integer sums of 16 rows, ``step`` adds an eighth of a block's columns,
-    and another eighth, and ``end`` makes the sums of four steps the block's.
-    """
+def quantised_product(format_: Format) -> KernelFunction:
+    """Return the product kernel of a quantised type."""
+    operands, scale, addend, products = blocks_of(format_)
+    start, dot, end = products.start, products.dot, products.end
+    packed_bytes, head_bytes, level_bytes = format_.bytes, format_.head_bytes, format_.level_bytes
+    blocks, columns, runs, has_addend = (
+        format_.blocks, format_.columns, format_.runs, format_.has_addend
+    )  # fmt: skip
+    pairs, tail = PAIRS // runs, max(TAIL_COLUMNS // columns, 1)
+    asked_bytes = packed_bytes // blocks
 
     @inline
-    def scaled(products: Lanes, p: int, x_scale: float, total: Lanes) -> Lanes:
-        """Add a block's integer sums times the rows' scales and the activations' scale."""
-        scale = half_to_float(load_i16x16(p)) * x_scale
-        return fused_multiply_add(to_f32(products), scale, total)
+    def step(total: Lanes, q: int, x: int, i: int) -> Lanes:
+        """Add a pair of the levels at ``q``."""
+        first, second = operands(q, i)
+        return dot(total, first, broadcast_4(x + 8 * i), second, broadcast_4(x + 8 * i + 4))
+
+    @inline
+    def scaled(sums: Lanes, p: int, i: int, a: View, at: int, run: int, total: Lanes) -> Lanes:
+        """Add a run's integer sums times both scales, and its addend times the activations."""
+        both = scale(p, i) * load_f32(a.scales + at)
+        total = fused_multiply_add(to_f32(sums), both, total)
+        if has_addend:
+            x_sum = splat_f32(load_f32(a.scaled_sums + SUMS * at + 4 * run))
+            total = fused_multiply_add(addend(p, i), x_sum, total)
+        return total
+
+    @inline
+    def step_four(
+        n0: Lanes, n1: Lanes, n2: Lanes, n3: Lanes, q: int, size: int, x: int, i: int
+    ) -> tuple[Lanes, Lanes, Lanes, Lanes]:
+        """Add a pair of four groups."""
+        n0 = step(n0, q, x, i)
+        n1 = step(n1, q + size, x, i)
+        n2 = step(n2, q + 2 * size, x, i)
+        n3 = step(n3, q + 3 * size, x, i)
+        return n0, n1, n2, n3
 
     @inline
     def add_four(
-        p: int, size: int, a: View, q: int, block: int, t0: Lanes, t1: Lanes, t2: Lanes, t3: Lanes
-    ) -> tuple[Lanes, Lanes, Lanes, Lanes]:
-        """Add the products of a block of four groups that are ``size`` bytes apart.
+        p: int, q: int, size: int, b: int, run: int, a: View, x: int, at: int,
+        t0: Lanes, t1: Lanes, t2: Lanes, t3: Lanes,
+    ) -> tuple[Lanes, Lanes, Lanes, Lanes]:  # fmt: skip
+        """Add run 0 or 1 of block ``b`` of four groups that are ``size`` bytes apart.
 
         They go on together, so that each broadcast of activations serves all four.
         """
-        n0 = n1 = n2 = n3 = start(a, block)
-        for j in range(4):
-            n0 = step(n0, p, q, j)
-            n1 = step(n1, p + size, q, j)
-            n2 = step(n2, p + 2 * size, q, j)
-            n3 = step(n3, p + 3 * size, q, j)
-        x_scale = load_f32(a.scales + block)
+        i, sum_of_run = runs * b + run, run + runs - 1
+        n0 = n1 = n2 = n3 = start(a.sums + SUMS * at + 4 * sum_of_run)
+        # No loop: LLVM would leave it one, and shifts by its counter are not in one instruction.
+        pair = run * pairs
+        n0, n1, n2, n3 = step_four(n0, n1, n2, n3, q, size, x, pair)
+        n0, n1, n2, n3 = step_four(n0, n1, n2, n3, q, size, x, pair + 1)
+        if pairs == 4:
+            n0, n1, n2, n3 = step_four(n0, n1, n2, n3, q, size, x, 2)
+            n0, n1, n2, n3 = step_four(n0, n1, n2, n3, q, size, x, 3)
         return (
-            scaled(end(n0), p, x_scale, t0),
-            scaled(end(n1), p + size, x_scale, t1),
-            scaled(end(n2), p + 2 * size, x_scale, t2),
-            scaled(end(n3), p + 3 * size, x_scale, t3),
+            scaled(end(n0), p, i, a, at, sum_of_run, t0),
+            scaled(end(n1), p + size, i, a, at, sum_of_run, t1),
+            scaled(end(n2), p + 2 * size, i, a, at, sum_of_run, t2),
+            scaled(end(n3), p + 3 * size, i, a, at, sum_of_run, t3),
         )
 
     @inline
-    def one_group(p: int, n_blocks: int, a: View, q: int, blocks: int) -> Lanes:
+    def add_one(p: int, q: int, b: int, run: int, a: View, x: int, at: int, total: Lanes) -> Lanes:
+        """Add the same of one group."""
+        sum_of_run = run + runs - 1
+        n = start(a.sums + SUMS * at + 4 * sum_of_run)
+        for j in range(pairs):
+            n = step(n, q, x, run * pairs + j)
+        return scaled(end(n), p, runs * b + run, a, at, sum_of_run, total)
+
+    @inline
+    def one_group(p: int, n_packed: int, a: View, x: int, at: int) -> Lanes:
         """Multiply one group."""
         total = splat_f32(0.0)
-        for b in range(n_blocks):
-            products = start(a, blocks + 4 * b)
-            for j in range(4):
-                products = step(products, p, q + 32 * b, j)
-            total = scaled(end(products), p, load_f32(a.scales + blocks + 4 * b), total)
-            p += block_bytes
+        for _ in range(n_packed):
+            for b in range(blocks):
+                q = p + head_bytes + b * level_bytes
+                total = add_one(p, q, b, 0, a, x, at, total)
+                if runs == 2:
+                    total = add_one(p, q, b, 1, a, x, at, total)
+                x += 32
+                at += 4
+            p += packed_bytes
         return total
+
+    @inline
+    def ask(p: int, size: int, in_tail: bool) -> None:
+        """Ask for what follows in each of four groups, or for the next four groups."""
+        if in_tail:
+            prefetch_next_four(p + tail * packed_bytes, size, asked_bytes)
+        else:
+            prefetch_ahead(p, size, asked_bytes)
 
     @kernel
     def product(
@@ -194,28 +198,27 @@ def quantised_product(
     ) -> None:
         """Multiply groups ``first`` to ``last`` of a matrix with a row of activations."""
         m, a = Matrix(matrix), Activations(activations)
-        q, blocks = a.q + row * a.q_stride, row * a.block_stride
-        size, n_blocks = m.bytes_a_group, m.n_cols // 32
+        row_x, row_at = a.q + row * a.q_stride, row * a.block_stride
+        size, n_packed = m.bytes_a_group, m.n_cols // columns
         for g in range(first, last - 3, 4):
-            p = m.data + g * size
+            p, x, at = m.data + g * size, row_x, row_at
             t0, t1, t2, t3 = splat_f32(0.0), splat_f32(0.0), splat_f32(0.0), splat_f32(0.0)
-            for b in range(n_blocks - TAIL_BLOCKS):
-                prefetch_ahead(p, size, block_bytes)
-                t0, t1, t2, t3 = add_four(p, size, a, q + 32 * b, blocks + 4 * b, t0, t1, t2, t3)
-                p += block_bytes
-            for b in range(max(n_blocks - TAIL_BLOCKS, 0), n_blocks):
-                prefetch_next_four(p + TAIL_BLOCKS * block_bytes, size, block_bytes)
-                t0, t1, t2, t3 = add_four(p, size, a, q + 32 * b, blocks + 4 * b, t0, t1, t2, t3)
-                p += block_bytes
+            for left in range(n_packed, 0, -1):
+                for b in range(blocks):
+                    ask(p + b * asked_bytes, size, left <= tail)
+                    q = p + head_bytes + b * level_bytes
+                    t0, t1, t2, t3 = add_four(p, q, size, b, 0, a, x, at, t0, t1, t2, t3)
+                    if runs == 2:
+                        t0, t1, t2, t3 = add_four(p, q, size, b, 1, a, x, at, t0, t1, t2, t3)
+                    x += 32
+                    at += 4
+                p += packed_bytes
             finish_four(out + 64 * g, t0, t1, t2, t3, accumulate)
         for g in range(last - (last - first) % 4, last):
-            finish(out + 64 * g, one_group(m.data + g * size, n_blocks, a, q, blocks), accumulate)
+            total = one_group(m.data + g * size, n_packed, a, row_x, row_at)
+            finish(out + 64 * g, total, accumulate)
 
     return product
-
-
-q4_0 = quantised_product(288, start_q4_0, step_q4_0, end_q4_0)
-q8_0 = quantised_product(544, start_q8_0, step_q8_0, end_q8_0)
 
 
 # --- types with float32 activations -----------------------------------------------------------
@@ -269,12 +272,12 @@ def float_product(column_bytes: int, weights: Callable[[int], Lanes]) -> KernelF
         for g in range(first, last - 3, 4):
             p = m.data + g * size
             t0, t1, t2, t3 = splat_f32(0.0), splat_f32(0.0), splat_f32(0.0), splat_f32(0.0)
-            for c in range(0, 4 * (m.n_cols - TAIL_COLUMNS), 8):
+            for c in range(0, 4 * (m.n_cols - TAIL_FLOATS), 8):
                 prefetch_ahead(p, size, 2 * column_bytes)
                 t0, t1, t2, t3 = add_two_columns(p, size, x + c, t0, t1, t2, t3)
                 p += 2 * column_bytes
-            for c in range(4 * (m.n_cols - TAIL_COLUMNS), 4 * m.n_cols, 8):
-                prefetch_next_four(p + TAIL_COLUMNS * column_bytes, size, 2 * column_bytes)
+            for c in range(4 * (m.n_cols - TAIL_FLOATS), 4 * m.n_cols, 8):
+                prefetch_next_four(p + TAIL_FLOATS * column_bytes, size, 2 * column_bytes)
                 t0, t1, t2, t3 = add_two_columns(p, size, x + c, t0, t1, t2, t3)
                 p += 2 * column_bytes
             finish_four(out + 64 * g, t0, t1, t2, t3, accumulate)
@@ -289,6 +292,13 @@ def float_product(column_bytes: int, weights: Callable[[int], Lanes]) -> KernelF
     return product
 
 
-f32 = float_product(64, weights_f32)
-f16 = float_product(32, weights_f16)
-bf16 = float_product(32, weights_bf16)
+FLOAT_TYPES = {"f32": (64, weights_f32), "f16": (32, weights_f16), "bf16": (32, weights_bf16)}
+"""Bytes of 16 rows of a column, and what reads it."""
+
+
+@cache
+def __getattr__(name: str) -> KernelFunction:
+    """Make the kernel of a type when it is asked for."""
+    if name in FLOAT_TYPES:
+        return float_product(*FLOAT_TYPES[name])
+    return quantised_product(format_named(name))

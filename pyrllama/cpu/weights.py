@@ -11,9 +11,11 @@ import numpy as np
 from pyrllama import quants
 from pyrllama.core import TensorType
 from pyrllama.cpu import compiler, target
+from pyrllama.cpu.formats import BLOCK, FORMATS, ROWS
 from pyrllama.cpu.records import BYTES, FLOATS, MATRIX, PACKING, Records
 from pyrllama.cpu.scratch import huge_pages, round_up
 from pyrllama.errors import BackendError, UnsupportedTypeError
+from pyrllama.quants import codebook
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -24,31 +26,36 @@ if TYPE_CHECKING:
     from pyrllama.core import Tensor, TensorInfo
     from pyrllama.cpu.team import Team
 
-ROWS = 16
-"""Rows of a group."""
 SLICE_BYTES = 1 << 24
 """Stored bytes that are packed before the file's pages are given back."""
-BLOCK = 32
-"""Columns of a block; every matrix is padded to whole ones."""
+CODEBOOK_SLICE_BYTES = 1 << 20
+"""The same where every number takes a byte on the way."""
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """How a storage type is packed: the kernels' suffix and the bytes of 16 rows, 32 columns."""
+    """How the tensors of a storage type are held."""
 
-    suffix: str
+    kernels: str
+    """The name of its products' kernels, and of the one that unpacks a row."""
     interleave: str
-    block_bytes: int
+    columns: int
+    """Of a packed block of 16 rows."""
+    bytes: int
     form: int
     """The form of activations that its products read: ``FLOATS`` or ``BYTES``."""
 
 
 PACKED = {
-    TensorType.F32: Packed("f32", "layout.interleave_32bit", 64 * BLOCK, FLOATS),
-    TensorType.F16: Packed("f16", "layout.interleave_16bit", 32 * BLOCK, FLOATS),
-    TensorType.BF16: Packed("bf16", "layout.interleave_16bit", 32 * BLOCK, FLOATS),
-    TensorType.Q8_0: Packed("q8_0", "layout.interleave_q8_0", 544, BYTES),
-    TensorType.Q4_0: Packed("q4_0", "layout.interleave_q4_0", 288, BYTES),
+    TensorType.F32: Packed("f32", "layout.interleave_32bit", BLOCK, 64 * BLOCK, FLOATS),
+    TensorType.F16: Packed("f16", "layout.interleave_16bit", BLOCK, 32 * BLOCK, FLOATS),
+    TensorType.BF16: Packed("bf16", "layout.interleave_16bit", BLOCK, 32 * BLOCK, FLOATS),
+    **{
+        type_: Packed(
+            held.name, f"layout.interleave_{type_.name.lower()}", held.columns, held.bytes, BYTES
+        )
+        for type_, held in FORMATS.items()
+    },
 }
 """Every type that the kernels run."""
 
@@ -66,8 +73,9 @@ def packed_type(info: TensorInfo, wanted: TensorType | None) -> TensorType:
 
 def packed_bytes(shape: tuple[int, ...], kind: TensorType) -> int:
     """Return the bytes of a packed matrix."""
-    n_groups, n_blocks = -(-shape[0] // ROWS), -(-shape[1] // BLOCK)
-    return n_groups * n_blocks * PACKED[kind].block_bytes
+    packed = PACKED[kind]
+    n_groups, n_blocks = -(-shape[0] // ROWS), -(-shape[1] // packed.columns)
+    return n_groups * n_blocks * packed.bytes
 
 
 def check_runs(checkpoint: Checkpoint, name: str, kind: TensorType) -> None:
@@ -146,11 +154,15 @@ class Matrices:
         source = pad_columns(tensor)
         target = self._arena.take(self.sizes[index])
         n_cols, n_groups = round_up(cols, BLOCK), round_up(rows, ROWS) // ROWS
-        bytes_a_group = n_cols // BLOCK * packed.block_bytes
-        job = PackingJob(tensor.info.type, kind, n_cols, team)
-        at_once = max(1, SLICE_BYTES // (ROWS * source.shape[1]))
+        bytes_a_group = n_cols // packed.columns * packed.bytes
+        stored = tensor.info.type
+        job = PackingJob(stored, kind, n_cols, team)
+        slice_bytes = CODEBOOK_SLICE_BYTES if stored in codebook.LEVELS else SLICE_BYTES
+        at_once = max(1, slice_bytes // (ROWS * source.shape[1]))
         for first in range(0, n_groups, at_once):
             part = source[first * ROWS : (first + at_once) * ROWS]
+            if stored in codebook.LEVELS:
+                part = codebook_levels(part, stored)
             job.run(part, target[first * bytes_a_group :], bytes_a_group)
             # The file's pages count as our memory while they are mapped in.
             self._checkpoint.release(tensor.info.name)
@@ -168,9 +180,15 @@ class Matrices:
         )
 
 
+def codebook_levels(rows: NDArray[np.uint8], kind: TensorType) -> NDArray[np.uint8]:
+    """Return stored rows without their codebook, as the kernels take them."""
+    blocks = rows.reshape(-1, quants.type_size(kind))
+    return codebook.as_levels(kind, blocks).reshape(len(rows), -1)
+
+
 def kernel_names(kind: TensorType) -> dict[str, str]:
     """Return the kernels of a storage type by the field of a MATRIX record that holds them."""
-    suffix = PACKED[kind].suffix
+    suffix = PACKED[kind].kernels
     names = {
         "matvec": f"matvec.{suffix}",
         "matmul": f"matmul.{suffix}",
@@ -206,14 +224,14 @@ class PackingJob:
             interleave=self._kernels[0].address, counter=self._counter.ctypes.data, n_cols=n_cols
         )
         if source is not target:
-            self._convert(f"layout.dequantise_{PACKED[source].suffix}", target, n_cols)
+            self._convert(f"conversions.dequantise_{source.name.lower()}", target, n_cols)
 
     def _convert(self, dequantise: str, target: TensorType, n_cols: int) -> None:
         """Go through float32 on the way."""
         row_bytes = quants.row_bytes(target, n_cols)
         work_bytes = round_up(4 * n_cols + ROWS * row_bytes, 64)
         self._work = np.zeros(self._team.n_threads * work_bytes, np.uint8)
-        quantise = f"layout.quantise_{PACKED[target].suffix}"
+        quantise = f"conversions.quantise_{target.name.lower()}"
         self._kernels += [compiler.load(dequantise), compiler.load(quantise)]
         self._record.set(
             dequantise=self._kernels[1].address,

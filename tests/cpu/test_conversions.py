@@ -43,12 +43,12 @@ def convert(kernel: str, isa: Isa, source: NDArray[np.generic], n_bytes: int) ->
 def quantised(kind: TensorType, isa: Isa, values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Store rows of values by the kernel."""
     n_bytes = quants.row_bytes(kind, values.shape[1])
-    return convert(f"layout.quantise_{PACKED[kind].suffix}", isa, values, n_bytes)
+    return convert(f"layout.quantise_{PACKED[kind].kernels}", isa, values, n_bytes)
 
 
 def dequantised(kind: TensorType, isa: Isa, stored: NDArray[np.uint8], cols: int) -> Array:
     """Read stored rows by the kernel."""
-    return convert(f"layout.dequantise_{PACKED[kind].suffix}", isa, stored, 4 * cols).view("<f4")
+    return convert(f"layout.dequantise_{PACKED[kind].kernels}", isa, stored, 4 * cols).view("<f4")
 
 
 def as_rows(values: NDArray[np.float32]) -> NDArray[np.float32]:
