@@ -11,11 +11,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from support.kernels import TYPES, Product, pack, rounded
+from support.kernels import (
+    QUANTISED,
+    TYPES,
+    PackedMatrix,
+    Product,
+    column_counts,
+    random_stored,
+)
+from support.packed_layout import plain_scales
 
+from pyrllama import quants
 from pyrllama.cpu import compiler, target
 from pyrllama.cpu import isa as machine
+from pyrllama.cpu.scratch import round_up
 from pyrllama.cpu.target import AMX
+from pyrllama.quants import type_size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,6 +37,8 @@ if TYPE_CHECKING:
 
 ROUNDING = 2.0**-7
 """Of the sum of magnitudes: two factors, each rounded to 8 bits, a 2^-8 off at most."""
+TINY = 1e-30
+"""Added to magnitudes: rows of scales that are all zero have none."""
 each_type = pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
 
 EMULATION = """
@@ -156,31 +169,46 @@ def random(rows: int, cols: int, seed: int) -> NDArray[np.float32]:
 def test_tile_products_equal_the_reference(
     tiles: target.Isa, kind: TensorType, n_rows: int, rows: int, cols: int
 ) -> None:
-    w, x = random(rows, cols, rows), random(n_rows, cols, cols)
-    got = Product(pack(w, kind, target.GENERIC), x, tiles, tiled=True).run()
-    a, b = x.astype(np.float64), rounded(w, kind).astype(np.float64)
-    error = np.abs(got[:, :rows] - a @ b.T) / (np.abs(a) @ np.abs(b).T)
+    cols = round_up(cols, quants.block_size(kind))
+    stored, x = random_stored(kind, rows, cols, rows), random(n_rows, cols, cols)
+    matrix = PackedMatrix(stored, kind, cols, target.GENERIC)
+    got = Product(matrix, x, tiles, tiled=True).run()
+    w = quants.dequantize(kind, stored, cols)
+    a, b = x.astype(np.float64), w.astype(np.float64)
+    error = np.abs(got[:, :rows] - a @ b.T) / (np.abs(a) @ np.abs(b).T + TINY)
     assert error.max() < ROUNDING
     assert not got[:, rows:].any(), "rows of padding"
 
 
 @each_type
 def test_small_whole_numbers_are_exact(tiles: target.Isa, kind: TensorType) -> None:
-    rng = np.random.default_rng(1)
-    w = rng.integers(-7, 8, (64, 96)).astype(np.float32)
-    w[:, ::32] = -8  # Q4_0's scale is 1
-    if kind.name == "Q8_0":
-        w[:, ::32] = 127
-    x = rng.integers(-100, 100, (40, 96)).astype(np.float32)
-    product = Product(pack(w, kind, target.GENERIC), x, tiles, tiled=True)
+    stored, cols = whole_numbers(kind)
+    w = quants.dequantize(kind, stored, cols)
+    x = np.random.default_rng(1).integers(-100, 100, (40, cols)).astype(np.float32)
+    matrix = PackedMatrix(stored, kind, cols, target.GENERIC)
+    product = Product(matrix, x, tiles, tiled=True)
     np.testing.assert_array_equal(product.run(), x @ w.T)
     onto = random(40, 64, 2)
     np.testing.assert_array_equal(product.run(pieces=(2,), onto=onto), product.run(onto=onto))
-    np.testing.assert_allclose(product.run(onto=onto), x @ w.T + onto, atol=2e-3)
+    np.testing.assert_allclose(product.run(onto=onto), x @ w.T + onto, atol=2e-2)
+
+
+def whole_numbers(kind: TensorType) -> tuple[NDArray[np.uint8], int]:
+    """Return 64 stored rows of numbers that eight bits hold, and their columns."""
+    (cols,) = column_counts(kind, (96,))
+    if kind not in QUANTISED:
+        return quants.quantize(kind, random_levels(64, cols)), cols
+    scales = plain_scales(random_stored(kind, 64, cols, 1).reshape(-1, type_size(kind)), kind)
+    return scales.reshape(64, -1), cols
+
+
+def random_levels(rows: int, cols: int) -> NDArray[np.float32]:
+    return np.random.default_rng(1).integers(-8, 8, (rows, cols)).astype(np.float32)
 
 
 @each_type
 def test_pieces_of_one_group_equal_the_whole(tiles: target.Isa, kind: TensorType) -> None:
-    w, x = random(80, 64, 3), random(35, 64, 4)
-    product = Product(pack(w, kind, target.GENERIC), x, tiles, tiled=True)
+    (cols,) = column_counts(kind, (64,))
+    matrix = PackedMatrix(random_stored(kind, 80, cols, 3), kind, cols, target.GENERIC)
+    product = Product(matrix, random(35, cols, 4), tiles, tiled=True)
     np.testing.assert_array_equal(product.run(pieces=(2, 4)), product.run())
