@@ -58,6 +58,10 @@ PACKED = {
     },
 }
 """Every type that the kernels run."""
+MADE_TYPES = (
+    TensorType.F32, TensorType.F16, TensorType.BF16, TensorType.Q8_0, TensorType.Q4_0
+)  # fmt: skip
+"""The types that weights can be converted to while they are packed."""
 
 
 def packed_type(info: TensorInfo, wanted: TensorType | None) -> TensorType:
@@ -79,13 +83,15 @@ def packed_bytes(shape: tuple[int, ...], kind: TensorType) -> int:
 
 
 def check_runs(checkpoint: Checkpoint, name: str, kind: TensorType) -> None:
-    """Raise ``UnsupportedTypeError`` for a type that no kernel runs."""
-    if kind not in PACKED:
-        running = ", ".join(known.name for known in PACKED)
+    """Raise ``UnsupportedTypeError`` for a type that no kernel runs, or converts to."""
+    possible: Iterable[TensorType] = PACKED
+    if kind is not checkpoint.tensors[name].type:
+        possible = MADE_TYPES
+    if kind not in possible:
         raise UnsupportedTypeError(
             checkpoint.path,
-            f"{name} would be held as {kind.name}, which cannot run yet; the types that run are "
-            f"{running}",
+            f"{name} would be held as {kind.name}, which cannot be; the types that can are "
+            f"{quants.names_of(possible)}",
         )
 
 

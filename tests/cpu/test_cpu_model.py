@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sentencepiece import SentencePieceProcessor
 from support.cpu_models import cpu_model, reference_of
-from support.kernels import QUANTISED, TYPES, each_isa, use_isa
+from support.kernels import QUANTISED, TYPES, UNQUANTISED, each_isa, use_isa, usual_stored
 from support.tiny_models import (
     FIXTURE_FOLDERS,
     GOLDEN,
@@ -25,10 +25,13 @@ from support.tiny_models import (
 )
 
 from pyrllama.checkpoints.llama2c import Llama2cCheckpoint
-from pyrllama.core import Batch, ModelConfig, RopeScaling, TensorType
+from pyrllama.core import Batch, ModelConfig, RopeScaling, Tensor, TensorType
 from pyrllama.cpu.model import load_model
 from pyrllama.cpu.target import Isa, chosen
+from pyrllama.cpu.weights import MADE_TYPES
 from pyrllama.models.llama import ROPE_FACTORS, rope_frequencies
+from pyrllama.quants import dequantize
+from pyrllama.reference import ReferenceModel, ops
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,7 +63,7 @@ the reference with a float16 cache is as far from transformers as the kernels ar
 TRANSFORMERS_QUANTISED = 0.3
 """A Q8_0 cache, seen up to 0.19, where logits reach 6.4."""
 
-each_type = pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
+each_type = pytest.mark.parametrize("kind", MADE_TYPES, ids=lambda kind: kind.name)
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,53 @@ def test_a_stored_type_needs_no_conversion(isa: Isa, kind: TensorType) -> None:
         checkpoint = MemoryCheckpoint(config, weights, kind)
         model = load_model(checkpoint, max_seq_len=96, threads=1)
     np.testing.assert_array_equal(logits_of(model, range(5)), converted)
+    model.close()
+
+
+# --- every type as it is stored ----------------------------------------------------------------
+
+
+WIDE = tiny_config(dim=256, head_dim=64, n_heads=4, n_kv_heads=2, ffn_dim=512)
+"""Rows of whole super-blocks."""
+
+
+class StoredCheckpoint(MemoryCheckpoint):
+    """A checkpoint whose matrices are random stored rows of a type."""
+
+    def __init__(self, kind: TensorType) -> None:
+        super().__init__(WIDE, random_weights(WIDE, std=WEIGHT_STD), kind)
+        matrices = [info for info in self.tensors.values() if len(info.shape) == 2]
+        self.stored = {
+            info.name: usual_stored(kind, *info.shape, seed, WEIGHT_STD)
+            for seed, info in enumerate(matrices)
+        }
+        self.numbers = {name: values for name, values in self._weights.items()} | {
+            name: dequantize(kind, rows, self.tensors[name].shape[1])
+            for name, rows in self.stored.items()
+        }
+
+    def read(self, name: str) -> Tensor:
+        if name in self.stored:
+            return Tensor(self.tensors[name], self.stored[name])
+        return super().read(name)
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
+def test_a_model_of_every_type_equals_the_reference(kind: TensorType) -> None:
+    checkpoint = StoredCheckpoint(kind)
+    matmul = ops.matmul if kind in UNQUANTISED else ops.matmul_int8
+    reference = ReferenceModel(WIDE, checkpoint.numbers, 3, kv_dtype=np.float16, matmul=matmul)
+    tokens = np.random.default_rng(3).integers(0, WIDE.vocab_size, 40).tolist()
+    expected = logits_of(reference, tokens)
+    model = load_model(checkpoint, max_seq_len=96, threads=2)
+    whole = logits_of(model, tokens)
+    errors = np.abs(whole - expected) / expected.std()
+    assert np.median(errors) < 1e-2
+    assert errors.max() < 0.5
+    one_by_one = np.concatenate(
+        [model.forward(Batch((chunk_of([token], i),))) for i, token in enumerate(tokens)]
+    )
+    np.testing.assert_array_equal(one_by_one, whole)
     model.close()
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.cpu_models import cpu_model
-from support.kernels import TYPES
 from support.tiny_models import chunk_of, greedy, logits_of, random_weights, tiny_config
 
 from pyrllama.core import Batch, Chunk, TensorType
 from pyrllama.cpu.target import Isa, supported
+from pyrllama.cpu.weights import MADE_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,7 @@ def isa(request: pytest.FixtureRequest) -> Isa:
     return chosen
 
 
-@pytest.fixture(scope="module", params=TYPES, ids=lambda kind: kind.name)
+@pytest.fixture(scope="module", params=MADE_TYPES, ids=lambda kind: kind.name)
 def kind(request: pytest.FixtureRequest) -> TensorType:
     chosen: TensorType = request.param
     return chosen

@@ -27,9 +27,15 @@ from pyrllama import quants
 from pyrllama.core import TensorInfo, TensorType
 from pyrllama.cpu.records import BYTES, FLOATS
 from pyrllama.cpu.team import Team
-from pyrllama.cpu.weights import PACKED, Matrices, codebook_levels, packed_bytes, packed_type
+from pyrllama.cpu.weights import (
+    MADE_TYPES,
+    PACKED,
+    Matrices,
+    codebook_levels,
+    packed_bytes,
+    packed_type,
+)
 from pyrllama.errors import BackendError
-from pyrllama.loading import WEIGHT_TYPES
 from pyrllama.quants import codebook
 
 if TYPE_CHECKING:
@@ -38,7 +44,6 @@ if TYPE_CHECKING:
 ROWS = (1, 15, 16, 17, 40)
 COLS = {False: (1, 7, 32, 33, 96), True: (32, 96, 160)}
 """Of a float type, and of a quantised one."""
-CONVERTED = tuple(WEIGHT_TYPES.values())
 each_type = pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
 
 Bytes = NDArray[np.uint8]
@@ -99,7 +104,7 @@ def test_interleaving_stays_inside_the_group(isa: Isa, kind: TensorType) -> None
 
 
 @each_isa
-@pytest.mark.parametrize("held_as", CONVERTED, ids=lambda kind: f"to_{kind.name}")
+@pytest.mark.parametrize("held_as", MADE_TYPES, ids=lambda kind: f"to_{kind.name}")
 @each_type
 def test_packing_into_another_type_rounds_as_numpy_does(
     isa: Isa, kind: TensorType, held_as: TensorType

@@ -145,26 +145,47 @@ _HALVES = {
 _EXTREME_HALVES = np.array([0.0, -0.0, 2.0**-24, -(2.0**-20), 2.0**-14, -0.5, 1.0], np.float16)
 
 
-def random_halves(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float16]:
-    """Return scales of every kind: mostly around 1/100, some zero, denormal, negative."""
+def random_halves(
+    rng: np.random.Generator, shape: tuple[int, ...], scale: float | None
+) -> NDArray[np.float16]:
+    """Return scales of every kind, mostly around 1/100 but some zero, denormal or negative.
+
+    With ``scale`` they are around that instead, and of the usual kind.
+    """
+    if scale is not None:
+        return rng.normal(0, scale, shape).astype(np.float16)
     usual = rng.normal(0, 0.01, shape).astype(np.float16)
     return np.where(rng.random(shape) < 0.2, rng.choice(_EXTREME_HALVES, shape), usual)
 
 
-def random_stored(kind: TensorType, rows: int, cols: int, seed: int) -> NDArray[np.uint8]:
-    """Return stored rows of random bits whose numbers are finite, ``(rows, bytes of a row)``."""
+def usual_stored(
+    kind: TensorType, rows: int, cols: int, seed: int, std: float
+) -> NDArray[np.uint8]:
+    """Return stored rows whose numbers have a standard deviation."""
+    first = dequantize(kind, random_stored(kind, rows, cols, seed, 0.01), cols)
+    return random_stored(kind, rows, cols, seed, 0.01 * std / float(first.std()))
+
+
+def random_stored(
+    kind: TensorType, rows: int, cols: int, seed: int, scale: float | None = None
+) -> NDArray[np.uint8]:
+    """Return stored rows of random bits whose numbers are finite, ``(rows, bytes of a row)``.
+
+    Scales are as ``random_halves`` says; MXFP4 and unquantised types have none to choose.
+    """
     rng = np.random.default_rng(seed)
     if kind in UNQUANTISED:
         return quantize(kind, rng.normal(0, 1, (rows, cols)).astype(np.float32))
     n_bytes = type_size(kind)
     blocks = rng.integers(0, 256, (rows * cols // block_size(kind), n_bytes), dtype=np.uint8)
     for place in _HALVES.get(kind, (0,)):
-        halves = random_halves(rng, (len(blocks), 1))
+        halves = random_halves(rng, (len(blocks), 1), scale)
         blocks[:, place : place + 2] = halves.view(np.uint8)
     if kind is TensorType.MXFP4:
-        blocks[:, 0] = rng.choice([0, 1, 2, 3, 118, 121, 124, 127, 130], len(blocks))
+        usual = [121, 122] if scale else [0, 1, 2, 3, 118, 121, 124, 127, 130]
+        blocks[:, 0] = rng.choice(usual, len(blocks))
     if kind is TensorType.IQ1_M:  # four bits of its scale stand above each of four words
-        bits = random_halves(rng, (len(blocks), 1)).view(np.uint16)
+        bits = random_halves(rng, (len(blocks), 1), scale).view(np.uint16)
         words = blocks[:, 48:].view(np.uint16)
         words &= np.uint16(0x0FFF)
         words |= (bits >> np.array([0, 4, 8, 12], np.uint16) & np.uint16(15)) << np.uint16(12)
