@@ -88,6 +88,10 @@ class BackendError(RllamaError):
     """The kernels cannot run on this machine as asked."""
 
 
+class DeviceError(BackendError):
+    """An OpenCL device is not there, cannot do what is asked of it, or has failed."""
+
+
 class NotEnoughMemoryError(RllamaError):
     """The model would need more memory than is free; nothing of it was loaded."""
 
@@ -123,6 +127,10 @@ class HistoryError(RllamaError):
         super().__init__(f"{path}: {problem}" if line is None else f"{path}:{line}: {problem}")
         self.path = path
         self.line = line
+
+
+class ComparisonError(RllamaError):
+    """Two models, or a model and saved logits, have no predictions that can be compared."""
 
 
 class MissingPackageError(RllamaError):

@@ -1,4 +1,4 @@
-"""Importance matrices: how much the errors of each column of a matrix matter.
+"""Files of importance matrices: how much the errors of each column of a matrix matter.
 
 An importance matrix holds, for each matrix of a model, the mean square of every input that it
 met in a text: an error of a weight costs as much as its input is large.
@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyrllama.checkpoints.gguf_file import GgufFile
-from pyrllama.core import TensorType
+from pyrllama.checkpoints.gguf_writer import PendingTensor, write_gguf
+from pyrllama.core import TensorInfo, TensorType
 from pyrllama.errors import CheckpointError, CorruptFileError, TensorError, UnknownFormatError
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-
-    from pyrllama.core import TensorInfo
 
 GENERAL_TYPE = "imatrix"
 SUMS = ".in_sum2"
@@ -84,8 +83,8 @@ def read_importance(path: Path) -> Importance:
     except UnknownFormatError:
         raise UnknownFormatError(
             path,
-            "this is no importance matrix in GGUF; of the older form, llama.cpp's `llama-imatrix "
-            "--in-file OLD --output-format gguf -o NEW` makes one",
+            "this is no importance matrix in GGUF; `rllama imatrix` collects one, and of the older "
+            "form llama.cpp's `llama-imatrix --in-file OLD --output-format gguf -o NEW` makes one",
         ) from None
     with closing(file):
         if file.metadata.get("general.type") != GENERAL_TYPE:
@@ -98,6 +97,40 @@ def read_importance(path: Path) -> Importance:
             datasets=tuple(str(name) for name in file.metadata.get(DATASETS, ())),
             chunks=chunks if isinstance(chunks, int) else 0,
         )
+
+
+def write_importance(
+    path: Path,
+    sums: Mapping[str, NDArray[np.float64]],
+    n_inputs: int,
+    *,
+    dataset: str,
+    chunks: int,
+    chunk_size: int,
+) -> None:
+    """Write an importance matrix in llama.cpp's GGUF form.
+
+    ``sums`` are the sums of squares of ``n_inputs`` inputs by matrix, ``(cols,)``; ``dataset``
+    names the text, which was ``chunks`` times ``chunk_size`` tokens.  Raises
+    ``CheckpointError`` when the file cannot be written.
+    """
+    metadata = {
+        "general.type": GENERAL_TYPE,
+        DATASETS: [dataset],
+        CHUNK_COUNT: chunks,
+        CHUNK_SIZE: chunk_size,
+    }
+    tensors = []
+    for name in sorted(sums):
+        tensors.append(_pending(name + SUMS, sums[name]))
+        tensors.append(_pending(name + COUNTS, np.array([n_inputs])))
+    write_gguf(path, metadata, tensors)
+
+
+def _pending(name: str, values: NDArray[Any]) -> PendingTensor:
+    stored = values.astype("<f4")
+    info = TensorInfo(name, stored.shape, TensorType.F32)
+    return PendingTensor(info, lambda: iter([stored.view(np.uint8)]))
 
 
 def _columns(file: GgufFile, name: str) -> NDArray[np.float32]:

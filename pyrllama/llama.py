@@ -11,8 +11,9 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Self, TypedDict, TypeVar, Unpack
 
 from pyrllama.core import Completion, FinishReason, Request, Sampling, Token
 from pyrllama.engine import Engine
@@ -26,6 +27,7 @@ from pyrllama.loading import (
     parse_weight_type,
 )
 from pyrllama.perplexity import Perplexity, measure
+from pyrllama.text_chunks import cut_text
 
 if TYPE_CHECKING:
     import os
@@ -35,11 +37,17 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from pyrllama.collecting import Collection
     from pyrllama.core import ModelConfig, TensorType
+    from pyrllama.divergence import Base, Divergence
     from pyrllama.engine import Model
     from pyrllama.loading import Progress
     from pyrllama.memory import MemoryNeed
+    from pyrllama.opencl.plan import Plan
     from pyrllama.tokenizer import Tokenizer
+
+
+_Result = TypeVar("_Result")
 
 
 class SamplingSettings(TypedDict, total=False):
@@ -191,20 +199,78 @@ class Llama:
         *,
         context: int | None = None,
         chunks: int | None = None,
+        save_logits: str | os.PathLike[str] | None = None,
         progress: Callable[[Perplexity], None] | None = None,
     ) -> Perplexity:
         """Measure how well the model predicts a text; ``pyrllama.perplexity`` has the method.
 
         ``context`` is by default 512 tokens, or what the model was loaded with if that is
-        less; ``chunks`` stops after so many contexts.  ``progress`` is called with the result
-        so far after each.  Raises ``PromptError`` for a text of less than two contexts.
+        less; ``chunks`` stops after so many contexts.  ``save_logits`` names a file to write
+        for ``divergence``.  ``progress`` is called with the result so far after each chunk.
+        Raises ``PromptError`` for a text of less than two contexts.
         """
-        result = None
-        for result in measure(self._engine, self.tokenizer, text, context=context, chunks=chunks):
-            if progress:
-                progress(result)
-        assert result is not None  # noqa: S101 - two contexts of text give a chunk
-        return result
+        chosen = cut_text(self.tokenizer, text, self.max_seq_len, context=context, chunks=chunks)
+        if save_logits is None:
+            return _last(measure(self._engine, self.tokenizer, chosen), progress)
+        from pyrllama.logits_file import saved_logits  # noqa: PLC0415
+
+        with saved_logits(Path(save_logits), chosen, self.config.vocab_size) as tap:
+            return _last(measure(self._engine, self.tokenizer, chosen, tap), progress)
+
+    def divergence(
+        self,
+        text: str | None,
+        base: Llama | str | os.PathLike[str],
+        *,
+        context: int | None = None,
+        chunks: int | None = None,
+        progress: Callable[[Divergence], None] | None = None,
+    ) -> Divergence:
+        """Measure how far the model's predictions over a text are from those of ``base``.
+
+        ``base`` is another model of the same vocabulary, or a file of logits that
+        ``perplexity`` or llama.cpp saved; for a file, ``text`` None is the text that it is of.
+        The rest is as in ``perplexity``; ``pyrllama.divergence`` has the method.  Raises
+        ``ComparisonError`` for a base of another vocabulary or text.
+        """
+        from pyrllama.divergence import (  # noqa: PLC0415
+            ModelBase,
+            check_vocabularies,
+            measure_divergence,
+        )
+        from pyrllama.logits_file import LogitsFile  # noqa: PLC0415
+
+        with ExitStack() as stack:
+            other: Base
+            if isinstance(base, Llama):
+                other = ModelBase(base._engine, base.tokenizer)
+            else:
+                other = stack.enter_context(closing(LogitsFile(Path(base))))
+            check_vocabularies(self.config.vocab_size, other.vocab_size)
+            chosen = other.text(
+                self.tokenizer, text, self.max_seq_len, context=context, chunks=chunks
+            )
+            results = measure_divergence(self._engine, self.tokenizer, chosen, other)
+            return _last(results, progress)
+
+    def collect_importance(
+        self,
+        text: str,
+        *,
+        context: int | None = None,
+        chunks: int | None = None,
+        output: bool = False,
+        progress: Callable[[Collection], None] | None = None,
+    ) -> Collection:
+        """Collect the importance of every matrix's columns over a text, for quantising.
+
+        ``output`` is for the vocabulary projection too; the other settings are those of
+        ``perplexity``.  ``pyrllama.collecting`` has the method.
+        """
+        from pyrllama.collecting import collect  # noqa: PLC0415
+
+        chosen = cut_text(self.tokenizer, text, self.max_seq_len, context=context, chunks=chunks)
+        return _last(collect(self._engine, chosen, output=output), progress)
 
     def _bos(self) -> list[int]:
         if self.tokenizer.bos_id is None:
@@ -227,7 +293,9 @@ def load(
     backend: str = Backend.CPU,
     progress: Progress | None = None,
     check_memory: bool = True,
-    on_memory: Callable[[MemoryNeed], None] | None = None,
+    on_memory: Callable[[MemoryNeed | Plan], None] | None = None,
+    opencl_devices: Sequence[int] | None = None,
+    gpu_share: float | None = None,
 ) -> Llama:
     """Load a checkpoint, a file or a folder in any format that is read, and its tokenizer.
 
@@ -243,6 +311,10 @@ def load(
     whole context if that is less.
     ``on_memory`` is told, before a weight is read, how much memory the model needs;
     ``check_memory`` refuses one that cannot fit into what is free.
+
+    With the backend ``"opencl"``, ``opencl_devices`` are the numbers of the devices to use, by
+    default one (see ``pyrllama.opencl.choose_devices``), and ``gpu_share`` is the share of the
+    layers that they compute, from 0 to 1, by default as many as fit; the CPU does the others.
 
     Raises ``SettingError``, ``CheckpointError`` and its kinds, ``TokenizerError``,
     ``NotEnoughMemoryError``, ``BackendError`` or a kind of ``HubError``.
@@ -272,8 +344,20 @@ def load(
             progress=progress,
             check_memory=check_memory,
             on_memory=on_memory,
+            opencl_devices=opencl_devices,
+            gpu_share=gpu_share,
         )
     return Llama(model, tokenizer, length)
+
+
+def _last(results: Iterator[_Result], progress: Callable[[_Result], None] | None) -> _Result:
+    """Show every result so far and return the last one."""
+    result = None
+    for result in results:
+        if progress:
+            progress(result)
+    assert result is not None  # noqa: S101 - a text has at least one chunk
+    return result
 
 
 def _optional(path: str | os.PathLike[str] | None) -> Path | None:

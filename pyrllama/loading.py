@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pyrllama.core import ModelConfig
     from pyrllama.engine import Model
     from pyrllama.memory import MemoryNeed
+    from pyrllama.opencl.plan import Plan
 
 Progress = Callable[[int, int], None]
 """Called while weights load with the bytes done and the bytes in all."""
@@ -45,6 +47,8 @@ class Backend(enum.StrEnum):
 
     CPU = "cpu"
     """The compiled kernels."""
+    OPENCL = "opencl"
+    """A GPU, or whatever else has an OpenCL driver."""
     REFERENCE = "reference"
     """The NumPy specification: slow, and computes in float32."""
 
@@ -77,7 +81,9 @@ def load_model(
     threads: int | None,
     progress: Progress | None,
     check_memory: bool = True,
-    on_memory: Callable[[MemoryNeed], None] | None = None,
+    on_memory: Callable[[MemoryNeed | Plan], None] | None = None,
+    opencl_devices: Sequence[int] | None = None,
+    gpu_share: float | None = None,
 ) -> Model:
     """Load the weights of an open checkpoint into a backend; see ``load``."""
     from pyrllama import memory  # noqa: PLC0415
@@ -86,6 +92,13 @@ def load_model(
         raise SettingError("threads", threads, "a whole number from 1 upwards")
     if backend not in set(Backend):
         raise SettingError("backend", str(backend), "one of " + ", ".join(Backend))
+    if backend == Backend.OPENCL:
+        return _load_opencl(
+            checkpoint,
+            Placement(opencl_devices, gpu_share, weight_type, kv_type, max_seq_len, threads),
+            progress,
+            on_memory,
+        )
     weigh = memory.check_memory if check_memory else memory.estimate
     need = weigh(
         checkpoint.config,
@@ -112,6 +125,69 @@ def load_model(
         threads=threads,
         progress=progress,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What a model on OpenCL devices is loaded with."""
+
+    devices: Sequence[int] | None
+    gpu_share: float | None
+    weight_type: TensorType | None
+    kv_type: TensorType
+    max_seq_len: int
+    threads: int | None
+
+
+def _load_opencl(
+    checkpoint: Checkpoint,
+    placement: Placement,
+    progress: Progress | None,
+    on_memory: Callable[[MemoryNeed | Plan], None] | None,
+) -> Model:
+    """Put the last layers on devices, as many as asked for or as fit, the others on the CPU."""
+    from pyrllama.opencl import OpenClModel, choose_devices  # noqa: PLC0415
+    from pyrllama.opencl.plan import Demand, make_plan  # noqa: PLC0415
+
+    weight_type, kv_type = placement.weight_type, placement.kv_type
+    max_seq_len = placement.max_seq_len
+    demand = Demand(checkpoint, weight_type, kv_type, max_seq_len)
+    plan = make_plan(demand, choose_devices(placement.devices), placement.gpu_share)
+    if on_memory:
+        on_memory(plan)
+    if plan.cpu_layers:
+        _check_types(checkpoint)
+    parts = [(need.device, need.part) for need in plan.needs]
+    opencl = None
+    if parts:
+        opencl = OpenClModel(
+            checkpoint,
+            parts,
+            type=weight_type,
+            kv_type=kv_type,
+            max_seq_len=max_seq_len,
+            progress=progress,
+        )
+        if not plan.cpu_layers:
+            return opencl
+    from pyrllama import cpu  # noqa: PLC0415
+    from pyrllama.split import SplitModel  # noqa: PLC0415
+
+    try:
+        first = cpu.load_model(
+            checkpoint,
+            type=weight_type,
+            kv_type=kv_type,
+            max_seq_len=max_seq_len,
+            threads=placement.threads,
+            progress=progress,
+            first_layers=plan.cpu_layers if opencl else None,
+        )
+    except BaseException:
+        if opencl:
+            opencl.close()
+        raise
+    return SplitModel(first, opencl) if opencl else first
 
 
 def _check_types(checkpoint: Checkpoint) -> None:

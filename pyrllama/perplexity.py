@@ -1,8 +1,6 @@
 """How well a model predicts a text: perplexity by llama.cpp's method, and bits per byte.
 
-The text is tokenised once and cut into chunks as long as the context; what is left over at
-its end is not used.  Every chunk goes through the model by itself, with BOS in the place of
-its first token if the model is trained so, and the tokens of its second half are scored, so
+Of every chunk of the text (``text_chunks.py``) the tokens of the second half are scored, so
 that each has at least half a context before it.  Source: ``tools/perplexity`` of llama.cpp.
 
 With ``n`` scored tokens of negative log-likelihood ``x``:  perplexity = exp(mean x), and its
@@ -18,21 +16,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyrllama.errors import BackendError, PromptError, SettingError
+from pyrllama.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
     from pyrllama.engine import Engine
+    from pyrllama.text_chunks import TextChunks
     from pyrllama.tokenizer import Tokenizer
 
-DEFAULT_CONTEXT = 512
-"""Tokens of a chunk unless told otherwise, as in llama.cpp."""
-MIN_CONTEXT = 8
-"""Fewer would leave too few scored tokens in a chunk for a standard error."""
-_SLICE_NUMBERS = 1 << 16
+    Tap = Callable[[NDArray[np.float32]], None]
+    """Called with the logits of the scored tokens as they come, ``(rows, vocab)``."""
+
+SLICE_NUMBERS = 1 << 16
 """Logits taken at once: their float64 copies stay in the cache."""
 _LARGEST_EXPONENT = 709.0
 """Over it ``exp`` is beyond float64."""
@@ -82,66 +80,68 @@ class Perplexity:
         return self.nats / math.log(2) / self.bytes if self.bytes else math.inf
 
 
+class Tally:
+    """Adds up the losses of a text's tokens, chunk by chunk."""
+
+    def __init__(self, text: TextChunks, tokenizer: Tokenizer) -> None:
+        self._text = text
+        self._tokenizer = tokenizer
+        self._chunks = self._tokens = self._bytes = 0
+        self._nats = self._squares = 0.0
+
+    def add(self, losses: NDArray[np.float64]) -> Perplexity:
+        """Add the next chunk's losses, ``(scored,)``, and return the result so far.
+
+        Raises ``BackendError`` for losses that are not finite.
+        """
+        spelled = map(self._tokenizer.token_bytes, self._text.targets(self._chunks).tolist())
+        self._bytes += sum(map(len, spelled))
+        self._chunks += 1
+        self._tokens += len(losses)
+        self._nats += float(losses.sum())
+        self._squares += float(losses @ losses)
+        if not math.isfinite(self._nats):
+            raise BackendError(
+                f"chunk {self._chunks} of the text has a logit that is not a finite number; the "
+                f"weights are damaged or overflow in their type: try --f32"
+            )
+        return Perplexity(
+            context=self._text.context,
+            chunks=self._chunks,
+            of_chunks=self._text.count,
+            text_tokens=len(self._text.tokens),
+            tokens=self._tokens,
+            bytes=self._bytes,
+            nats=self._nats,
+            squares=self._squares,
+        )
+
+
 def measure(
-    engine: Engine,
-    tokenizer: Tokenizer,
-    text: str,
-    *,
-    context: int | None = None,
-    chunks: int | None = None,
+    engine: Engine, tokenizer: Tokenizer, text: TextChunks, tap: Tap | None = None
 ) -> Iterator[Perplexity]:
     """Score a text and yield the result so far after every chunk.
 
-    ``context`` is by default 512, or the engine's if that is less; ``chunks`` stops after so
-    many.  Raises ``SettingError`` for a context or a count that is out of range, and
-    ``PromptError`` for a text of less than two contexts.
+    Raises ``BackendError`` for logits that are not finite.
     """
-    context = _checked_context(context, engine.max_seq_len)
-    tokens = tokenizer.encode(text, bos=tokenizer.add_bos)
-    if len(tokens) < 2 * context:
-        raise PromptError(
-            f"the text has {len(tokens)} tokens, but perplexity at a context of {context} needs "
-            f"{2 * context}; give a longer text or a context of at most {len(tokens) // 2}"
-        )
-    count = len(tokens) // context
-    if chunks is not None:
-        if chunks < 1:
-            raise SettingError("chunks", chunks, "a whole number from 1 upwards")
-        count = min(count, chunks)
-    bos = tokenizer.bos_id if tokenizer.add_bos else None
-    scored = n_bytes = 0
-    nats = squares = 0.0
-    for number in range(count):
-        chunk = tokens[number * context : (number + 1) * context]
-        losses = score_chunk(engine, chunk, bos)
-        targets = chunk[-len(losses) :]
-        scored += len(losses)
-        n_bytes += sum(len(tokenizer.token_bytes(token)) for token in targets)
-        nats += float(losses.sum())
-        squares += float(losses @ losses)
-        if not math.isfinite(nats):
-            raise BackendError(
-                f"chunk {number + 1} of the text has a logit that is not a finite number; the "
-                f"weights are damaged or overflow in their type: try --f32"
-            )
-        yield Perplexity(context, number + 1, count, len(tokens), scored, n_bytes, nats, squares)
+    tally = Tally(text, tokenizer)
+    for number in range(text.count):
+        yield tally.add(score_chunk(engine, text, number, tap))
 
 
-def score_chunk(engine: Engine, chunk: Sequence[int], bos: int | None) -> NDArray[np.float64]:
-    """Return the negative log-likelihoods of the tokens in a chunk's second half.
-
-    Of a chunk of ``n`` tokens these are the ones from ``n // 2 + 1`` on.
-    """
-    first = len(chunk) // 2
-    inputs = list(chunk[:-1])  # the last token is only predicted
-    if bos is not None:
-        inputs[0] = bos
-    targets = np.array(chunk[first + 1 :])
+def score_chunk(
+    engine: Engine, text: TextChunks, number: int, tap: Tap | None = None
+) -> NDArray[np.float64]:
+    """Return the negative log-likelihoods of the tokens in a chunk's second half, ``(scored,)``."""
+    inputs = text.inputs(number)[:-1]  # the last token is only predicted
+    targets = text.targets(number)
     losses = np.empty(len(targets))
-    for position, logits in engine.logit_batches(inputs, first):
-        start = position - first
+    for position, logits in engine.logit_batches(inputs, text.first):
+        start = position - text.first
         end = start + len(logits)
         losses[start:end] = negative_log_likelihoods(logits, targets[start:end])
+        if tap is not None:
+            tap(logits)
     return losses
 
 
@@ -153,7 +153,7 @@ def negative_log_likelihoods(
     ``logits`` is ``(rows, vocab)``, ``targets`` and the result ``(rows,)``.
     """
     losses = np.empty(len(logits))
-    step = max(1, _SLICE_NUMBERS // logits.shape[1])
+    step = max(1, SLICE_NUMBERS // logits.shape[1])
     with np.errstate(invalid="ignore"):  # infinite logits give NaN, which the caller looks for
         for start in range(0, len(logits), step):
             rows = logits[start : start + step]
@@ -162,11 +162,3 @@ def negative_log_likelihoods(
             np.exp(shifted, out=shifted)
             losses[start : start + step] = np.log(shifted.sum(axis=1)) - chosen[:, 0]
     return losses
-
-
-def _checked_context(context: int | None, longest: int) -> int:
-    if context is None:
-        context = min(DEFAULT_CONTEXT, longest)
-    if not MIN_CONTEXT <= context <= longest:
-        raise SettingError("context", context, f"from {MIN_CONTEXT} to {longest}")
-    return context

@@ -284,7 +284,7 @@ class TestLoad:
             ({"max_seq_len": 513}, "max_seq_len is 513, .* context of 512"),
             ({"max_seq_len": 0}, "max_seq_len is 0"),
             ({"threads": 0}, "threads is 0"),
-            ({"backend": "gpu"}, "backend is 'gpu', but it must be one of cpu, reference"),
+            ({"backend": "gpu"}, "backend is 'gpu', but it must be one of cpu, opencl, reference"),
         ],
     )
     def test_bad_settings(self, data: Path, settings: Any, message: str) -> None:

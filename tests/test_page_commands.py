@@ -24,6 +24,7 @@ SMALL = {
     "generate": ["--max-tokens", "2"],
     "bench": ["--prompt-tokens", "4", "--generate-tokens", "2", "--repetitions", "1"],
     "perplexity": ["--chunks", "1"],
+    "imatrix": ["--chunks", "1"],
 }
 """Options that make a command's work small; of an option given twice the last one counts."""
 DROPPED = {
@@ -62,7 +63,9 @@ def runnable(arguments: list[str], story: Path) -> list[str]:
     replaced = {
         "--model-path": str(default_model_path()),
         "--shape": str(default_model_path()),
+        "--kl-divergence": str(default_model_path()),
         "--file": str(story),
+        "--text": str(story),
         "--prompt-file": str(story),
     }
     words, out = iter(arguments), []

@@ -15,6 +15,7 @@ from pyrllama.engine import Engine
 from pyrllama.errors import BackendError, PromptError, SettingError
 from pyrllama.llama import Llama
 from pyrllama.perplexity import Perplexity, measure, negative_log_likelihoods, score_chunk
+from pyrllama.text_chunks import TextChunks, cut_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,7 +83,7 @@ def test_every_chunk_yields_the_result_so_far() -> None:
 
 def test_only_the_scored_rows_are_computed() -> None:
     model = RandomModel(n_blocks=2, max_batch_tokens=16)
-    score_chunk(Engine(model, 64), list(range(64)), None)
+    score_chunk(Engine(model, 64), TextChunks(np.arange(64), 64, 1, None), 0)
     outputs = [chunk.outputs for batch in model.batches for chunk in batch.chunks]
     assert outputs == [0, 0, 16, 15]  # positions 32 to 62 predict tokens 33 to 63
 
@@ -90,7 +91,8 @@ def test_only_the_scored_rows_are_computed() -> None:
 def test_the_cache_is_free_again() -> None:
     engine = Engine(RandomModel(), 64)
     free = engine.free_blocks
-    results = measure(engine, ByteTokenizer(), TEXT, context=40)
+    tokenizer = ByteTokenizer()
+    results = measure(engine, tokenizer, cut_text(tokenizer, TEXT, 64, context=40))
     next(results)
     assert engine.free_blocks == free
 
@@ -133,7 +135,7 @@ def test_settings_out_of_range(context: int, chunks: int | None, name: str) -> N
 @pytest.mark.parametrize("text", ["", "short", TEXT[:78]])
 def test_a_text_that_is_too_short(text: str) -> None:
     llama = Llama(RandomModel(), ByteTokenizer(), max_seq_len=64)
-    said = f"the text has {len(text) + 1} tokens, but perplexity at a context of 40 needs 80"
+    said = f"the text has {len(text) + 1} tokens, but a measurement at a context of 40 needs 80"
     with pytest.raises(PromptError, match=said):
         llama.perplexity(text, context=40)
     assert llama.perplexity(TEXT[:79], context=40).chunks == 2

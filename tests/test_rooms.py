@@ -22,6 +22,7 @@ MAY_KNOW = {
     "sampling": NOUNS,
     "reference": NOUNS | {"checkpoints", "kvcache", "models", "quants"},
     "cpu": NOUNS | {"checkpoints", "models", "quants"},
+    "opencl": NOUNS | {"checkpoints", "models", "quants", "units"},
     "engine": NOUNS | {"kvcache", "sampling"},
 }
 """Rooms that do not know who uses them; ``llama``, ``cli`` and the like put them together."""

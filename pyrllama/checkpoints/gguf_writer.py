@@ -9,21 +9,19 @@ Source: the GGUF specification in ggml's ``docs/gguf.md``.
 from __future__ import annotations
 
 import math
-import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from pyrllama.checkpoints.gguf_file import DEFAULT_ALIGNMENT, MAGIC, MAX_ALIGNMENT, MAX_DIMS
 from pyrllama.checkpoints.gguf_metadata import NUMBERS, StringArray, ValueType
-from pyrllama.errors import CheckpointError, SettingError
+from pyrllama.checkpoints.replacing import replacing
+from pyrllama.errors import SettingError
 from pyrllama.quants import row_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
     from typing import BinaryIO
 
@@ -62,7 +60,7 @@ def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Sequence[Pendin
     """
     alignment = _alignment(metadata)
     head = _head(metadata, [tensor.info for tensor in tensors], alignment)
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.write(head)
         _pad(file, alignment)
         for tensor in tensors:
@@ -197,17 +195,3 @@ def _string(text: str | bytes) -> bytes:
 
 def _pad(file: BinaryIO, alignment: int) -> None:
     file.write(bytes(-file.tell() % alignment))
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a new file that takes the place of ``path`` when it is whole, or else vanishes."""
-    growing = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with growing.open("wb") as file:
-            yield file
-        growing.replace(path)
-    except OSError as error:
-        raise CheckpointError(path, f"cannot be written: {error.strerror or error}") from None
-    finally:
-        growing.unlink(missing_ok=True)

@@ -24,19 +24,29 @@ from pyrllama.cli.options import (
     PATH,
     QUANTIZE_HELP,
     backend_option,
+    chosen_backend,
     memory_option,
+    opencl_options,
     threads_option,
 )
 from pyrllama.cli.terminal import loading_bar, stderr
 from pyrllama.core import as_dict
 from pyrllama.errors import SettingError
-from pyrllama.loading import KV_TYPES, WEIGHT_TYPES, load_model, parse_kv_type, parse_weight_type
+from pyrllama.loading import (
+    KV_TYPES,
+    WEIGHT_TYPES,
+    Backend,
+    load_model,
+    parse_kv_type,
+    parse_weight_type,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pyrllama.checkpoints.base import Checkpoint
     from pyrllama.core import ModelConfig, TensorType
+    from pyrllama.opencl import Device
 
 DEFAULT_PROMPT_TOKENS = 512
 DEFAULT_SHAPE_TYPE = "q4_0"
@@ -47,12 +57,14 @@ Examples:
   rllama bench --model-path model.gguf --threads 2 --json
   rllama bench --shape 1b --depth 8192 --prompt-tokens 1
   rllama bench --shape 1b --sequences 8
+  rllama bench --shape 7b --opencl-device 0
   rllama bench --shape 1b --history speed.jsonl
   rllama bench --history speed.jsonl --plot speed.svg
   rllama bench
 
 GB/s counts the weights that every step reads, and not the KV cache. The share is that of the
-best read bandwidth, measured before and after in the same run with the same threads.
+best read bandwidth, measured before and after in the same run with the same threads; on OpenCL
+devices that of the bandwidth with which the fastest one copies inside its memory.
 """
 
 
@@ -75,6 +87,16 @@ class Options:
     check_memory: bool
     backend: str
     history: Path | None
+    opencl_devices: tuple[int, ...] | None
+    gpu_share: float | None
+
+    def devices(self) -> tuple[Device, ...]:
+        """Return the OpenCL devices that the model may run on."""
+        if chosen_backend(self.backend, self.opencl_devices, self.gpu_share) != Backend.OPENCL:
+            return ()
+        from pyrllama import opencl  # noqa: PLC0415 - an optional package
+
+        return opencl.choose_devices(self.opencl_devices)
 
     def workload(self, config: ModelConfig) -> Workload:
         """Return what is measured; by default the prompt leaves room for the generated tokens.
@@ -152,6 +174,8 @@ class Options:
 )
 @memory_option()
 @backend_option()
+@opencl_options()[0]
+@opencl_options()[1]
 def bench(plot: Path | None, **values: Any) -> int:
     """Measure prefill and decode speed, and the share of the memory's bandwidth that it is.
 
@@ -212,40 +236,55 @@ def run(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
     threads = cpu.default_threads() if options.threads is None else options.threads
     if threads < 1:
         raise SettingError("threads", threads, "1 or more")
-    before = cpu.read_bandwidth(threads)
+    devices = options.devices()
+    before = bandwidth_of(devices, threads)
     figures.reset_peak_memory()  # the measurement's own buffer is not the model's
     started = perf_counter()
     with loading_bar(quiet=False) as progress:
         model = load_model(
             checkpoint,
-            backend=options.backend,
+            backend=Backend.OPENCL if devices else options.backend,
             weight_type=options.weight_type,
             kv_type=parse_kv_type(options.kv_type),
             max_seq_len=workload.cache_tokens,
             threads=threads,
             progress=progress,
             check_memory=options.check_memory,
+            opencl_devices=[device.number for device in devices] or None,
+            gpu_share=options.gpu_share,
         )
     load_seconds = perf_counter() - started
     with closing(model):
         repetitions = Bench(model, workload).run(say_repetition)
         peak = figures.peak_memory()
-        bandwidth = (before, cpu.read_bandwidth(threads))
-        return {
-            "command": ["rllama", *sys.argv[1:]],
-            "source": options.shape or str(options.model_path or PACKAGED),
-            "weights": (options.weight_type or stored_type(checkpoint)).name,
-            "kv_type": options.kv_type,
-            "backend": options.backend,
-            "threads": threads,
-            "workload": asdict(workload),
-            "load_seconds": load_seconds,
-            **summarise(model, workload, repetitions, bandwidth),
-            "peak_memory_bytes": peak,
-            "config": as_dict(model.config),
-            "machine": cpu.machine(),
-            "versions": figures.versions(),
-        }
+    # A device that the model fills has no room to measure in, so it is closed before.
+    bandwidth = (before, bandwidth_of(devices, threads))
+    return {
+        "command": ["rllama", *sys.argv[1:]],
+        "source": options.shape or str(options.model_path or PACKAGED),
+        "weights": (options.weight_type or stored_type(checkpoint)).name,
+        "kv_type": options.kv_type,
+        "backend": Backend.OPENCL.value if devices else options.backend,
+        "threads": threads,
+        "workload": asdict(workload),
+        "load_seconds": load_seconds,
+        **summarise(model, workload, repetitions, bandwidth),
+        "peak_memory_bytes": peak,
+        "config": as_dict(model.config),
+        "machine": cpu.machine() | ({"opencl": "; ".join(map(str, devices))} if devices else {}),
+        "versions": figures.versions(),
+    }
+
+
+def bandwidth_of(devices: tuple[Device, ...], threads: int) -> float:
+    """Return the bytes a second of the fastest device's memory, or of the threads without one."""
+    from pyrllama import cpu  # noqa: PLC0415 - brings LLVM
+
+    if not devices:
+        return cpu.read_bandwidth(threads)
+    from pyrllama.opencl import bandwidth  # noqa: PLC0415 - an optional package
+
+    return max(map(bandwidth.copy_bandwidth, devices))
 
 
 def stored_type(checkpoint: Checkpoint) -> TensorType:

@@ -32,6 +32,7 @@ Examples:
   rllama bench --shape 7b --quantize q4_0
   rllama perplexity --model-path model.gguf --file wiki.test.raw
   rllama quantize LLaMA/7B llama-7b.Q4_K_M.gguf --type Q4_K_M
+  rllama imatrix --model-path LLaMA/7B --text calibration.txt -o imatrix.gguf
   rllama doctor
 
 Tab completes commands and options after 'rllama completion bash >> ~/.bashrc', or zsh, or fish.
@@ -50,7 +51,18 @@ class LazyCommands(UserDict[str, Any]):
 
 COMMANDS = LazyCommands(
     dict.fromkeys(
-        ("generate", "inspect", "bench", "perplexity", "quantize", "pull", "doctor", "completion")
+        (
+            "generate",
+            "inspect",
+            "bench",
+            "perplexity",
+            "quantize",
+            "imatrix",
+            "pull",
+            "doctor",
+            "devices",
+            "completion",
+        )
     )
 )
 

@@ -11,13 +11,15 @@ from pyrllama.cli.options import (
     PATH,
     QUANTIZE_HELP,
     backend_option,
+    chosen_backend,
     chosen_weight_type,
     memory_option,
+    opencl_options,
     threads_option,
 )
 from pyrllama.cli.terminal import loading_bar, note
 from pyrllama.llama import load
-from pyrllama.loading import KV_TYPES, local_path
+from pyrllama.loading import KV_TYPES, Backend, local_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +54,8 @@ class ModelOptions:
     kv_type: str
     check_memory: bool
     backend: str
+    opencl_devices: tuple[int, ...] | None
+    gpu_share: float | None
 
     @property
     def model_name(self) -> str:
@@ -66,6 +70,9 @@ class ModelOptions:
     def load(self, *, max_seq_len: int | None, quiet: bool) -> Llama:
         """Load the model; unless ``quiet``, say which one, and how much memory it needs."""
         weight_type = self.weight_type
+        backend = chosen_backend(self.backend, self.opencl_devices, self.gpu_share)
+        if backend == Backend.OPENCL and not quiet:
+            note_devices()
         path = locate(self.model_path, quiet=quiet)
         with loading_bar(quiet=quiet) as progress:
             return load(
@@ -76,11 +83,20 @@ class ModelOptions:
                 kv_type=self.kv_type,
                 max_seq_len=max_seq_len,
                 threads=self.threads,
-                backend=self.backend,
+                backend=backend,
+                opencl_devices=self.opencl_devices,
+                gpu_share=self.gpu_share,
                 progress=progress,
                 check_memory=self.check_memory,
                 on_memory=None if quiet else lambda need: note(f"the model {need}"),
             )
+
+
+def note_devices() -> None:
+    """Say which OpenCL devices there are."""
+    from pyrllama.opencl import list_devices  # noqa: PLC0415 - an optional package
+
+    note("OpenCL devices: " + "; ".join(map(str, list_devices())))
 
 
 def locate(model_path: Path | None, *, quiet: bool) -> Path:
@@ -125,6 +141,7 @@ def model_options() -> Decorator:
         ),
         memory_option(),
         backend_option(),
+        *opencl_options(),
     )
 
     def decorate(command: Callable[..., int]) -> Callable[..., int]:

@@ -48,8 +48,47 @@ def backend_option() -> Decorator:
         show_default=True,
         envvar="RLLAMA_BACKEND",
         show_envvar=True,
-        help="Compiled kernels, or the slow NumPy reference that they are tested against.",
+        help="Compiled kernels, an OpenCL device, or the slow NumPy reference.",
     )
+
+
+def device_numbers(text: str) -> tuple[int, ...]:
+    """Return the numbers of ``N`` or ``N,M``; raises ``BadParameter`` for anything else."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is no number of a device, nor several like 0,1; see 'rllama devices'."
+        ) from None
+
+
+def opencl_options() -> tuple[Decorator, Decorator]:
+    """Return the options that put a model, or a share of its layers, on OpenCL devices."""
+    return (
+        click.option(
+            "--opencl-device",
+            "opencl_devices",
+            type=device_numbers,
+            metavar="N[,M]",
+            help="OpenCL device to use, or several (see 'rllama devices'); means --backend opencl.",
+        ),
+        click.option(
+            "--percentage-to-gpu",
+            "gpu_share",
+            type=float,
+            metavar="SHARE",
+            help="Share of the layers on the OpenCL device, 0 to 1; the CPU does the others. "
+            "Means --backend opencl.  [default: as many as fit]",
+        ),
+    )
+
+
+def chosen_backend(
+    backend: str, opencl_devices: tuple[int, ...] | None, gpu_share: float | None
+) -> str:
+    """Return the backend, which an option about OpenCL devices implies."""
+    implied = opencl_devices is not None or gpu_share is not None
+    return Backend.OPENCL.value if implied else backend
 
 
 def chosen_weight_type(quantize: str | None, **flags: bool) -> TensorType | None:

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
     from pyrllama.quantize import Quantisation
 
-EPILOG = f"""\\b
+EPILOG = f"""\b
 Examples:
   rllama quantize LLaMA/7B llama-7b.Q4_K_M.gguf --type Q4_K_M
   rllama quantize hf:meta-llama/Llama-3.2-1B llama.Q6_K.gguf --type Q6_K --imatrix imatrix.gguf
   rllama quantize stories15M.bin stories.gguf --type F16
 
-\\b
+\b
 Types, the most exact first:
   {", ".join(list(Mixture.__members__)[:11])},
   {", ".join(list(Mixture.__members__)[11:])}
@@ -67,7 +67,9 @@ class Options:
 @click.argument("destination", metavar="DST", type=PATH)
 @click.option("--type", "type_name", required=True, help="Q4_K_M, Q8_0, F16 ...; see below.")
 @click.option(
-    "--imatrix", type=PATH, help="Importance matrix, as 'llama-imatrix' of llama.cpp collects it."
+    "--imatrix",
+    type=PATH,
+    help="Importance matrix, of 'rllama imatrix' or llama.cpp's 'llama-imatrix'.",
 )
 @click.option("--pure", is_flag=True, help="Give every matrix the same type.")
 @click.option(

@@ -17,8 +17,6 @@ import importlib.util
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -36,7 +34,7 @@ from pyrllama.cpu import target, waiting
 from pyrllama.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from pyrllama.cpu.target import Isa
 
@@ -81,44 +79,6 @@ def assembly(name: str, isa: Isa) -> str:
     return str(code_generator.emit_assembly(module))
 
 
-# --- compiling beside the loading -------------------------------------------------------------
-
-_helpers: dict[tuple[str, str], subprocess.Popen[bytes]] = {}
-"""Processes that compile kernels for this one, by kernel and instruction set."""
-
-
-def prepare(names: Iterable[str]) -> None:
-    """Let another process compile those kernels that the cache lacks, until ``load`` asks for them.
-
-    Numba works under Python's global lock, so a thread would only take turns with this one.
-    """
-    isa = target.chosen()
-    missing = [
-        name
-        for name in names
-        if not {(name, isa.name)} & (_loaded.keys() | _helpers.keys())
-        and not _cache_file(name, isa).exists()
-    ]
-    if not missing or not sys.executable:
-        return
-    code = "import sys; from pyrllama.cpu import compiler; [*map(compiler.load, sys.argv[1:])]"
-    path = os.pathsep.join(folder for folder in sys.path if folder)
-    with contextlib.suppress(OSError):
-        helper = subprocess.Popen(  # noqa: S603 - our own interpreter and sources
-            [sys.executable, "-c", code, *missing],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path, target.ISA_VARIABLE: isa.name},
-        )  # fmt: skip
-        _helpers.update(dict.fromkeys([(name, isa.name) for name in missing], helper))
-
-
-def _await_helper(name: str, isa: Isa) -> None:
-    """Wait for the process that compiles a kernel, if there is one; it may have failed."""
-    helper = _helpers.pop((name, isa.name), None)
-    if helper is not None:
-        helper.wait()
-
-
 # --- the cache on disk ------------------------------------------------------------------------
 
 
@@ -159,7 +119,6 @@ def _cache_file(name: str, isa: Isa) -> Path:
 def _object_code(name: str, isa: Isa) -> tuple[bytes, int]:
     """Return a kernel's object code and the number of its arguments, from the cache or fresh."""
     file = _cache_file(name, isa)
-    _await_helper(name, isa)
     kept = _read_checked(file) if _is_ours(file.parent) else None
     if kept is not None:
         _mark_used(file.parent)

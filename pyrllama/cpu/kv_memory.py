@@ -26,10 +26,14 @@ def head_stride(config: ModelConfig, kv_type: TensorType) -> int:
     return round_up(config.head_dim, KV_PADDING[kv_type])
 
 
+def layer_bytes_per_token(config: ModelConfig, kv_type: TensorType) -> int:
+    """Return the bytes of a token's keys and values in one layer."""
+    return 2 * config.n_kv_heads * row_bytes(kv_type, head_stride(config, kv_type))
+
+
 def kv_bytes_per_token(config: ModelConfig, kv_type: TensorType) -> int:
     """Return the bytes of a token's keys and values in all layers."""
-    head_bytes = row_bytes(kv_type, head_stride(config, kv_type))
-    return 2 * config.n_layers * config.n_kv_heads * head_bytes
+    return config.n_layers * layer_bytes_per_token(config, kv_type)
 
 
 def kernel_names(kv_type: TensorType) -> tuple[str, str]:
@@ -43,13 +47,15 @@ def kernel_names(kv_type: TensorType) -> tuple[str, str]:
 
 
 class KvMemory:
-    """The blocks of a cache, with the kernels that fill and read them."""
+    """The blocks of a cache for some layers, with the kernels that fill and read them."""
 
-    def __init__(self, config: ModelConfig, kv_type: TensorType, n_blocks: int) -> None:
-        self.bytes_per_token = kv_bytes_per_token(config, kv_type)
+    def __init__(
+        self, config: ModelConfig, kv_type: TensorType, n_blocks: int, n_layers: int
+    ) -> None:
+        self._layer_bytes = layer_bytes_per_token(config, kv_type) * BLOCK_TOKENS
+        self._block_bytes = self._layer_bytes * n_layers
+        self.bytes_per_token = self._block_bytes // BLOCK_TOKENS
         self.head_stride = head_stride(config, kv_type)
-        self._block_bytes = self.bytes_per_token * BLOCK_TOKENS
-        self._layer_bytes = self._block_bytes // config.n_layers
         self.blocks = _zeroed(n_blocks * self._block_bytes)
         self.store, self.attend = map(compiler.load, kernel_names(kv_type))
 

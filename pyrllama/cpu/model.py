@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pyrllama.core import BLOCK_TOKENS, TensorType
 from pyrllama.cpu import compiler
-from pyrllama.cpu.kv_memory import KV_PADDING, KvMemory, kernel_names
+from pyrllama.cpu.kv_memory import KV_PADDING, KvMemory
 from pyrllama.cpu.records import COUNTERS_A_LAYER, LAYER, LINE, STEP, Records
 from pyrllama.cpu.scratch import ActivationRows, Rows, panel_bytes, round_up
 from pyrllama.cpu.spans import Spans, attends_to_itself
+from pyrllama.cpu.square_sums import LAYER_INPUTS, SquareSums
 from pyrllama.cpu.team import Team, fitting_patience, fitting_threads
 from pyrllama.cpu.weights import Matrices, read_vector
 from pyrllama.errors import BackendError, SettingError
 from pyrllama.models.llama import OUTPUT, ROPE_FACTORS, TOKEN_EMBEDDING, rope_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -42,18 +44,19 @@ def load_model(
     max_seq_len: int,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    first_layers: int | None = None,
 ) -> CpuModel:
     """Load a checkpoint's weights into memory in the layout of the kernels.
 
     ``type`` converts the matrices; None keeps them as they are stored.  ``kv_type`` is that of
     the KV cache, F16, F32 or Q8_0.  ``progress`` is called with the bytes packed and their total.
     ``threads`` None takes what the process may use, but no more than a small model can keep
-    busy.
+    busy.  ``first_layers`` loads only so many, for another backend to go on from ``hidden``.
     """
     if kv_type not in KV_PADDING:
         names = "one of " + ", ".join(known.name for known in KV_PADDING)
         raise SettingError("kv_type", kv_type.name, names)
-    return CpuModel(checkpoint, type, kv_type, max_seq_len, threads, progress)
+    return CpuModel(checkpoint, type, kv_type, max_seq_len, threads, progress, first_layers)
 
 
 class CpuModel:
@@ -67,27 +70,32 @@ class CpuModel:
         max_seq_len: int,
         threads: int | None,
         progress: Callable[[int, int], None] | None,
+        first_layers: int | None = None,
     ) -> None:
         self.config = config = checkpoint.config
+        self._n_layers = config.n_layers if first_layers is None else first_layers
+        whole = first_layers is None
         self.max_seq_len = max_seq_len
         self.n_blocks = round_up(max_seq_len, BLOCK_TOKENS) // BLOCK_TOKENS
         self.max_batch_tokens = min(MAX_BATCH_TOKENS, max_seq_len)
         self._lock = threading.Lock()
         tied = OUTPUT not in checkpoint.tensors
-        self._matrices = Matrices(checkpoint, matrix_names(config, tied=tied), kind)
+        self._output_name = OUTPUT if whole and not tied else TOKEN_EMBEDDING
+        names = matrix_names(self._n_layers, output=whole and not tied)
+        self._matrices = Matrices(checkpoint, names, kind)
         self.weight_bytes = sum(self._matrices.sizes)
         # One row of the embedding is read for a token; tied, all of it gives the logits.
-        self.decode_bytes = self.weight_bytes - (0 if tied else self._matrices.sizes[0])
-        compiler.prepare(["step.forward", *kernel_names(kv_type)])
+        read_whole = whole and tied
+        self.decode_bytes = self.weight_bytes - (0 if read_whole else self._matrices.sizes[0])
         self._team = Team(
             fitting_threads(self.weight_bytes) if threads is None else threads,
-            fitting_patience(self.weight_bytes, BARRIERS_A_LAYER * config.n_layers),
+            fitting_patience(self.weight_bytes, BARRIERS_A_LAYER * max(self._n_layers, 1)),
         )
         try:
             self._matrices.pack_all(self._team, progress)
-            self._kv = KvMemory(config, kv_type, self.n_blocks)
+            self._kv = KvMemory(config, kv_type, self.n_blocks, self._n_layers)
             self.kv_bytes_per_token = self._kv.bytes_per_token
-            self._take_weights(checkpoint, TOKEN_EMBEDDING if tied else OUTPUT)
+            self._take_weights(checkpoint, self._output_name)
             self._forward = compiler.load("step.forward")
             self._allocate(config)
         except MemoryError as error:
@@ -106,8 +114,8 @@ class CpuModel:
         """Fill in the records of the model: its matrices, and its vectors in float32."""
         config, matrices = self.config, self._matrices
         self._vectors: list[NDArray[np.float32]] = []
-        self._layers = Records(LAYER, config.n_layers)
-        for i in range(config.n_layers):
+        self._layers = Records(LAYER, self._n_layers)
+        for i in range(self._n_layers):
             layer = f"blk.{i}."
             self._layers.set(
                 i,
@@ -117,7 +125,7 @@ class CpuModel:
             )
         self._step = Records(STEP)
         self._step.set(
-            n_layers=config.n_layers,
+            n_layers=self._n_layers,
             layers=self._layers.address,
             embedding=matrices.address(TOKEN_EMBEDDING),
             output=matrices.address(output),
@@ -168,7 +176,7 @@ class CpuModel:
         self._normed, self._attended, self._hidden = (
             ActivationRows(rows, n) for n in (config.dim, config.q_dim, config.ffn_dim)
         )
-        n_counters = COUNTERS_A_LAYER * config.n_layers + 1
+        n_counters = COUNTERS_A_LAYER * self._n_layers + 1
         self._counters = np.zeros((n_counters, LINE // 8), np.int64)
         self._tokens, self._positions, self._tables, self._outputs = np.zeros((4, rows), np.int64)
         self._step.set(
@@ -210,18 +218,47 @@ class CpuModel:
         Keys and values of its tokens are in the cache afterwards.
         """
         with self._lock:
-            tables = self._place(batch)
-            self._counters[:] = 0
-            self._step.set(
-                n_tokens=batch.n_tokens,
-                n_outputs=batch.n_outputs,
-                n_spans=self._spans.plan(batch),
-                stored_first=attends_to_itself(batch),
-                team=self._team.address,
-            )
-            self._team.run(self._forward, self._step.address)
-            del tables
+            self._run(batch, batch.n_outputs)
             return self._logits.values[: batch.n_outputs, : self.config.vocab_size].copy()
+
+    def hidden(self, batch: Batch) -> NDArray[np.float32]:
+        """Run a batch and return the states after the last layer here, ``(n_tokens, dim)``."""
+        with self._lock:
+            self._run(batch, 0)
+            return self._x.values[: batch.n_tokens, : self.config.dim].copy()
+
+    def _run(self, batch: Batch, n_outputs: int) -> None:
+        tables = self._place(batch)
+        self._counters[:] = 0
+        self._step.set(
+            n_tokens=batch.n_tokens,
+            n_outputs=n_outputs,
+            n_spans=self._spans.plan(batch),
+            stored_first=attends_to_itself(batch),
+            team=self._team.address,
+        )
+        self._team.run(self._forward, self._step.address)
+        del tables
+
+    @contextmanager
+    def input_squares(self) -> Iterator[dict[str, NDArray[np.float64]]]:
+        """Add up the squares of the inputs of every matrix, column by column, while it is open.
+
+        What it gives are the sums by the matrices' names, ``(cols,)``.
+        """
+        squares = SquareSums(self.config, self._output_name)
+        off = dict.fromkeys(LAYER_INPUTS, 0)
+        self._count_squares(squares.layers, squares.output)
+        try:
+            yield squares.by_matrix
+        finally:
+            self._count_squares([off] * self.config.n_layers, 0)
+
+    def _count_squares(self, layers: Sequence[Mapping[str, int]], output: int) -> None:
+        with self._lock:
+            for index, fields in enumerate(layers):
+                self._layers.set(index, **fields)
+            self._step.set(output_squares=output)
 
     def _place(self, batch: Batch) -> list[NDArray[np.int64]]:
         """Write a batch's tokens where the kernel reads them, all sizes checked."""
@@ -263,7 +300,7 @@ class CpuModel:
         self._team.close()
 
 
-def matrix_names(config: ModelConfig, *, tied: bool) -> list[str]:
+def matrix_names(n_layers: int, *, output: bool) -> list[str]:
     """Return the matrices in the order in which a pass reads them, which is that in memory."""
-    layers = [f"blk.{i}.{m}.weight" for i in range(config.n_layers) for m in _LAYER_MATRICES]
-    return [TOKEN_EMBEDDING, *layers, *([] if tied else [OUTPUT])]
+    layers = [f"blk.{i}.{m}.weight" for i in range(n_layers) for m in _LAYER_MATRICES]
+    return [TOKEN_EMBEDDING, *layers, *([OUTPUT] if output else [])]

@@ -131,6 +131,10 @@ LAYER = Record(
         "ffn_gate",
         "ffn_up",
         "ffn_down",
+        "attn_squares",  # float64 sums of squares of what the matrices multiply, (columns,);
+        "attended_squares",  # 0 while nobody counts them
+        "ffn_squares",
+        "hidden_squares",
     ),
 )
 """The weights of a layer: addresses of float32 vectors (norms) and of MATRIX records."""
@@ -144,6 +148,7 @@ STEP = Record(
         "embedding",  # MATRIX
         "output_norm",
         "output",  # MATRIX
+        "output_squares",  # as those of a layer
         "dim",
         "ffn_dim",
         "n_heads",

@@ -40,7 +40,12 @@ def huge_pages(n_bytes: int) -> NDArray[np.uint8]:
     costs it more than the lines.  Pages that are never touched cost no memory.  Raises
     ``OSError``, ``ValueError`` or ``OverflowError`` for what cannot be had.
     """
-    pages = mmap.mmap(-1, n_bytes + HUGE_PAGE)
+    # Private: shared memory, which Python asks for by default, gets small pages from most
+    # systems, and a forked child would write into its parent's.
+    private = (
+        {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    )
+    pages = mmap.mmap(-1, n_bytes + HUGE_PAGE, **private)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)
     memory = np.frombuffer(pages, np.uint8)

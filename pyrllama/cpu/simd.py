@@ -29,8 +29,9 @@ Lanes: TypeAlias = Any
 """A SIMD vector in a kernel; its own type exists for Numba alone."""
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-F32 = ir.FloatType()
-_ELEMENTS = {"i8": I8, "i16": I16, "i32": I32, "f32": F32}
+F32, F64 = ir.FloatType(), ir.DoubleType()
+_ELEMENTS = {"i8": I8, "i16": I16, "i32": I32, "f32": F32, "f64": F64}
+_FLOATS = {"f32", "f64"}
 
 
 def instruction(typing: Callable[..., Any]) -> Callable[..., Any]:
@@ -64,6 +65,7 @@ class _VectorModel(models.PrimitiveModel):
 
 
 f32x16 = Vector("f32", 16)
+f64x16 = Vector("f64", 16)
 i32x16 = Vector("i32", 16)
 i16x16 = Vector("i16", 16)
 i8x64 = Vector("i8", 64)
@@ -142,7 +144,7 @@ def _register(function: Any) -> None:
             vectors = [a for a in args if isinstance(a, Vector)]
             if not vectors or any(v is not vectors[0] for v in vectors):
                 return None
-            table = _FLOAT_OPERATORS if vectors[0].kind == "f32" else _INTEGER_OPERATORS
+            table = _FLOAT_OPERATORS if vectors[0].kind in _FLOATS else _INTEGER_OPERATORS
             rest = [a for a in args if not isinstance(a, Vector)]
             if function not in table or not all(isinstance(a, types.Number) for a in rest):
                 return None
@@ -150,7 +152,7 @@ def _register(function: Any) -> None:
 
     def lower(_context: Any, builder: Any, sig: Any, args: Any) -> Any:
         vector = sig.return_type
-        table = _FLOAT_OPERATORS if vector.kind == "f32" else _INTEGER_OPERATORS
+        table = _FLOAT_OPERATORS if vector.kind in _FLOATS else _INTEGER_OPERATORS
         operands = [
             value
             if isinstance(kind, Vector)
@@ -186,6 +188,7 @@ def _loader(vector: Vector) -> Callable[[int], Lanes]:
 
 
 load_f32x16 = _loader(f32x16)
+load_f64x16 = _loader(f64x16)
 load_i32x16 = _loader(i32x16)
 load_i16x16 = _loader(i16x16)
 load_i8x64 = _loader(i8x64)
@@ -269,6 +272,7 @@ def _converter(source: Vector, target: Vector, name: str) -> Callable[[Lanes], L
 
 to_f32 = _converter(i32x16, f32x16, "sitofp")
 truncate_to_i32 = _converter(f32x16, i32x16, "fptosi")
+widen_f32 = _converter(f32x16, f64x16, "fpext")
 widen_u16 = _converter(i16x16, i32x16, "zext")
 widen_i8 = _converter(i8x16, i32x16, "sext")
 narrow_to_i16 = _converter(i32x16, i16x16, "trunc")

@@ -24,6 +24,7 @@ from pyrllama.cpu.records import (
     TILES,
 )
 from pyrllama.cpu.simd import load_i64
+from pyrllama.cpu.squares import add_squares
 
 Matrix = view(MATRIX)
 Activations = view(ACTIVATIONS)
@@ -131,12 +132,14 @@ def attention(step: int, s: View, layer: View, index: int, counters: int, worker
     n, threads = s.n_tokens, s.n_threads
     forms = form_for(layer.attn_q, n) | form_for(layer.attn_k, n) | form_for(layer.attn_v, n)
     row = normalise_all(s, layer.attn_norm, forms, worker)
+    add_squares(s.normed, row, n, layer.attn_squares, worker, threads)
     multiply(s, layer.attn_q, s.normed, row, n, s.q, s.q_stride, counters, worker, 0)
     multiply(s, layer.attn_k, s.normed, row, n, s.k, s.kv_stride, counters + LINE, worker, 0)
     multiply(s, layer.attn_v, s.normed, row, n, s.v, s.kv_stride, counters + 2 * LINE, worker, 0)
     barrier(s.team, threads)
     attend_all(step, s, index, counters + 6 * LINE, worker)
     barrier(s.team, threads)
+    add_squares(s.attended, 0, n, layer.attended_squares, worker, threads)
     row = prepare_attended(s, form_for(layer.attn_output, n), worker)
     counter = counters + 3 * LINE
     multiply(s, layer.attn_output, s.attended, row, n, s.x, s.x_stride, counter, worker, 1)
@@ -187,6 +190,7 @@ def feed_forward(s: View, layer: View, counters: int, worker: int) -> None:
     gate, up, normed = layer.ffn_gate, layer.ffn_up, s.normed
     forms = form_for(gate, n) | form_for(up, n)
     row = normalise_all(s, layer.ffn_norm, forms, worker)
+    add_squares(s.normed, row, n, layer.ffn_squares, worker, s.n_threads)
     form = form_for(layer.ffn_down, n)
     n_groups = Matrix(gate).n_groups
     chunk = chunk_of(n_groups, s.n_threads)
@@ -198,6 +202,7 @@ def feed_forward(s: View, layer: View, counters: int, worker: int) -> None:
         activate(s, g, last, form)
         g = take(counters, chunk)
     barrier(s.team, s.n_threads)
+    add_squares(s.hidden, 0, n, layer.hidden_squares, worker, s.n_threads)
     multiply(s, layer.ffn_down, s.hidden, 0, n, s.x, s.x_stride, counters + LINE, worker, 1)
     barrier(s.team, s.n_threads)
 
@@ -232,6 +237,7 @@ def logits(s: View, counters: int, worker: int) -> None:
             rms_norm(source, s.output_norm, a.x + o * a.x_stride, s.dim, s.norm_eps)
             prepare(s.normed, o, form, 0, a.n_cols // 32)
     barrier(s.team, s.n_threads)
+    add_squares(s.normed, 0, n, s.output_squares, worker, s.n_threads)
     multiply(s, s.output, s.normed, 0, n, s.logits, s.logits_stride, counters, worker, 0)
 
 

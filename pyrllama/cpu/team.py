@@ -27,7 +27,7 @@ LEAST_PATIENCE, MOST_PATIENCE = 30e-6, 200e-6
 """Seconds for which a thread at a barrier looks out for the others before it sleeps."""
 BYTES_A_SECOND = 20e9
 """What all threads together may read between two barriers, to guess how far apart those are."""
-IDLE_SECONDS = 300e-6
+IDLE_SECONDS = 1e-3
 """For how long a worker looks out for the next job: what choosing a token takes."""
 _PROBE_SPINS = 1000
 

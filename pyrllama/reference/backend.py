@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pyrllama.kvcache import blocks_for
-from pyrllama.models.llama import OUTPUT
+from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING
 from pyrllama.quants import block_size, dequantize, quantize
+from pyrllama.reference import ops
 from pyrllama.reference.model import ReferenceModel, load_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from pyrllama.checkpoints.base import Checkpoint
@@ -42,11 +46,34 @@ class ReferenceBackend:
         self.decode_bytes = self.weight_bytes - unread
         cached_numbers = 2 * self.config.n_layers * self.config.kv_dim  # keys and values
         self.kv_bytes_per_token = cached_numbers * np.dtype(np.float32).itemsize
-        self._model = ReferenceModel(self.config, weights, self.n_blocks)
+        self._weights = weights
+        self._squares: dict[int, NDArray[np.float64]] = {}
+        self._model = ReferenceModel(self.config, weights, self.n_blocks, matmul=self._multiply)
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
         """Return the logits that the batch asks for, ``(n_outputs, vocab)``."""
         return self._model.forward(batch)
+
+    @contextmanager
+    def input_squares(self) -> Iterator[dict[str, NDArray[np.float64]]]:
+        """Add up the squares of every matrix's inputs; see ``collecting.SquareCounter``."""
+        unread = TOKEN_EMBEDDING if OUTPUT in self._weights else None
+        sums = {
+            name: np.zeros(values.shape[1])
+            for name, values in self._weights.items()
+            if values.ndim == 2 and name != unread
+        }
+        self._squares = {id(self._weights[name]): squares for name, squares in sums.items()}
+        try:
+            yield sums
+        finally:
+            self._squares = {}
+
+    def _multiply(self, x: NDArray[np.float32], w: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Multiply, and count the inputs where that is wanted."""
+        if self._squares:
+            self._squares[id(w)] += np.square(x, dtype=np.float64).sum(axis=0)
+        return ops.matmul(x, w)
 
     def close(self) -> None:
         """Close the model."""

@@ -65,7 +65,8 @@ def test_bench_fits_its_prompt_into_the_context(
     done = run("bench", "--generate-tokens", "500", "--repetitions", "1", "--json")
     report = json.loads(done.out)
     assert report["source"] == "the model of the package"
-    assert report["workload"] == {"prompt_tokens": 12, "generate_tokens": 500, "repetitions": 1}
+    counts = {"prompt_tokens": 12, "generate_tokens": 500, "repetitions": 1}
+    assert counts.items() <= report["workload"].items()
 
 
 def test_inspect_describes_it(run: Run, packaged: Path) -> None:

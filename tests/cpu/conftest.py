@@ -18,6 +18,4 @@ def _one_lowering_for_every_instruction_set() -> Iterator[None]:
     """Keep Numba's code of a kernel, the slow part of compiling, for the next instruction set."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiler, "_numba_code", functools.cache(compiler._numba_code))
-        # A process beside this one would do what is kept here.
-        patch.setattr(compiler, "prepare", lambda _names: None)
         yield

@@ -28,8 +28,6 @@ from pyrllama.errors import BackendError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PREPARE = compiler.prepare
-"""The real one: other tests of this folder start no processes."""
 KERNEL = "layout.quantise_f32"
 """A kernel that compiles in a fraction of a second."""
 X86_ONLY = pytest.mark.skipif(
@@ -343,43 +341,3 @@ def test_pruning_follows_no_link(folder: Path, tmp_path: Path) -> None:
     (folder / OLD).symlink_to(kept, target_is_directory=True)
     compiler.prune()
     assert (kept / "matvec.q4_0.o").exists()
-
-
-# --- a helper process -------------------------------------------------------------------------
-
-
-def test_another_process_compiles_what_is_missing(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(compiler, "_helpers", {})
-    PREPARE([KERNEL, "layout.quantise_f16"])
-    helper = compiler._helpers[KERNEL, target.chosen().name]
-    PREPARE([KERNEL])
-    assert compiler._helpers[KERNEL, target.chosen().name] is helper
-
-    def refused(_name: str, _isa: Isa) -> None:
-        raise AssertionError("the helper compiles this")
-
-    monkeypatch.setattr(compiler, "_compile", refused)
-    assert copy_works(compiler.load(KERNEL))
-    compiler.load("layout.quantise_f16")
-    assert compiler._helpers == {}
-    PREPARE([KERNEL, "layout.quantise_f16"])
-    assert compiler._helpers == {}
-
-
-def test_a_helper_that_fails_costs_only_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiler, "_helpers", {})
-    PREPARE(["layout.no_such_kernel", KERNEL])
-    assert copy_works(compiler.load(KERNEL))
-
-
-def test_without_an_interpreter_to_start_there_is_no_helper(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(compiler, "_helpers", {})
-    monkeypatch.setattr(sys, "executable", None)
-    PREPARE([KERNEL])
-    monkeypatch.setattr(sys, "executable", "/no/such/interpreter")
-    PREPARE([KERNEL])
-    assert compiler._helpers == {}

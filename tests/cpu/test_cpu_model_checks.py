@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from support.cpu_models import cpu_model
+from support.kernels import EXACT_ISAS
 from support.tiny_models import (
     MemoryCheckpoint,
     chunk_of,
@@ -18,7 +19,6 @@ from support.tiny_models import (
 
 from pyrllama.core import Batch, Chunk, TensorType
 from pyrllama.cpu.model import CpuModel, load_model
-from pyrllama.cpu.target import chosen
 from pyrllama.errors import BackendError, SettingError, TensorError, UnsupportedTypeError
 from pyrllama.models.llama import ROPE_FACTORS
 
@@ -33,7 +33,7 @@ MAX_SEQ_LEN = 80
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[CpuModel]:
-    with cpu_model(CONFIG, WEIGHTS, chosen(), threads=2, max_seq_len=MAX_SEQ_LEN) as model:
+    with cpu_model(CONFIG, WEIGHTS, EXACT_ISAS[0], threads=2, max_seq_len=MAX_SEQ_LEN) as model:
         yield model
 
 

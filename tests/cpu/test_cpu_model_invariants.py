@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.cpu_models import cpu_model
+from support.kernels import EXACT_ISAS
 from support.tiny_models import chunk_of, greedy, logits_of, random_weights, tiny_config
 
 from pyrllama.core import Batch, Chunk, TensorType
-from pyrllama.cpu.target import Isa, supported
 from pyrllama.cpu.weights import MADE_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pyrllama.cpu.model import CpuModel
+    from pyrllama.cpu.target import Isa
 
 CONFIG = tiny_config(vocab_size=101, ffn_dim=160)
 """Five groups of rows in the FFN's inner matrices: an odd number, in pieces of two."""
@@ -28,7 +29,7 @@ MAX_SEQ_LEN = 256
 Logits = NDArray[np.float32]
 
 
-@pytest.fixture(scope="module", params=supported(), ids=lambda isa: isa.name)
+@pytest.fixture(scope="module", params=EXACT_ISAS, ids=lambda isa: isa.name)
 def isa(request: pytest.FixtureRequest) -> Isa:
     chosen: Isa = request.param
     return chosen

@@ -1,16 +1,16 @@
-"""Products on matrix tiles against the reference: on AMX where it is, else on an emulation.
+"""Products on matrix tiles against the reference, and a whole model that reads prompts on them.
 
-The emulation replaces AMX's intrinsics by LLVM code that does the same on memory, so that what
-surrounds them (the panels, the tiles' order, what is loaded and stored) is run on any machine.
+They run on AMX where it is, else on an emulation of it.
 """
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from support.cpu_models import cpu_model, reference_of
+from support.emulation import emulate
 from support.kernels import (
     QUANTISED,
     TYPES,
@@ -20,17 +20,17 @@ from support.kernels import (
     random_stored,
 )
 from support.packed_layout import plain_scales
+from support.tiny_models import chunk_of, logits_of, random_weights, tiny_config
 
 from pyrllama import quants
-from pyrllama.cpu import compiler, target
-from pyrllama.cpu import isa as machine
+from pyrllama.core import Batch
+from pyrllama.cpu import target
 from pyrllama.cpu.scratch import round_up
 from pyrllama.cpu.target import AMX
+from pyrllama.cpu.weights import MADE_TYPES
 from pyrllama.quants import type_size
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
     from pyrllama.core import TensorType
@@ -40,120 +40,13 @@ ROUNDING = 2.0**-7
 TINY = 1e-30
 """Added to magnitudes: rows of scales that are all zero have none."""
 each_type = pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
-
-EMULATION = """
-@tiles = internal global [8192 x i8] zeroinitializer, align 64
-
-define internal void @ldtilecfg(ptr %p) noinline { ret void }
-define internal void @tilerelease() noinline { ret void }
-
-define internal ptr @tile(i8 %t) {
-  %n = zext i8 %t to i64
-  %offset = shl i64 %n, 10
-  %p = getelementptr i8, ptr @tiles, i64 %offset
-  ret ptr %p
-}
-
-define internal void @tilezero(i8 %t) noinline {
-  %p = call ptr @tile(i8 %t)
-  call void @llvm.memset.p0.i64(ptr %p, i8 0, i64 1024, i1 false)
-  ret void
-}
-
-define internal void @rows(ptr %to, i64 %to_stride, ptr %from, i64 %from_stride) {
-entry:
-  br label %loop
-loop:
-  %i = phi i64 [ 0, %entry ], [ %next, %loop ]
-  %a = mul i64 %i, %to_stride
-  %b = mul i64 %i, %from_stride
-  %pa = getelementptr i8, ptr %to, i64 %a
-  %pb = getelementptr i8, ptr %from, i64 %b
-  %v = load <16 x i32>, ptr %pb, align 1
-  store <16 x i32> %v, ptr %pa, align 1
-  %next = add i64 %i, 1
-  %more = icmp ult i64 %next, 16
-  br i1 %more, label %loop, label %done
-done:
-  ret void
-}
-
-define internal void @tileloadd64(i8 %t, ptr %p, i64 %stride) noinline {
-  %tile = call ptr @tile(i8 %t)
-  call void @rows(ptr %tile, i64 64, ptr %p, i64 %stride)
-  ret void
-}
-
-define internal void @tilestored64(i8 %t, ptr %p, i64 %stride) noinline {
-  %tile = call ptr @tile(i8 %t)
-  call void @rows(ptr %p, i64 %stride, ptr %tile, i64 64)
-  ret void
-}
-
-define internal void @tdpbf16ps(i8 %c, i8 %a, i8 %b) noinline {
-entry:
-  %pc = call ptr @tile(i8 %c)
-  %pa = call ptr @tile(i8 %a)
-  %pb = call ptr @tile(i8 %b)
-  br label %loop
-loop:  ; over 16 rows of a and 16 pairs of columns
-  %i = phi i64 [ 0, %entry ], [ %next, %loop ]
-  %row = lshr i64 %i, 4
-  %pair = and i64 %i, 15
-  %row_c = getelementptr [64 x i8], ptr %pc, i64 %row
-  %sum = load <16 x float>, ptr %row_c, align 1
-  %at_a = getelementptr i32, ptr %pa, i64 %i
-  %word_a = load i32, ptr %at_a, align 1
-  %one = insertelement <16 x i32> poison, i32 %word_a, i32 0
-  %a_pair = shufflevector <16 x i32> %one, <16 x i32> poison, <16 x i32> zeroinitializer
-  %row_b = getelementptr [64 x i8], ptr %pb, i64 %pair
-  %b_pair = load <16 x i32>, ptr %row_b, align 1
-  %a0 = shl <16 x i32> %a_pair, splat (i32 16)
-  %b0 = shl <16 x i32> %b_pair, splat (i32 16)
-  %a1 = and <16 x i32> %a_pair, splat (i32 -65536)
-  %b1 = and <16 x i32> %b_pair, splat (i32 -65536)
-  %fa0 = bitcast <16 x i32> %a0 to <16 x float>
-  %fb0 = bitcast <16 x i32> %b0 to <16 x float>
-  %fa1 = bitcast <16 x i32> %a1 to <16 x float>
-  %fb1 = bitcast <16 x i32> %b1 to <16 x float>
-  %p0 = fmul <16 x float> %fa0, %fb0
-  %p1 = fmul <16 x float> %fa1, %fb1
-  %sum0 = fadd <16 x float> %sum, %p0
-  %sum1 = fadd <16 x float> %sum0, %p1
-  store <16 x float> %sum1, ptr %row_c, align 1
-  %next = add i64 %i, 1
-  %more = icmp ult i64 %next, 256
-  br i1 %more, label %loop, label %done
-done:
-  ret void
-}
-
-declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
-"""
+each_made_type = pytest.mark.parametrize("kind", MADE_TYPES, ids=lambda kind: kind.name)
 
 
 @pytest.fixture
-def tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> target.Isa:
-    """Return an instruction set with matrix tiles that this machine can run."""
-    here = target.supported()[0]
-    if here is AMX:
-        return AMX
-    definitions, target_machine = machine.definitions, target.target_machine
-
-    def emulated(isa: target.Isa) -> str:
-        if isa is not AMX:
-            return definitions(isa)
-        text = re.sub(r'@"llvm\.x86\.(tile|ldtile|tdp)', r'@"\1', definitions(AMX))
-        names = "ldtilecfg|tilerelease|tilezero|tileloadd64|tilestored64|tdpbf16ps"
-        text = re.sub(rf'^declare .*@"(?:{names})".*$', "", text, flags=re.MULTILINE)
-        return text + EMULATION
-
-    monkeypatch.setenv(compiler.CACHE_VARIABLE, str(tmp_path))
-    monkeypatch.setattr(machine, "definitions", emulated)
-    monkeypatch.setattr(
-        target, "target_machine", lambda isa: target_machine(here if isa is AMX else isa)
-    )
-    monkeypatch.setattr(compiler, "_loaded", {})
+def tiles(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> target.Isa:
+    """Return an instruction set with matrix tiles that can run here."""
+    emulate(AMX, tmp_path_factory.getbasetemp(), monkeypatch)
     return AMX
 
 
@@ -212,3 +105,52 @@ def test_pieces_of_one_group_equal_the_whole(tiles: target.Isa, kind: TensorType
     matrix = PackedMatrix(random_stored(kind, 80, cols, 3), kind, cols, target.GENERIC)
     product = Product(matrix, random(35, cols, 4), tiles, tiled=True)
     np.testing.assert_array_equal(product.run(pieces=(2, 4)), product.run())
+
+
+# --- a whole model ----------------------------------------------------------------------------
+
+CONFIG = tiny_config(vocab_size=101, ffn_dim=160)
+WEIGHTS = random_weights(CONFIG, seed=4, std=0.05)
+TOKENS = np.random.default_rng(5).integers(0, CONFIG.vocab_size, 75).tolist()
+LOGIT_ROUNDING = 2e-2
+"""Of logits with a standard deviation near 0.4, after two layers of rounded products."""
+
+
+@each_made_type
+def test_a_prompt_on_tiles_equals_the_reference_and_single_tokens(
+    tiles: target.Isa, kind: TensorType
+) -> None:
+    expected = logits_of(reference_of(CONFIG, WEIGHTS, kind, n_blocks=3), TOKENS)
+    with cpu_model(CONFIG, WEIGHTS, tiles, kind) as model:
+        whole = logits_of(model, TOKENS)
+        chunks = [(0, 32), (32, 64), (64, 74), (74, 75)]  # on tiles, and the last ones without
+        parts = [model.forward(Batch((chunk_of(TOKENS[a:b], a),))) for a, b in chunks]
+        again = logits_of(model, TOKENS)
+    error = np.abs(whole - expected)
+    assert 0 < error.max() < 4 * LOGIT_ROUNDING
+    assert np.median(error) < LOGIT_ROUNDING
+    assert np.median(np.abs(np.concatenate(parts) - whole)) < LOGIT_ROUNDING
+    np.testing.assert_array_equal(again, whole)
+
+
+@each_made_type
+def test_rows_beside_others_on_tiles_have_the_same_bits(
+    tiles: target.Isa, kind: TensorType
+) -> None:
+    other = TOKENS[::-1][:40]
+    with cpu_model(CONFIG, WEIGHTS, tiles, kind, max_seq_len=160) as model:
+        alone = logits_of(model, TOKENS), logits_of(model, other)
+        batch = Batch((chunk_of(other), chunk_of(TOKENS, first_block=2)))
+        together = model.forward(batch)
+    np.testing.assert_array_equal(together[:40], alone[1])
+    np.testing.assert_array_equal(together[40:], alone[0])
+
+
+@pytest.mark.skipif(AMX not in target.supported(), reason="emulated tiles belong to no thread")
+def test_threads_with_tiles_of_their_own_give_the_same_bits() -> None:
+    results = []
+    for threads in (1, 2, 5):
+        with cpu_model(CONFIG, WEIGHTS, AMX, threads=threads) as model:
+            results.append(logits_of(model, TOKENS))
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])

@@ -71,7 +71,9 @@ class Attention:
         self.config, self._isa = config, isa
         with pytest.MonkeyPatch.context() as patch:
             use_isa(patch, isa)
-            self.memory = KvMemory(config, kv_type, 3 * MAX_SEQ_LEN // BLOCK_TOKENS)
+            self.memory = KvMemory(
+                config, kv_type, 3 * MAX_SEQ_LEN // BLOCK_TOKENS, config.n_layers
+            )
         self.memory.blocks[:] = 0xFF  # what was never stored is no number, and large
         stride = self.memory.head_stride
         self.spans = Spans(config, stride, max_tokens, MAX_SEQ_LEN, threads)

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 each_isa = pytest.mark.parametrize("isa", target.supported(), ids=lambda isa: isa.name)
 """Runs a test on every instruction set of this machine."""
+EXACT_ISAS = tuple(isa for isa in target.supported() if not isa.has("amx-bf16"))
+"""Where results are the same bits however work is cut; matrix tiles have tests of their own."""
+each_exact_isa = pytest.mark.parametrize("isa", EXACT_ISAS, ids=lambda isa: isa.name)
 TYPES = tuple(PACKED)
 """Every type that the kernels run: F32, F16, BF16, Q8_0, Q4_0."""
 QUANTISED = tuple(kind for kind in TYPES if PACKED[kind].form == BYTES)
@@ -159,9 +162,10 @@ def random_halves(
 
 
 def usual_stored(
-    kind: TensorType, rows: int, cols: int, seed: int, std: float
+    kind: TensorType, shape: tuple[int, int], seed: int, std: float
 ) -> NDArray[np.uint8]:
-    """Return stored rows whose numbers have a standard deviation."""
+    """Return stored rows whose numbers, ``(rows, cols)``, have a standard deviation."""
+    rows, cols = shape
     first = dequantize(kind, random_stored(kind, rows, cols, seed, 0.01), cols)
     return random_stored(kind, rows, cols, seed, 0.01 * std / float(first.std()))
 

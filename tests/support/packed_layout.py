@@ -114,6 +114,14 @@ def plain_scales(blocks: Bytes, kind: TensorType) -> Bytes:
             plain[:, 192:208] = 1
         case TensorType.IQ4_XS:
             plain[:, 2:8] = [0xAA] * 2 + [0x11] * 4
+        case TensorType.IQ2_XS | TensorType.IQ2_S:
+            plain[:, -8:] = 0
+        case TensorType.IQ3_S:
+            plain[:, -4:] = 0
+        case TensorType.IQ2_XXS:  # the highest four bits of every second word
+            plain[:, 9::8] &= 0x0F
+        case TensorType.IQ3_XXS:
+            plain[:, 69::4] &= 0x0F
     return plain
 
 

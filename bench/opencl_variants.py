@@ -1,0 +1,160 @@
+r"""Time sizes of the OpenCL kernels against each other on one device: one row for each variant.
+
+    python bench/opencl_variants.py --shape 7b --type q4_0 \
+        --decode "loads=2,4 group=512,1024 prefetch=0,1,2" --prefill "warp_tokens=32,64"
+
+Every variant is all combinations of the named fields of ``Tuning``.  The weights are loaded once.
+A decode row gives the time of a step on the device (steps enqueued without waiting) and of a
+whole ``forward``; its logits are compared with those of the batch's kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import statistics
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyrllama.checkpoints.random import SHAPES, RandomCheckpoint
+from pyrllama.core import BLOCK_TOKENS, Batch, Chunk, TensorType
+from pyrllama.errors import RllamaError
+from pyrllama.opencl import choose_devices
+from pyrllama.opencl.bandwidth import copy_bandwidth
+from pyrllama.opencl.stage import Part, Sizes, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pyrllama.opencl.tuning import Tuning
+
+STEPS, REPETITIONS = 20, 7
+
+
+def main() -> None:
+    """Load a shape and time the variants that the arguments name."""
+    arguments = parse()
+    device = choose_devices(None if arguments.device is None else [arguments.device])[0]
+    config = SHAPES[arguments.shape]
+    if arguments.layers:
+        config = dataclasses.replace(config, n_layers=arguments.layers)
+    kind = TensorType[arguments.type.upper()]
+    context = max(arguments.contexts)
+    config = dataclasses.replace(config, context_length=max(context, config.context_length))
+    print(f"{device}, {device.driver}; {arguments.shape} {kind.name}")
+    copy = copy_bandwidth(device)
+    print(f"copy bandwidth {copy / 1e12:.3f} TB/s", flush=True)
+    sizes = Sizes(context, -(-context // BLOCK_TOKENS), min(512, context), TensorType.F16)
+    part = Part(range(config.n_layers), embeds=True, ends=True)
+    start = time.perf_counter()
+    stage = Stage(device, RandomCheckpoint(config, kind), part, sizes, wanted=None,
+                  progress=lambda _: None)  # fmt: skip
+    print(f"loaded {stage.weight_bytes / 1e9:.2f} GB in {time.perf_counter() - start:.1f} s")
+    base = dataclasses.replace(stage.tuning, **fields(arguments.base))
+    for tuning, changed in variants(base, arguments.decode):
+        report(stage, tuning, changed, lambda: decode(stage, arguments.contexts, copy))
+    for tuning, changed in variants(base, arguments.prefill):
+        report(stage, tuning, changed, lambda: prefill(stage, arguments.tokens))
+    stage.close()
+
+
+def parse() -> argparse.Namespace:
+    """Return the command line's arguments."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", type=int)
+    parser.add_argument("--shape", choices=list(SHAPES), default="7b")
+    parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
+    parser.add_argument("--type", default="q4_0")
+    parser.add_argument("--base", default="", help="what all variants have: name=value ...")
+    parser.add_argument("--decode", help="variants of decoding; '' is the default alone")
+    parser.add_argument("--prefill", help="variants of a prompt; '' is the default alone")
+    parser.add_argument("--contexts", type=int, nargs="+", default=[512])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[512])
+    return parser.parse_args()
+
+
+def fields(text: str) -> dict[str, Any]:
+    """Return the one value of each field of ``name=value name=value``."""
+    return {name: values[0] for name, values in named(text).items()}
+
+
+def named(text: str) -> dict[str, list[int]]:
+    """Return the values of each field of ``name=value,value ...``."""
+    pairs = (part.split("=") for part in text.split())
+    return {name: [int(value) for value in values.split(",")] for name, values in pairs}
+
+
+def variants(base: Tuning, text: str | None) -> Iterator[tuple[Tuning, str]]:
+    """Yield every combination of the named values."""
+    if text is None:
+        return
+    choices = named(text)
+    for values in itertools.product(*choices.values()):
+        changed: dict[str, Any] = dict(zip(choices, values, strict=True))
+        name = " ".join(f"{name}={value}" for name, value in changed.items())
+        yield dataclasses.replace(base, **changed), name or "default"
+
+
+def report(stage: Stage, tuning: Tuning, changed: str, measure: Any) -> None:
+    """Print a variant's figures, or why it cannot run."""
+    try:
+        stage.tune(tuning)
+        for line in measure():
+            print(f"{changed:40s} {line}", flush=True)
+    except RllamaError as error:
+        print(f"{changed:40s} failed: {error}", flush=True)
+
+
+def decode(stage: Stage, contexts: list[int], copy: float) -> Iterator[str]:
+    """Yield a line for each context, whose last token is decoded."""
+    for context in contexts:
+        step = batch_at(context - 1, 1)
+        for first in range(0, context, 256):  # the cache must hold numbers that a text gives
+            stage.forward(batch_at(first, min(256, context - first), outputs=0))
+        expected = stage.forward(batch_at(context - 2, 2))[-1]
+        logits = stage.forward(step)[-1]
+        error = float(np.max(np.abs(logits - expected)) / np.std(expected))
+        again = stage.forward(step)[-1]
+        on_device = median(stage.repeat, step, STEPS) / STEPS
+        whole = median(stage.forward, step)
+        (embedding,), (output,) = stage.matrices("embedding"), stage.matrices("output")
+        unread = 0 if embedding is output else embedding.extent.n_bytes
+        read = stage.weight_bytes - unread
+        yield (
+            f"decode at {context}: {on_device * 1e3:.3f} ms on the device ({1 / on_device:.1f}/s, "
+            f"{read / on_device / 1e12:.3f} TB/s of weights, {read / on_device / copy:.1%} of the "
+            f"copy), forward {whole * 1e3:.3f} ms ({1 / whole:.1f}/s); "
+            f"error {error:.1e}, repeats {bool(np.array_equal(again, logits))}"
+        )
+
+
+def prefill(stage: Stage, counts: list[int]) -> Iterator[str]:
+    """Yield a line for each number of tokens."""
+    for count in counts:
+        prompt = batch_at(0, count)
+        seconds = median(stage.forward, prompt)
+        yield f"prefill {count}: {seconds * 1e3:.2f} ms, {count / seconds:.0f} tokens/s"
+
+
+def batch_at(start: int, count: int, outputs: int = 1) -> Batch:
+    """Return the tokens of one long text from a position on."""
+    tokens = np.random.default_rng(0).integers(0, 32_000, start + count)[start:].tolist()
+    blocks = tuple(range(-(-(start + count) // BLOCK_TOKENS)))
+    return Batch((Chunk(tuple(tokens), start, blocks, outputs),))
+
+
+def median(call: Callable[..., object], *arguments: object) -> float:
+    """Return the median seconds of a call, the first one apart."""
+    seconds = []
+    for _ in range(REPETITIONS + 1):
+        start = time.perf_counter()
+        call(*arguments)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
+
+
+if __name__ == "__main__":
+    main()

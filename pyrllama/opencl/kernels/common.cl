@@ -1,0 +1,115 @@
+// What kernels hand to each other. Sizes of the model and of the batch come as defines:
+// GROUP, HEAD_DIM, N_HEADS, N_KV_HEADS, SPLITS, MAX_TOKENS, LOADS, SEGMENT_BLOCKS,
+// SEGMENT_FLOATS, LONGEST_ROW (of activations, in columns).
+
+// A batch: words of int, written by the host before a step.
+#define BATCH_N_TOKENS 0
+#define BATCH_N_OUTPUTS 1
+#define BATCH_TOKENS 8
+#define BATCH_POSITIONS (BATCH_TOKENS + MAX_TOKENS)
+#define BATCH_TABLE_STARTS (BATCH_POSITIONS + MAX_TOKENS)
+#define BATCH_OUTPUTS (BATCH_TABLE_STARTS + MAX_TOKENS)
+#define BATCH_TILES (BATCH_OUTPUTS + MAX_TOKENS)
+#define BATCH_TABLES (BATCH_TILES + 2 * MAX_TOKENS)
+
+#define ROUND_UP(n, multiple) (((n) + (multiple) - 1) / (multiple) * (multiple))
+#define Q_DIM (N_HEADS * HEAD_DIM)
+#define KV_DIM (N_KV_HEADS * HEAD_DIM)
+#define QKV_STRIDE ROUND_UP(Q_DIM + 2 * KV_DIM, 32)
+#define Q_STRIDE ROUND_UP(Q_DIM, 32)
+
+// A matrix in the layout of weights.cl; `scales` is unused by types without blocks.
+typedef struct {
+  __global const uint4 *units;
+  __global const ushort *scales;
+  int rows;
+  int n_units;  // of a row
+} Matrix;
+
+// What a lane asks for at a time.
+typedef struct {
+  uint4 unit[LOADS];
+  ushort scale[LOADS];
+} Task;
+
+// Where a product's activations come from: a row of floats, or the parts that attention left.
+typedef struct {
+  __global const float *x;
+  __global const float *weight;   // of the norm, if there is one
+  __global const float2 *shares;  // of the parts: x is (SPLITS, Q_STRIDE) if this is not null
+  float n;                        // columns, without padding
+  float eps;
+  int norm;
+} Source;
+
+// Consecutive numbers for the teams of the whole grid, neighbours on different processors.
+FUNCTION int team_in_grid(void) {
+  return team_in_group() * (int)get_num_groups(0) + (int)get_group_id(0);
+}
+
+FUNCTION float8 load_shared8(__global const float *p) {
+  return (float8)(load_shared4(p), load_shared4(p + 4));
+}
+
+// Join what the splits of one row gathered for the head of a column, in powers of two.
+FUNCTION float joined(Source source, int column) {
+  int head = min(column / HEAD_DIM, N_HEADS - 1);
+  float top = -INFINITY, sum = 0.0f, value = 0.0f;
+  for (int s = 0; s < SPLITS; s++) {
+    top = fmax(top, load_shared((__global const float *)(source.shares + s * N_HEADS + head)));
+  }
+  for (int s = 0; s < SPLITS; s++) {
+    __global const float *share = (__global const float *)(source.shares + s * N_HEADS + head);
+    float weight = exp2(load_shared(share) - top);
+    sum += weight * load_shared(share + 1);
+    value += weight * load_shared(source.x + s * Q_STRIDE + column);
+  }
+  return value / sum;
+}
+
+FUNCTION float8 joined8(Source source, int column) {
+#if HEAD_DIM % 8 == 0
+  int head = min(column / HEAD_DIM, N_HEADS - 1);
+  float top = -INFINITY, sum = 0.0f;
+  float8 value = (float8)(0.0f);
+  float tops[SPLITS], sums[SPLITS];
+  #pragma unroll
+  for (int s = 0; s < SPLITS; s++) {
+    __global const float *share = (__global const float *)(source.shares + s * N_HEADS + head);
+    tops[s] = load_shared(share);
+    sums[s] = load_shared(share + 1);
+    top = fmax(top, tops[s]);
+  }
+  #pragma unroll
+  for (int s = 0; s < SPLITS; s++) {
+    float weight = exp2(tops[s] - top);
+    sum += weight * sums[s];
+    value += weight * load_shared8(source.x + s * Q_STRIDE + column);
+  }
+  return value / sum;
+#else
+  float8 v;
+  v.s0 = joined(source, column);
+  v.s1 = joined(source, column + 1);
+  v.s2 = joined(source, column + 2);
+  v.s3 = joined(source, column + 3);
+  v.s4 = joined(source, column + 4);
+  v.s5 = joined(source, column + 5);
+  v.s6 = joined(source, column + 6);
+  v.s7 = joined(source, column + 7);
+  return v;
+#endif
+}
+
+// Columns [column, column + 8) of a source; adds their squares if they are to be normalised.
+FUNCTION float8 activations(Source source, int column, float *squares) {
+  if (source.shares) return joined8(source, column);
+  float8 v = load_shared8(source.x + column);
+  if (source.norm) {
+    float8 square = v * v;
+    float4 four = square.lo + square.hi;
+    *squares += (four.x + four.y) + (four.z + four.w);
+    v *= vload8(0, source.weight + column);
+  }
+  return v;
+}

@@ -1,0 +1,238 @@
+// The few operations that differ between devices, each in portable OpenCL C and, where the
+// program is built with NVIDIA defined, in inline PTX. Nothing else knows which one it runs on.
+//
+// A work-group of GROUP work-items is GROUP / LANES teams; a team of LANES work-items shares the
+// work of a row. Where a function takes `scratch`, that is GROUP floats of local memory, and all
+// work-items of the group must call it together.
+
+// Compilers may not leave calls: barriers and whole tasks in registers are behind them.
+#define FUNCTION static inline __attribute__((always_inline))
+#define LANES 32
+#define TEAMS (GROUP / LANES)
+#define LOCAL_FENCE barrier(CLK_LOCAL_MEM_FENCE)
+#define GROUP_FENCE barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE)
+
+FUNCTION int lane_id(void) { return (int)get_local_id(0) & (LANES - 1); }
+FUNCTION int team_in_group(void) { return (int)get_local_id(0) / LANES; }
+
+#ifdef NVIDIA
+
+// Loops over private arrays must be unrolled to keep them in registers; elsewhere, unrolling
+// loops with barriers makes compilers (PoCL's) take minutes.
+#define UNROLL_ON_GPU _Pragma("unroll")
+
+FUNCTION float exchange(float value, int mask) {
+  float other;
+  asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, 0xffffffff;" : "=f"(other) : "f"(value), "r"(mask));
+  return other;
+}
+
+FUNCTION float team_sum(float value, __local float *scratch) {
+  for (int mask = LANES / 2; mask; mask >>= 1) value += exchange(value, mask);
+  return value;
+}
+
+FUNCTION float team_max(float value, __local float *scratch) {
+  for (int mask = LANES / 2; mask; mask >>= 1) value = fmax(value, exchange(value, mask));
+  return value;
+}
+
+// Sum and maximum over four neighbouring work-items.
+FUNCTION float quad_sum(float value, __local float *scratch) {
+  value += exchange(value, 1);
+  return value + exchange(value, 2);
+}
+
+FUNCTION float quad_max(float value, __local float *scratch) {
+  value = fmax(value, exchange(value, 1));
+  return fmax(value, exchange(value, 2));
+}
+
+// What a team wrote to local memory is there for the whole team.
+FUNCTION void team_fence(void) { asm volatile("bar.warp.sync 0xffffffff;" ::: "memory"); }
+
+// c plus the dot product of four int8 of a and four of b.
+FUNCTION int dot4(int a, int b, int c) {
+  int sum;
+  asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+  return sum;
+}
+
+// Weights are read once: they go past the first cache, which the kernel never writes through.
+FUNCTION uint4 load_stream(__global const uint4 *p) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+  return v;
+}
+
+FUNCTION ushort load_scale(__global const ushort *p) {
+  ushort v;
+  asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(v) : "l"(p));
+  return v;
+}
+
+// What other groups wrote earlier in the same kernel is read past the first cache.
+FUNCTION float4 load_shared4(__global const float *p) {
+  float4 v;
+  asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(p) : "memory");
+  return v;
+}
+
+FUNCTION float load_shared(__global const float *p) {
+  float v;
+  asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
+  return v;
+}
+
+FUNCTION float2 halves(uint bits) {
+  float2 v;
+  asm("{.reg .b16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
+      : "=f"(v.x), "=f"(v.y) : "r"(bits));
+  return v;
+}
+
+FUNCTION float half_bits(ushort bits) {
+  float v;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(v) : "h"(bits));
+  return v;
+}
+
+// Two floats as float16, to nearest even, those beyond its range as its greatest.
+FUNCTION uint pack_halves(float low, float high) {
+  uint bits;
+  low = clamp(low, -65504.0f, 65504.0f);
+  high = clamp(high, -65504.0f, 65504.0f);
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+  return bits;
+}
+
+// Ask for bytes that will be wanted soon to be brought into the cache that all groups share.
+FUNCTION void prefetch_line(__global const uchar *p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
+FUNCTION int add_release(volatile __global int *p, int value) {
+  int before;
+  asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], %2;"
+               : "=r"(before) : "l"(p), "r"(value) : "memory");
+  return before;
+}
+
+FUNCTION int load_acquire(volatile __global int *p) {
+  int value;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
+  return value;
+}
+
+#else
+
+#define UNROLL_ON_GPU
+
+// Two barriers and a walk: barriers cost more than reading `width` floats that neighbours share.
+FUNCTION float fold(float value, __local float *scratch, const int width, const int take_max) {
+  const int id = (int)get_local_id(0);
+  LOCAL_FENCE;  // others may still read what an earlier call left
+  scratch[id] = value;
+  LOCAL_FENCE;
+  __local const float *all = scratch + (id & ~(width - 1));
+  float result = all[0];
+  for (int i = 1; i < width; i++) result = take_max ? fmax(result, all[i]) : result + all[i];
+  return result;
+}
+
+FUNCTION float team_sum(float value, __local float *scratch) { return fold(value, scratch, LANES, 0); }
+FUNCTION float team_max(float value, __local float *scratch) { return fold(value, scratch, LANES, 1); }
+FUNCTION float quad_sum(float value, __local float *scratch) { return fold(value, scratch, 4, 0); }
+FUNCTION float quad_max(float value, __local float *scratch) { return fold(value, scratch, 4, 1); }
+FUNCTION void team_fence(void) { LOCAL_FENCE; }
+
+FUNCTION int dot4(int a, int b, int c) {
+#ifdef INTEGER_DOT
+  return c + dot_4x8packed_ss_int(as_uint(a), as_uint(b));
+#else
+  int4 product = convert_int4(as_char4(a)) * convert_int4(as_char4(b));
+  return c + product.x + product.y + product.z + product.w;
+#endif
+}
+
+FUNCTION uint4 load_stream(__global const uint4 *p) { return *p; }
+FUNCTION ushort load_scale(__global const ushort *p) { return *p; }
+FUNCTION float4 load_shared4(__global const float *p) { return *(__global const float4 *)p; }
+FUNCTION float load_shared(__global const float *p) { return *p; }
+FUNCTION float2 halves(uint bits) { return vload_half2(0, (const half *)&bits); }
+FUNCTION float half_bits(ushort bits) { return vload_half(0, (const half *)&bits); }
+
+FUNCTION uint pack_halves(float low, float high) {
+  uint bits;
+  vstore_half2_rte(clamp((float2)(low, high), -65504.0f, 65504.0f), 0, (half *)&bits);
+  return bits;
+}
+
+FUNCTION void prefetch_line(__global const uchar *p) { prefetch(p, 64); }
+
+FUNCTION int add_release(volatile __global int *p, int value) {
+  mem_fence(CLK_GLOBAL_MEM_FENCE);
+  int before = atomic_add(p, value);
+  mem_fence(CLK_GLOBAL_MEM_FENCE);
+  return before;
+}
+
+FUNCTION int load_acquire(volatile __global int *p) {
+  int value = atomic_add(p, 0);
+  mem_fence(CLK_GLOBAL_MEM_FENCE);
+  return value;
+}
+
+#endif
+
+FUNCTION float2 brain_halves(uint bits) {
+  return (float2)(as_float(bits << 16), as_float(bits & 0xffff0000u));
+}
+
+// The sum of a value over all work-items of the group, in the same order in each of them.
+FUNCTION float group_sum(float value, __local float *scratch) {
+#ifdef NVIDIA
+  float sum = team_sum(value, scratch);
+  LOCAL_FENCE;
+  if (lane_id() == 0) scratch[team_in_group()] = sum;
+  LOCAL_FENCE;
+  sum = 0.0f;
+  for (int team = 0; team < TEAMS; team++) sum += scratch[team];
+  return sum;
+#else
+  return fold(value, scratch, GROUP, 0);
+#endif
+}
+
+// Words of a barrier across the grid: groups that arrived since the kernel began, groups that
+// left it, and whether one gave up waiting.
+#define ARRIVED 0
+#define LEFT 1
+#define GAVE_UP 2
+#define WAIT_LIMIT (1 << 22)
+
+// Wait until all groups of the grid have arrived `round` times. All groups must run at once;
+// if they do not, waiting ends after about a second, and the host finds GAVE_UP set.
+FUNCTION void grid_barrier(volatile __global int *words, int round) {
+  GROUP_FENCE;
+  if (get_local_id(0) == 0) {
+    int target = round * (int)get_num_groups(0);
+    int looks = 0;
+    int arrived = add_release(words + ARRIVED, 1) + 1;
+    while (arrived < target && words[GAVE_UP] == 0) {
+      arrived = load_acquire(words + ARRIVED);
+      if (++looks == WAIT_LIMIT) words[GAVE_UP] = 1;
+    }
+  }
+  GROUP_FENCE;
+}
+
+// The last group to leave makes the words ready for the next kernel; one work-item gets 1.
+FUNCTION int leave_grid(volatile __global int *words) {
+  if (get_local_id(0) || add_release(words + LEFT, 1) + 1 < (int)get_num_groups(0)) return 0;
+  words[ARRIVED] = 0;
+  words[LEFT] = 0;
+  return 1;
+}

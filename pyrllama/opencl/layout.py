@@ -1,0 +1,118 @@
+"""Matrices as the kernels read them: rows of 16-byte units, scales of blocks apart.
+
+The stored bits do not change.  Neighbouring work-items read neighbouring units, so every load
+of 16 bytes is coalesced; a file's blocks of 18 or 34 bytes would not even be aligned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pyrllama import quants
+from pyrllama.core import TensorType
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+UNIT_BYTES = 16
+BLOCK = 32
+"""Columns of a block; every row is padded to whole ones."""
+SCALE_BYTES = 2
+ALIGNMENT = 1024
+"""Bytes to which a matrix is aligned: every device lets a part of a buffer begin there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a storage type is laid out."""
+
+    unit_cols: int
+    quantised: bool
+
+
+LAYOUTS = {
+    TensorType.F32: Layout(4, quantised=False),
+    TensorType.F16: Layout(8, quantised=False),
+    TensorType.BF16: Layout(8, quantised=False),
+    TensorType.Q8_0: Layout(16, quantised=True),
+    TensorType.Q4_0: Layout(32, quantised=True),
+}
+"""Every type that the kernels run."""
+
+
+def round_up(n: int, multiple: int) -> int:
+    """Return the smallest multiple that is not less than ``n``."""
+    return -(-n // multiple) * multiple
+
+
+def held_type(stored: TensorType, cols: int, wanted: TensorType | None) -> TensorType:
+    """Return the type in which a matrix is held: the wanted one, or as it is stored.
+
+    Columns that are no whole blocks cannot be quantised; such a matrix is held in F16.
+    """
+    kind = stored if wanted is None else wanted
+    if quants.block_size(kind) > 1 and cols % BLOCK:
+        return stored if stored is TensorType.BF16 else TensorType.F16
+    return kind
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """The sizes of a matrix on the device."""
+
+    kind: TensorType
+    rows: int
+    cols: int
+    """Padded to whole blocks."""
+
+    @property
+    def n_units(self) -> int:
+        """Units of a row."""
+        return self.cols // LAYOUTS[self.kind].unit_cols
+
+    @property
+    def unit_bytes(self) -> int:
+        """Bytes of all units."""
+        return self.rows * self.n_units * UNIT_BYTES
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes of all scales; none for types without blocks."""
+        quantised = LAYOUTS[self.kind].quantised
+        return self.rows * (self.cols // BLOCK) * SCALE_BYTES if quantised else 0
+
+    @property
+    def n_bytes(self) -> int:
+        """All of it."""
+        return self.unit_bytes + self.scale_bytes
+
+
+def extent_of(kind: TensorType, shape: tuple[int, ...]) -> Extent:
+    """Return the sizes that a matrix ``(rows, cols)`` has on the device."""
+    return Extent(kind, shape[0], round_up(shape[1], BLOCK))
+
+
+def convert(
+    stored: TensorType, rows: NDArray[np.uint8], cols: int, kind: TensorType
+) -> NDArray[np.uint8]:
+    """Return stored rows in another type; unchanged where it is the same."""
+    if stored is kind:
+        return rows
+    return quants.quantize(kind, quants.dequantize(stored, rows, cols))
+
+
+def pack(
+    kind: TensorType, rows: NDArray[np.uint8], cols: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return the units and the scales of stored rows of ``cols`` columns, both C-contiguous."""
+    if LAYOUTS[kind].quantised:
+        blocks = rows.reshape(-1, quants.type_size(kind))
+        scales, units = blocks[:, :SCALE_BYTES], blocks[:, SCALE_BYTES:]
+        return np.ascontiguousarray(units), np.ascontiguousarray(scales)
+    missing = (round_up(cols, BLOCK) - cols) * quants.type_size(kind)
+    if missing:
+        rows = np.pad(rows, ((0, 0), (0, missing)))
+    return np.ascontiguousarray(rows), np.zeros(0, np.uint8)

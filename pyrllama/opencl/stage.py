@@ -1,0 +1,322 @@
+"""A run of layers on one device: its weights, its part of the KV cache, and its launches.
+
+All kernels are made and their arguments set when the stage is; a step writes the batch into one
+buffer, enqueues the launches, and waits only for what it returns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyrllama.core import BLOCK_TOKENS, TensorType
+from pyrllama.errors import DeviceError
+from pyrllama.models.llama import OUTPUT, ROPE_FACTORS, TOKEN_EMBEDDING, rope_table
+from pyrllama.opencl.batch import BatchWords
+from pyrllama.opencl.device import device_errors, pyopencl
+from pyrllama.opencl.layout import BLOCK, round_up
+from pyrllama.opencl.persistent import can_persist, persistent_source, places
+from pyrllama.opencl.program import OPTIONS, UNOPTIMISED, Program, model_source
+from pyrllama.opencl.steps import Steps
+from pyrllama.opencl.tuning import default_tuning, defines, local_memory, norm_stride
+from pyrllama.opencl.weights import DeviceMemory, Matrix, read_vector, stacks, upload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from pyrllama.checkpoints.base import Checkpoint
+    from pyrllama.core import Batch, ModelConfig
+    from pyrllama.opencl.device import Device
+    from pyrllama.opencl.tuning import Tuning
+    from pyrllama.opencl.weights import Stack
+
+KV_BYTES = {TensorType.F16: 2, TensorType.F32: 4}
+"""Types of the KV cache, and the bytes of a number in it."""
+GRID_WORDS = 4
+"""Of a barrier across the grid; see ``kernels/primitives.cl``."""
+GROUPS_OF_MATRICES: dict[str, tuple[str, ...]] = {
+    "qkv": ("attn_q", "attn_k", "attn_v"),
+    "attn_output": ("attn_output",),
+    "gate_up": ("ffn_gate", "ffn_up"),
+    "ffn_down": ("ffn_down",),
+}
+"""Matrices of a layer that read the same activations are multiplied as one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a stage computes: some of the layers, and what stands at the model's two ends."""
+
+    layers: range
+    embeds: bool
+    """Whether it begins with the tokens' embeddings; else it is given hidden states."""
+    ends: bool
+    """Whether it ends with logits; else it gives hidden states."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What a stage must have room for."""
+
+    max_seq_len: int
+    n_blocks: int
+    max_tokens: int
+    kv_type: TensorType
+
+
+def head_stride(config: ModelConfig) -> int:
+    """Return the numbers that a head has in the cache."""
+    return round_up(config.head_dim, 8)
+
+
+def block_bytes(config: ModelConfig, n_layers: int, kv_type: TensorType) -> int:
+    """Return the bytes of a block of the cache."""
+    numbers = 2 * n_layers * config.n_kv_heads * BLOCK_TOKENS * head_stride(config)
+    return numbers * KV_BYTES[kv_type]
+
+
+def stage_stacks(
+    checkpoint: Checkpoint, part: Part, wanted: TensorType | None
+) -> dict[str, list[Stack]]:
+    """Return all matrices of a part, by group (``"0.qkv"``, ``"output"``), as they are held."""
+    found = {
+        f"{layer}.{group}": stacks(checkpoint, [f"blk.{layer}.{n}.weight" for n in names], wanted)
+        for layer in part.layers
+        for group, names in GROUPS_OF_MATRICES.items()
+    }
+    tied = OUTPUT not in checkpoint.tensors
+    if part.embeds or (part.ends and tied):
+        found["embedding"] = stacks(checkpoint, [TOKEN_EMBEDDING], wanted)
+    if part.ends:
+        found["output"] = found["embedding"] if tied else stacks(checkpoint, [OUTPUT], wanted)
+    return found
+
+
+class Stage:
+    """Layers on a device; ``forward`` takes and gives hidden states or tokens and logits."""
+
+    def __init__(
+        self,
+        device: Device,
+        checkpoint: Checkpoint,
+        part: Part,
+        sizes: Sizes,
+        *,
+        wanted: TensorType | None,
+        progress: Callable[[int], None],
+        tuning: Tuning | None = None,
+    ) -> None:
+        cl = pyopencl()
+        self.device, self.part = device, part
+        self.config = config = checkpoint.config
+        self._sizes = sizes
+        with device_errors(device, "loading the model"):
+            self._context = cl.Context([device.handle])
+            self._queue = cl.CommandQueue(self._context)
+            groups = stage_stacks(checkpoint, part, wanted)
+            self._matrices = self._load(checkpoint, groups, progress)
+            self._constants = {
+                "norms": self._filled(self._norms(checkpoint)),
+                "rope": self._filled(self._rope(checkpoint)),
+            }
+        self.batch = BatchWords(config, sizes.n_blocks, sizes.max_tokens, sizes.max_seq_len)
+        self.tune(tuning or default_tuning(device, config, self._kinds()))
+
+    def tune(self, tuning: Tuning) -> None:
+        """Build the kernels, anew if need be, in other sizes; the cache becomes empty."""
+        self.tuning = tuning
+        self._buffers: dict[str, Any] = {}
+        with device_errors(self.device, "building the kernels"):
+            self._buffers = self._allocate()
+            options = OPTIONS if tuning.optimise else (*OPTIONS, UNOPTIMISED)
+            program = Program(self.device, self._context, self._source(), options)
+            self._steps = Steps(self, program)
+            self._queue.finish()
+
+    # --- loading ------------------------------------------------------------------------------
+
+    def _source(self) -> str:
+        kinds = self._kinds()
+        memory = local_memory(self.device, self.config, self.tuning.group)
+        sizes = self._sizes
+        words = defines(
+            self.tuning, self.config, memory, kv_type=sizes.kv_type, max_tokens=sizes.max_tokens
+        )
+        if not self.persists:
+            return model_source(words, kinds)
+        after = persistent_source(
+            self._matrices,
+            self.config,
+            self.part,
+            n_buffers=len(self.weight_buffers),
+            prefetch=self.tuning.prefetch,
+            activation_bytes=memory.n_bytes(kinds),
+        )
+        return model_source(words, kinds, after)
+
+    def _kinds(self) -> set[TensorType]:
+        """Return the types in which the matrices are held."""
+        return {m.extent.kind for parts in self._matrices.values() for m in parts}
+
+    @property
+    def persists(self) -> bool:
+        """Whether a step of one token is one kernel."""
+        n_buffers = len(self.weight_buffers)
+        return self.tuning.persistent and can_persist(self._matrices, self.part, n_buffers)
+
+    @property
+    def weight_buffers(self) -> list[Any]:
+        """The large buffers that hold the matrices."""
+        return self._memory.buffers
+
+    def _load(
+        self,
+        checkpoint: Checkpoint,
+        groups: Mapping[str, list[Stack]],
+        progress: Callable[[int], None],
+    ) -> dict[str, list[Matrix]]:
+        """Place every matrix in the order of a step, then fill them."""
+        ordered: dict[tuple[str, ...], Stack] = {}
+        for group in groups.values():
+            ordered.update((stack.names, stack) for stack in group)
+        extents = [stack.extent for stack in ordered.values()]
+        self._memory = DeviceMemory(self.device, self._context, extents)
+        placed: dict[tuple[str, ...], Matrix] = {}
+        for i, (names, stack) in enumerate(ordered.items()):
+            placed[names] = self._memory.place(i, stack.extent)
+            upload(self._queue, placed[names], stack, checkpoint, progress)
+        self.weight_bytes = sum(extent.n_bytes for extent in extents)
+        return {name: [placed[s.names] for s in group] for name, group in groups.items()}
+
+    def _allocate(self) -> dict[str, Any]:
+        """Make the buffers of a step; see ``Steps`` for who reads and writes which."""
+        config, sizes, part = self.config, self._sizes, self.part
+        rows = sizes.max_tokens
+        width = {
+            "x": config.dim,
+            "qkv": config.q_dim + 2 * config.kv_dim,
+            "parts": round_up(config.q_dim, BLOCK) * self.tuning.splits,
+            "shares": 2 * config.n_heads * self.tuning.splits,
+            "gate_up": 2 * config.ffn_dim,
+            "rows": max(config.dim, config.q_dim, config.ffn_dim),
+        }
+        buffers = {name: self._buffer(4 * rows * round_up(n, BLOCK)) for name, n in width.items()}
+        buffers["hidden"] = self._buffer(4 * round_up(config.ffn_dim, BLOCK))
+        # One number behind the logits tells whether a group gave up waiting.
+        buffers["logits"] = self._buffer(4 * (rows * config.vocab_size * part.ends + 1))
+        buffers["words"] = self._buffer(4 * GRID_WORDS)
+        if self.persists:
+            buffers["places"] = self._filled(places(self._matrices, part))
+        cache_bytes = sizes.n_blocks * block_bytes(config, len(part.layers), sizes.kv_type)
+        buffers["cache"] = self._buffer(cache_bytes)
+        buffers["batch"] = self._buffer(self.batch.n_bytes)
+        return buffers | self._constants
+
+    def _rope(self, checkpoint: Checkpoint) -> NDArray[np.float32]:
+        factors = None
+        if ROPE_FACTORS in checkpoint.tensors:
+            factors = read_vector(checkpoint, ROPE_FACTORS, self.config.head_dim // 2)
+        return rope_table(self.config, self._sizes.max_seq_len, factors)
+
+    def _norms(self, checkpoint: Checkpoint) -> NDArray[np.float32]:
+        """Return the weights of all norms: two a layer, and the last one."""
+        names = [f"blk.{i}.{n}.weight" for i in self.part.layers for n in ("attn_norm", "ffn_norm")]
+        names += ["output_norm.weight"] if self.part.ends else []
+        stride = norm_stride(self.config)
+        return np.stack([read_vector(checkpoint, name, stride) for name in names])
+
+    def norm(self, index: int) -> Any:
+        """Return the weights of a norm: ``2 * layer`` or the one after, or the last."""
+        n_bytes = 4 * norm_stride(self.config)
+        return self._constants["norms"].get_sub_region(index * n_bytes, n_bytes)
+
+    def _filled(self, values: NDArray[Any]) -> Any:
+        flags = pyopencl().mem_flags
+        return pyopencl().Buffer(
+            self._context, flags.READ_ONLY | flags.COPY_HOST_PTR, hostbuf=values
+        )
+
+    def _buffer(self, n_bytes: int) -> Any:
+        """Return zeroed memory: what kernels never write are the zeros of a padded row."""
+        cl = pyopencl()
+        n_bytes = round_up(n_bytes, 16)
+        buffer = cl.Buffer(self._context, cl.mem_flags.READ_WRITE, n_bytes)
+        cl.enqueue_fill_buffer(self._queue, buffer, np.zeros(4, np.uint32), 0, n_bytes)
+        return buffer
+
+    # --- running ------------------------------------------------------------------------------
+
+    def matrices(self, group: str) -> list[Matrix]:
+        """Return the matrices of a group, those of one type joined."""
+        return self._matrices[group]
+
+    def buffer(self, name: str) -> Any:
+        """Return a buffer by name."""
+        return self._buffers[name]
+
+    def forward(
+        self, batch: Batch, hidden: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Run a batch: return ``(n_outputs, vocab)`` logits or ``(n_tokens, dim)`` hidden states.
+
+        ``hidden`` are what the stage before gave.  Raises ``BackendError`` for a batch that does
+        not fit, ``DeviceError`` when the device fails.
+        """
+        words = self.batch.fill(batch)
+        cl, config, n = pyopencl(), self.config, batch.n_tokens
+        with device_errors(self.device, "running the model"):
+            cl.enqueue_copy(self._queue, self._buffers["batch"], words, is_blocking=False)
+            if hidden is not None:
+                padded = np.zeros((n, round_up(config.dim, BLOCK)), np.float32)
+                padded[:, : config.dim] = hidden
+                cl.enqueue_copy(self._queue, self._buffers["x"], padded, is_blocking=False)
+            self._steps.enqueue(self._queue, batch)
+            single = n == 1 and self.persists
+            if self.part.ends:
+                return self._logits(batch.n_outputs, single=single)
+            x = np.empty((n, round_up(config.dim, BLOCK)), np.float32)
+            cl.enqueue_copy(self._queue, x, self._buffers["x"])
+            if single:
+                self._logits(0, single=True)
+            return x[:, : config.dim]
+
+    def repeat(self, batch: Batch, times: int) -> None:
+        """Run the same batch many times without waiting between, to be timed."""
+        words = self.batch.fill(batch)
+        with device_errors(self.device, "running the model"):
+            pyopencl().enqueue_copy(self._queue, self._buffers["batch"], words)
+            for _ in range(times):
+                self._steps.enqueue(self._queue, batch)
+            self._queue.finish()
+
+    def _logits(self, n_outputs: int, *, single: bool) -> NDArray[np.float32]:
+        """Wait for the step and return its logits; raises ``DeviceError`` if it gave up."""
+        vocab_size = self.config.vocab_size if self.part.ends else 0
+        values = np.empty(n_outputs * vocab_size + single, np.float32)
+        if not values.size:
+            self._queue.finish()
+        else:
+            offset = 0 if n_outputs else 4 * vocab_size
+            pyopencl().enqueue_copy(self._queue, values, self._buffers["logits"], src_offset=offset)
+        if single and values[-1]:
+            raise DeviceError(
+                f"OpenCL device {self.device} does not run {self.tuning.groups} groups of "
+                f"{self.tuning.group} work-items at once, as it seemed to do; end other programs "
+                f"that use it, or run without it: --backend cpu"
+            )
+        return values[: n_outputs * vocab_size].reshape(n_outputs, vocab_size)
+
+    def close(self) -> None:
+        """Free the device's memory now, not when Python notices."""
+        buffers = {*self._buffers.values(), *self._constants.values(), *self._memory.buffers}
+        self._matrices.clear()
+        self._buffers.clear()
+        self._constants.clear()
+        self._memory.buffers.clear()
+        del self._steps
+        for buffer in buffers:
+            buffer.release()

@@ -1,0 +1,196 @@
+"""Sizes of the kernels that depend on the device and the model, not on what is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pyrllama.core import BLOCK_TOKENS, TensorType
+from pyrllama.errors import DeviceError
+from pyrllama.opencl.device import Feature
+from pyrllama.opencl.features import features
+from pyrllama.opencl.layout import ALIGNMENT, BLOCK, LAYOUTS, UNIT_BYTES, round_up
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from pyrllama.core import ModelConfig
+    from pyrllama.opencl.device import Device
+
+LANES = BLOCK_TOKENS
+"""Work-items of a team; a lane attends to one token of a block of the cache."""
+FLOAT, HALF = 4, 2
+BLOCK_BYTES = BLOCK + 2 * FLOAT
+"""Of a block of quantised activations in local memory: its int8, its scale and its sum."""
+MAX_LOCAL = 48 * 1024
+"""What every recent GPU lets a work-group have."""
+RESERVED_LOCAL = 512
+MAX_SPLITS = 8
+MAX_HEADS_AT_ONCE = 4
+HALVES = {TensorType.F16, TensorType.BF16}
+ATTENTION_GROUP = 128
+"""Work-items of a group that attends from a tile of rows."""
+ATTENTION_PAD = 4
+"""Floats between the rows of its local memory; see ``kernels/attention_tiles.cl``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How work is cut up; every choice gives the same text."""
+
+    group: int = 64
+    """Work-items of a work-group, a multiple of 32."""
+    groups: int = 64
+    """Work-groups that a product of one token takes at most."""
+    loads: int = 4
+    """16-byte loads of a work-item on their way at a time."""
+    splits: int = 2
+    """Parts into which attention of single rows cuts the positions of a sequence."""
+    attention_rows: int = 0
+    """Rows of a sequence that attend as one tile, 32 or 16; 0 makes all rows attend singly."""
+    tensor_cores: bool = False
+    tensor_rows: int = 128
+    tensor_tokens: int = 128
+    warp_rows: int = 64
+    warp_tokens: int = 64
+    persistent: bool = False
+    """Whether a step of one token is one kernel that waits across the grid."""
+    prefetch: int = 0
+    """Lines of 128 bytes that each work-item of it asks for before it waits."""
+    nvidia: bool = False
+    """Whether kernels are lowered to PTX."""
+    integer_dot: bool = False
+    optimise: bool = True
+    """Whether the driver's compiler optimises; PoCL's (3.0, LLVM 14) garbles private arrays in
+    loops with barriers, such as those of the persistent kernel."""
+
+    @property
+    def tensor_group(self) -> int:
+        """Work-items of a group that multiplies tiles on Tensor Cores."""
+        warps = (self.tensor_rows // self.warp_rows) * (self.tensor_tokens // self.warp_tokens)
+        return warps * LANES
+
+
+def default_tuning(
+    device: Device, config: ModelConfig, kinds: Collection[TensorType] = ()
+) -> Tuning:
+    """Return the sizes for a device and a model, as measured on a few of both.
+
+    ``kinds`` are the types in which its matrices are held.
+    """
+    found = features(device)
+    if Feature.INLINE_PTX in found:
+        splits = device.compute_units // (config.n_heads // heads_at_once(config))
+        return Tuning(
+            group=512,
+            groups=device.compute_units,
+            loads=8 if kinds and HALVES.issuperset(kinds) else 4,
+            splits=min(MAX_SPLITS, max(1, splits)),
+            attention_rows=attention_rows(device, config),
+            tensor_cores=Feature.TENSOR_CORES in found,
+            persistent=Feature.GRID_BARRIER in found,
+            nvidia=True,
+        )
+    # On a CPU a work-item is a turn of a loop: large groups only take longer to compile.
+    group = min(LANES if device.is_pocl else 128, device.max_group // LANES * LANES)
+    if group < LANES:
+        raise DeviceError(
+            f"OpenCL device {device} runs work-groups of {device.max_group} work-items, but the "
+            f"kernels need {LANES}; choose another device, or run without one: --backend cpu"
+        )
+    return Tuning(
+        group=group,
+        groups=8 * device.compute_units,
+        loads=1 if device.is_pocl else 4,
+        attention_rows=attention_rows(device, config),
+    )
+
+
+def attention_rows(device: Device, config: ModelConfig) -> int:
+    """Return the most rows that a tile of attention has room for; 0 where none fits."""
+    if device.max_group < ATTENTION_GROUP:
+        return 0
+    head_pitch = round_up(config.head_dim, 8) + ATTENTION_PAD
+    room = (min(device.local_memory, MAX_LOCAL) - RESERVED_LOCAL) // FLOAT - ATTENTION_GROUP
+    for rows in (32, 16):
+        if (rows + LANES) * head_pitch + rows * (LANES + ATTENTION_PAD + 2) <= room:
+            return rows
+    return 0
+
+
+def heads_at_once(config: ModelConfig) -> int:
+    """Return how many heads that share keys a team attends from at a time."""
+    shared = config.n_heads // config.n_kv_heads
+    return next(n for n in range(MAX_HEADS_AT_ONCE, 0, -1) if shared % n == 0)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalMemory:
+    """How a product's activations share local memory: columns that it holds at a time."""
+
+    segment_floats: int
+    segment_blocks: int
+
+    def n_bytes(self, kinds: Iterable[TensorType]) -> int:
+        """Bytes for matrices of any of these types."""
+        blocks = round_up(self.segment_blocks * BLOCK_BYTES, UNIT_BYTES)
+        return max(
+            blocks if LAYOUTS[kind].quantised else self.segment_floats * FLOAT for kind in kinds
+        )
+
+
+def local_memory(device: Device, config: ModelConfig, group: int) -> LocalMemory:
+    """Cut rows of activations into segments that fit into a work-group's local memory."""
+    longest = longest_row(config)
+    room = min(device.local_memory, MAX_LOCAL) - group * FLOAT - RESERVED_LOCAL
+    floats = min(longest, room // FLOAT // BLOCK * BLOCK)
+    blocks = min(longest // BLOCK, room // BLOCK_BYTES // 2 * 2)
+    return LocalMemory(floats, blocks)
+
+
+def longest_row(config: ModelConfig) -> int:
+    """Return the columns of the widest matrix, padded."""
+    return round_up(max(config.dim, config.q_dim, config.ffn_dim), BLOCK)
+
+
+def norm_stride(config: ModelConfig) -> int:
+    """Return the floats from a norm's weights to the next; a part of a buffer can begin there."""
+    return round_up(config.dim, ALIGNMENT // FLOAT)
+
+
+def defines(
+    tuning: Tuning,
+    config: ModelConfig,
+    memory: LocalMemory,
+    *,
+    kv_type: TensorType,
+    max_tokens: int,
+) -> dict[str, int]:
+    """Return what the kernels are built with."""
+    flags = {
+        "NVIDIA": tuning.nvidia,
+        "TENSOR": tuning.tensor_cores,
+        "INTEGER_DOT": tuning.integer_dot,
+        "KV_F32": kv_type is TensorType.F32,
+    }
+    return {
+        **{name: 1 for name, on in flags.items() if on},
+        "GROUP": tuning.group,
+        "LOADS": tuning.loads,
+        "SPLITS": tuning.splits,
+        "ATTENTION_GROUP": ATTENTION_GROUP,
+        "ATTENTION_ROWS": tuning.attention_rows,
+        "HEAD_DIM": config.head_dim,
+        "N_HEADS": config.n_heads,
+        "N_KV_HEADS": config.n_kv_heads,
+        "HEADS_AT_ONCE": heads_at_once(config),
+        "MAX_TOKENS": max_tokens,
+        "SEGMENT_FLOATS": memory.segment_floats,
+        "SEGMENT_BLOCKS": memory.segment_blocks,
+        "LONGEST_ROW": longest_row(config),
+        "TENSOR_GROUP": tuning.tensor_group,
+        "TENSOR_ROWS": tuning.tensor_rows,
+        "TENSOR_TOKENS": tuning.tensor_tokens,
+        "WARP_ROWS": tuning.warp_rows,
+        "WARP_TOKENS": tuning.warp_tokens,
+    }

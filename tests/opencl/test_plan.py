@@ -1,0 +1,80 @@
+"""Which layers go to which device, before a weight is read."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from support.opencl_devices import fake_device
+
+from pyrllama.checkpoints.random import SHAPES, RandomCheckpoint
+from pyrllama.core import TensorType
+from pyrllama.errors import NotEnoughMemoryError, SettingError
+from pyrllama.opencl.plan import Demand, Plan, make_plan
+
+GB = 10**9
+
+
+def layers_of(plan: Plan) -> list[tuple[int, int]]:
+    return [(need.part.layers.start, need.part.layers.stop) for need in plan.needs]
+
+
+def demand(kind: TensorType = TensorType.Q4_0, kv_type: TensorType = TensorType.F16) -> Demand:
+    return Demand(RandomCheckpoint(SHAPES["7b"], kind), None, kv_type, 512)
+
+
+def test_a_model_that_fits_goes_to_the_device_whole() -> None:
+    plan = make_plan(demand(), [fake_device(memory=24 * GB)], None)
+    (need,) = plan.needs
+    assert layers_of(plan) == [(0, 32)]
+    assert plan.cpu_layers == 0
+    assert (need.part.embeds, need.part.ends) == (True, True)
+    assert need.kv_cache == 512 * 2 * 2 * 32 * 4096
+    assert 3.7 * GB < need.weights < 3.9 * GB
+    assert str(plan).startswith("runs 32 layers on OpenCL device 0: Abacus 0 (Beads), taking ")
+
+
+def test_as_many_of_the_last_layers_as_fit() -> None:
+    plan = make_plan(demand(), [fake_device(memory=2 * GB)], None)
+    (need,) = plan.needs
+    assert 0 < plan.cpu_layers < 32
+    assert layers_of(plan) == [(plan.cpu_layers, 32)]
+    assert (need.part.embeds, need.part.ends) == (False, True)
+    assert need.fits
+    more = make_plan(demand(), [fake_device(memory=100 * GB)], (33 - plan.cpu_layers) / 32)
+    assert more.needs[0].total > 0.92 * 2 * GB
+    assert str(plan).startswith(f"runs {plan.cpu_layers} layers on the CPU and ")
+
+
+def test_several_devices_share_by_their_memory() -> None:
+    devices = [fake_device(0, 8 * GB), fake_device(1, 24 * GB)]
+    plan = make_plan(demand(), devices, None)
+    assert layers_of(plan) == [(0, 8), (8, 32)]
+    first, last = (need.part for need in plan.needs)
+    assert (first.embeds, first.ends, last.embeds, last.ends) == (True, False, False, True)
+
+
+@pytest.mark.parametrize(("share", "layers"), [(0.0, []), (0.5, [(16, 32)]), (1.0, [(0, 32)])])
+def test_a_share_that_is_asked_for(share: float, layers: list[tuple[int, int]]) -> None:
+    assert layers_of(make_plan(demand(), [fake_device(memory=24 * GB)], share)) == layers
+
+
+def test_a_share_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(NotEnoughMemoryError, match="lower --percentage-to-gpu"):
+        make_plan(demand(), [fake_device(memory=2 * GB)], 1.0)
+
+
+def test_nothing_fits() -> None:
+    plan = make_plan(demand(), [fake_device(memory=GB // 100)], None)
+    assert plan == Plan((), 32)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_what_is_no_share(share: float) -> None:
+    with pytest.raises(SettingError, match="percentage-to-gpu"):
+        make_plan(demand(), [fake_device()], share)
+
+
+def test_a_cache_type_that_does_not_run() -> None:
+    with pytest.raises(SettingError, match="kv_type"):
+        make_plan(dataclasses.replace(demand(), kv_type=TensorType.Q8_0), [fake_device()], None)

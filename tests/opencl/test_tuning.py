@@ -1,0 +1,50 @@
+"""The sizes that a device and a model are given without being asked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from support.opencl_devices import fake_device
+from support.tiny_models import tiny_config
+
+from pyrllama.core import TensorType
+from pyrllama.errors import DeviceError
+from pyrllama.opencl import tuning
+from pyrllama.opencl.device import Feature
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+NVIDIA = {Feature.INLINE_PTX, Feature.TENSOR_CORES, Feature.GRID_BARRIER}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "loads"),
+    [
+        ({TensorType.F16}, 8),
+        ({TensorType.F16, TensorType.BF16}, 8),
+        ({TensorType.Q4_0}, 4),
+        ({TensorType.Q4_0, TensorType.F16}, 4),
+        ((), 4),
+    ],
+)
+def test_nvidia(monkeypatch: pytest.MonkeyPatch, kinds: Collection[TensorType], loads: int) -> None:
+    monkeypatch.setattr(tuning, "features", lambda _: NVIDIA)
+    chosen = tuning.default_tuning(fake_device(compute_units=132), tiny_config(), kinds)
+    assert (chosen.loads, chosen.prefetch) == (loads, 0)
+    assert (chosen.groups, chosen.group) == (132, 512)
+    assert chosen.tensor_cores
+    assert chosen.persistent
+
+
+def test_another_gpu() -> None:
+    chosen = tuning.default_tuning(fake_device(), tiny_config(), {TensorType.F16})
+    assert (chosen.group, chosen.groups, chosen.loads) == (128, 32, 4)
+    assert not chosen.nvidia
+    assert not chosen.persistent
+
+
+def test_groups_that_are_too_small() -> None:
+    with pytest.raises(DeviceError, match="work-groups of 16 work-items, but the kernels need 32"):
+        tuning.default_tuning(fake_device(max_group=16), tiny_config())
