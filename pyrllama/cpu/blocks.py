@@ -1,35 +1,24 @@
 """What kernels do with the packed blocks of a quantised type, made from its ``Format``.
 
 The levels of 16 rows and 32 columns are taken as four pairs of vectors: pair ``i`` holds columns
-``8i`` to ``8i + 3`` of every row, and the four after them.  They lie in planes, one behind the
-other, with four bytes a row:
-
-======  =======  ========================================================================
-plane   vectors  pair ``i``
-======  =======  ========================================================================
-8 bits  8        vectors ``2i`` and ``2i + 1``
-4 bits  4        the low and the high four bits of vector ``i``
-2 bits  2        bits 0 and 2 (``i`` even), or 4 and 6 and those above, of vector ``i // 2``
-1 bit   1        bits ``2i`` and ``2i + 1``
-======  =======  ========================================================================
-
-Levels of 5, 6 and 3 bits are a plane of four, four and two with one of the bits above.
+``8i`` to ``8i + 3`` of every row, and the four after them.  What reads them is put together from
+``PLACES`` while a kernel is made, so no kernel decides anything about formats when it runs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyrllama.cpu.formats import Dot, Format, Head
+from pyrllama.cpu.formats import PLACES, Bits, Dot, Format, Head
 from pyrllama.cpu.kernel import inline
 from pyrllama.cpu.simd import (
     Lanes,
     as_f32,
     as_i8,
-    as_i32,
     half_to_float,
     load_i8x16,
     load_i8x64,
@@ -50,6 +39,7 @@ from pyrllama.cpu.simd import (
     splat_f32,
     splat_i32,
     store,
+    symmetric_dot,
     to_f32,
     wide_dot,
     wide_dot_rows,
@@ -58,15 +48,12 @@ from pyrllama.cpu.simd import (
     widen_i8,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 f32, i32 = np.float32, np.int32
 PAIRS = 4
 """Pairs of vectors in the levels of 32 columns."""
 
 
-# --- planes -----------------------------------------------------------------------------------
+# --- levels -----------------------------------------------------------------------------------
 
 
 @inline
@@ -77,133 +64,127 @@ def moved(w: Lanes, source: int, target: int) -> Lanes:
     return as_i8(w >> (source - target))
 
 
-@inline
-def pair_of_8(q: int, i: int) -> tuple[Lanes, Lanes]:
-    """Return a pair of bytes."""
-    return load_i8x64(q + 128 * i), load_i8x64(q + 128 * i + 64)
+def read_levels(bits: int, columns: int) -> Callable[[int], Lanes]:
+    """Return what reads a vector of levels, a byte each, from the block's vectors at ``q``."""
+    return _joined([_read(field) for field in PLACES[bits] if field.columns == columns])
 
 
-@inline
-def pair_of_4(q: int, i: int) -> tuple[Lanes, Lanes]:
-    """Return a pair from a plane of four bits."""
-    w = load_i32x16(q + 64 * i)
-    return as_i8(w) & 15, as_i8(w >> 4) & 15
+def _read(field: Bits) -> Callable[[int], Lanes]:
+    offset, place, lowest = 64 * field.vector, field.place, field.lowest
+    mask = ((1 << field.count) - 1) << lowest
+
+    @inline
+    def read(q: int) -> Lanes:
+        return moved(load_i32x16(q + offset), place, lowest) & mask
+
+    @inline
+    def read_byte(q: int) -> Lanes:
+        return load_i8x64(q + offset)
+
+    return read_byte if field.count == 8 else read
 
 
-@inline
-def pair_of_2(q: int, i: int, target: int) -> tuple[Lanes, Lanes]:
-    """Return a pair from a plane of two bits, moved up to a place."""
-    w, place, mask = load_i32x16(q + 64 * (i >> 1)), 4 * (i & 1), 3 << target
-    return moved(w, place, target) & mask, moved(w, place + 2, target) & mask
+def _joined(parts: list[Callable[[int], Lanes]]) -> Callable[[int], Lanes]:
+    first, *others = parts
+    if not others:
+        return first
+    rest = _joined(others)
 
+    @inline
+    def read(q: int) -> Lanes:
+        return first(q) | rest(q)
 
-@inline
-def pair_of_1(q: int, i: int, target: int) -> tuple[Lanes, Lanes]:
-    """Return a pair from a plane of one bit, moved up to a place."""
-    w, mask = load_i32x16(q), 1 << target
-    return moved(w, 2 * i, target) & mask, moved(w, 2 * i + 1, target) & mask
-
-
-@inline
-def pair_of_2_alone(q: int, i: int) -> tuple[Lanes, Lanes]:
-    """Return a pair of levels of two bits."""
-    return pair_of_2(q, i, 0)
-
-
-@inline
-def pair_of_3(q: int, i: int) -> tuple[Lanes, Lanes]:
-    """Return a pair of levels of three bits."""
-    first, second = pair_of_2(q, i, 0)
-    high, higher = pair_of_1(q + 128, i, 2)
-    return first | high, second | higher
-
-
-@inline
-def pair_of_5(q: int, i: int) -> tuple[Lanes, Lanes]:
-    """Return a pair of levels of five bits."""
-    first, second = pair_of_4(q, i)
-    high, higher = pair_of_1(q + 256, i, 4)
-    return first | high, second | higher
-
-
-@inline
-def pair_of_6(q: int, i: int) -> tuple[Lanes, Lanes]:
-    """Return a pair of levels of six bits."""
-    first, second = pair_of_4(q, i)
-    high, higher = pair_of_2(q + 256, i, 4)
-    return first | high, second | higher
-
-
-_PAIRS: dict[int, Callable[[int, int], tuple[Lanes, Lanes]]] = {
-    2: pair_of_2_alone,
-    3: pair_of_3,
-    4: pair_of_4,
-    5: pair_of_5,
-    6: pair_of_6,
-    8: pair_of_8,
-}
-
-
-# --- planes from bytes, the inverse -----------------------------------------------------------
-
-
-@inline
-def field(levels: int, group: int, source: int, bits: int, target: int) -> Lanes:
-    """Return some bits of four columns' levels, given as bytes, at another place."""
-    w = load_i32x16(levels + 64 * group)
-    return as_i32(moved(w, source, target) & (((1 << bits) - 1) << target))
-
-
-@inline
-def put_8(levels: int, q: int) -> None:
-    """Copy levels of eight bits."""
-    for group in range(8):
-        store(q + 64 * group, load_i32x16(levels + 64 * group))
-
-
-@inline
-def put_4(levels: int, q: int) -> None:
-    """Store the low four bits of eight vectors of levels as a plane."""
-    for i in range(PAIRS):
-        store(q + 64 * i, field(levels, 2 * i, 0, 4, 0) | field(levels, 2 * i + 1, 0, 4, 4))
-
-
-@inline
-def put_2(levels: int, q: int, source: int) -> None:
-    """Store two bits of eight vectors of levels as a plane."""
-    for half in range(2):
-        w = splat_i32(0)
-        for group in range(4):
-            w = w | field(levels, 4 * half + group, source, 2, 2 * group)
-        store(q + 64 * half, w)
-
-
-@inline
-def put_1(levels: int, q: int, source: int) -> None:
-    """Store one bit of eight vectors of levels as a plane."""
-    w = splat_i32(0)
-    for group in range(8):
-        w = w | field(levels, group, source, 1, group)
-    store(q, w)
+    return read
 
 
 def put_levels(bits: int) -> Callable[[int, int], None]:
-    """Return what stores eight vectors of levels, as bytes, in planes at ``q``."""
+    """Return what stores eight vectors of levels, a byte each, in the block's vectors at ``q``."""
+    return _one_after_the_other(
+        [
+            _put(vector, [field for field in PLACES[bits] if field.vector == vector])
+            for vector in range(bits)
+        ]
+    )
+
+
+def _put(vector: int, fields: list[Bits]) -> Callable[[int, int], None]:
+    join = _joined([_taken(field) for field in fields])
 
     @inline
     def put(levels: int, q: int) -> None:
-        if bits == 8:
-            put_8(levels, q)
-        elif bits in (2, 3):
-            put_2(levels, q, 0)
-        else:
-            put_4(levels, q)
-        if bits in (3, 5):
-            put_1(levels, q + 64 * (bits - 1), bits - 1)
-        elif bits == 6:
-            put_2(levels, q + 256, 4)
+        store(q + 64 * vector, join(levels))
 
     return put
+
+
+def _taken(field: Bits) -> Callable[[int], Lanes]:
+    """Return what brings some bits of the levels to their place in a vector."""
+    source, mask = 64 * field.columns, ((1 << field.count) - 1) << field.place
+    lowest, place = field.lowest, field.place
+
+    @inline
+    def take(levels: int) -> Lanes:
+        return moved(load_i32x16(levels + source), lowest, place) & mask
+
+    return take
+
+
+def _one_after_the_other(
+    parts: list[Callable[[int, int], None]],
+) -> Callable[[int, int], None]:
+    first, *others = parts
+    if not others:
+        return first
+    rest = _one_after_the_other(others)
+
+    @inline
+    def both(a: int, b: int) -> None:
+        first(a, b)
+        rest(a, b)
+
+    return both
+
+
+# --- pairs ------------------------------------------------------------------------------------
+
+Read = Callable[[int], tuple[Lanes, Lanes]]
+"""``read(q)``: a pair of operands of the levels at ``q``."""
+Step = Callable[[Any, Lanes, Lanes, int, int], Any]
+"""``step(state, first, second, x, i)``: the state after pair ``i``, with an address of its own."""
+
+
+def over_pairs(reads: Sequence[Read], first: int, step: Step) -> Callable[[Any, int, int], Any]:
+    """Return what takes a step for some pairs: ``steps(state, q, x)``; ``first`` is their number.
+
+    The steps are written out: shifts by the counter of a loop would be more instructions.
+    """
+    read, *others = reads
+
+    @inline
+    def one(state: Any, q: int, x: int) -> Any:
+        low, high = read(q)
+        return step(state, low, high, x, first)
+
+    if not others:
+        return one
+    rest = over_pairs(others, first + 1, step)
+
+    @inline
+    def steps(state: Any, q: int, x: int) -> Any:
+        return rest(one(state, q, x), q, x)
+
+    return steps
+
+
+def pair_of_bytes(i: int) -> Read:
+    """Return what reads a pair of vectors of bytes."""
+    offset = 128 * i
+
+    @inline
+    def read(q: int) -> tuple[Lanes, Lanes]:
+        return load_i8x64(q + offset), load_i8x64(q + offset + 64)
+
+    return read
 
 
 # --- heads ------------------------------------------------------------------------------------
@@ -300,8 +281,8 @@ class Products(NamedTuple):
 class Blocks(NamedTuple):
     """How the blocks of a format are read."""
 
-    operands: Callable[[int, int], tuple[Lanes, Lanes]]
-    """``operands(q, i)``: what products take of pair ``i`` of the levels at ``q``."""
+    operands: tuple[Read, ...]
+    """What products take of each pair of the levels."""
     scale: Callable[[int, int], Lanes]
     """``scale(p, i)``: of run ``i`` of the packed block at ``p``, 16 float32."""
     addend: Callable[[int, int], Lanes]
@@ -311,23 +292,23 @@ class Blocks(NamedTuple):
 @cache
 def blocks_of(format_: Format) -> Blocks:
     """Return how a format's blocks are read."""
-    return Blocks(
-        _operands(format_), _scale(format_), _addend(format_), _products(format_.dot, format_)
-    )
+    operands = tuple(_operands(format_, i) for i in range(PAIRS))
+    return Blocks(operands, _scale(format_), _addend(format_), _products(format_.dot, format_))
 
 
-def _operands(format_: Format) -> Callable[[int, int], tuple[Lanes, Lanes]]:
-    pair = _PAIRS[format_.bits]
-    if not format_.table:
-        return pair
-    lookup = lookup_in(format_.table)
+def _operands(format_: Format, i: int) -> Read:
+    one, other = (read_levels(format_.bits, columns) for columns in (2 * i, 2 * i + 1))
+    lookup = lookup_in(format_.table) if format_.table else None
 
     @inline
-    def operands(q: int, i: int) -> tuple[Lanes, Lanes]:
-        first, second = pair(q, i)
-        return lookup(first), lookup(second)
+    def levels(q: int) -> tuple[Lanes, Lanes]:
+        return one(q), other(q)
 
-    return operands
+    @inline
+    def operands(q: int) -> tuple[Lanes, Lanes]:
+        return lookup(one(q)), lookup(other(q))
+
+    return levels if lookup is None else operands
 
 
 def _scale(format_: Format) -> Callable[[int, int], Lanes]:
@@ -369,6 +350,12 @@ def signed_dot_of_two(total: Lanes, w0: Lanes, x0: Lanes, w1: Lanes, x1: Lanes) 
 
 
 @inline
+def symmetric_dot_of_two(total: Lanes, w0: Lanes, x0: Lanes, w1: Lanes, x1: Lanes) -> Lanes:
+    """Add the products of two vectors of signed bytes, none of which is -128."""
+    return symmetric_dot(symmetric_dot(total, w0, x0), w1, x1)
+
+
+@inline
 def nibble_dot_of_two(total: Lanes, w0: Lanes, x0: Lanes, w1: Lanes, x1: Lanes) -> Lanes:
     """Add the products of two vectors of small levels."""
     return nibble_dot(nibble_dot(total, w0, x0), w1, x1)
@@ -385,8 +372,12 @@ def _products(dot: Dot, format_: Format) -> Products:
             signed_start, signed_start_rows, signed_dot_of_two, signed_dot_rows,
             complete, complete,
         ),
+        Dot.SYMMETRIC: (
+            signed_start, signed_start_rows, symmetric_dot_of_two, signed_dot_rows,
+            complete, complete,
+        ),
     }[dot]  # fmt: skip
-    offset = 1 if dot is Dot.SIGNED else format_.offset
+    offset = 1 if format_.is_signed else format_.offset
 
     @inline
     def begin(sums: int) -> Lanes:

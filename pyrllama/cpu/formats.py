@@ -1,9 +1,8 @@
 """The quantised types as the kernels hold them: what differs between them, stated once.
 
 A packed block is that of 16 rows: first its head, the scales of all rows, then for every 32 of
-its columns the levels of all rows, in vectors of 64 bytes with four bytes a row.  Levels of 4
-and of 8 bits fill vectors by themselves; those of other sizes are planes of 4, 2 and 1 bits
-(``blocks.py`` says which bits stand where).  A level means ``values[level]``, and a number is
+its columns the levels of all rows, in vectors of 64 bytes with four bytes a row
+(``PLACES`` says which bits stand where).  A level means ``values[level]``, and a number is
 that times the scale of its run of columns, plus the run's addend where the head has one.
 
 A head is what 16 heads of one row give when they are interleaved number by number.  Scales of
@@ -19,6 +18,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from pyrllama.core import TensorType
 from pyrllama.quants.codebook import FACTORS, LEVELS
@@ -33,6 +33,56 @@ PANEL_BLOCK_BYTES = 512 + 4 * 64
 """The most that a block of 16 rows takes in a panel: bytes of levels, two scales, two addends."""
 
 
+class Bits(NamedTuple):
+    """Neighbouring bits of the levels of four columns, in the bytes of a vector."""
+
+    vector: int
+    place: int
+    """Of the lowest of them in the vector's bytes."""
+    columns: int
+    """Which four of 32."""
+    lowest: int
+    """The place of the lowest of them in the level."""
+    count: int
+
+
+def _whole(bits: int, vectors: int) -> tuple[Bits, ...]:
+    """Return places for as many whole levels as fit into each of the first vectors."""
+    at_once = 8 // bits
+    return tuple(
+        Bits(vector, bits * i, at_once * vector + i, 0, bits)
+        for vector in range(vectors)
+        for i in range(at_once)
+    )
+
+
+PLACES = {
+    2: _whole(2, 2),
+    3: (
+        *_whole(3, 3),
+        Bits(0, 6, 6, 0, 2), Bits(2, 6, 6, 2, 1), Bits(1, 6, 7, 0, 2), Bits(2, 7, 7, 2, 1),
+    ),
+    4: _whole(4, 4),
+    5: (
+        *(Bits(i, 0, 2 * i, 0, 5) for i in range(4)),
+        *(Bits(i, 5, 2 * i + 1, 0, 3) for i in range(4)),
+        *(Bits(4, 2 * i, 2 * i + 1, 3, 2) for i in range(4)),
+    ),
+    6: tuple(
+        Bits(3 * run + i, *where)
+        for run in range(2)
+        for i in range(3)
+        for where in ((0, 4 * run + i, 0, 6), (6, 4 * run + 3, 2 * i, 2))
+    ),
+    8: _whole(8, 8),
+}  # fmt: skip
+"""Where the levels of 32 columns stand, by their bits.
+
+As many as possible stand whole, where a mask alone is needed or a shift as well; what these leave
+of the bytes holds the others.  Runs of 16 columns of six bits share no vector.
+"""
+
+
 class Dot(enum.Enum):
     """How products of levels and activations are summed, see ``isa.py``."""
 
@@ -42,6 +92,8 @@ class Dot(enum.Enum):
     """Levels up to 63."""
     SIGNED = "signed"
     """Values from -128 to 127."""
+    SYMMETRIC = "symmetric"
+    """Values from -127 to 127."""
 
 
 class Head(enum.Enum):
@@ -143,13 +195,21 @@ class Format:
     @property
     def dot(self) -> Dot:
         """The dot product that holds the values."""
-        span = max(self.values) - min(self.values)
-        return Dot.NIBBLE if span <= 15 else Dot.WIDE if span <= 63 else Dot.SIGNED
+        lowest = min(self.values)
+        span = max(self.values) - lowest
+        if span <= 63:
+            return Dot.NIBBLE if span <= 15 else Dot.WIDE
+        return Dot.SYMMETRIC if lowest > -128 else Dot.SIGNED
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether products take the values as they are, as signed bytes."""
+        return self.dot in {Dot.SIGNED, Dot.SYMMETRIC}
 
     @property
     def offset(self) -> int:
         """What unsigned products have too much: they multiply values less the lowest one."""
-        return 0 if self.dot is Dot.SIGNED else -min(self.values)
+        return 0 if self.is_signed else -min(self.values)
 
     @property
     def table(self) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyrllama.cpu.barrier import take as take_number
-from pyrllama.cpu.blocks import PAIRS, blocks_of, put_levels
+from pyrllama.cpu.blocks import PAIRS, blocks_of, over_pairs, put_levels
 from pyrllama.cpu.formats import FORMATS, format_named
 from pyrllama.cpu.kernel import KernelFunction, call, inline, kernel, part, view
 from pyrllama.cpu.records import MATRIX, PACKING
@@ -231,19 +231,32 @@ def row_blocks(format_: Format) -> KernelFunction:
             value = np.int64(i8(word >> (8 * k))) - offset
             store(out + 4 * k, f32(value) * s + plus)
 
+    @inline
+    def put(
+        state: tuple[int, float, float], first: Lanes, second: Lanes, out: int, i: int
+    ) -> tuple[int, float, float]:
+        """Store a pair's columns; the state is the row's lane and the run's scale and addend."""
+        lane, s, plus = state
+        put_columns(first, lane, s, plus, out + 32 * i)
+        put_columns(second, lane, s, plus, out + 32 * i + 16)
+        return state
+
+    put_0, put_1 = (over_pairs(operands[i : i + pairs], i, put) for i in (0, PAIRS - pairs))
+
+    @inline
+    def scales_of(p: int, i: int, lane: int) -> tuple[int, float, float]:
+        return lane, lane_of(scale(p, i), lane), lane_of(addend(p, i), lane)
+
     @kernel
     def row(matrix: int, index: int, out: int) -> None:
         m = Matrix(matrix)
         p, lane = m.data + index // 16 * m.bytes_a_group, index % 16
         for _ in range(m.n_cols // columns):
             for b in range(blocks):
-                for run in range(runs):
-                    i = runs * b + run
-                    s, plus = lane_of(scale(p, i), lane), lane_of(addend(p, i), lane)
-                    for pair in range(run * pairs, (run + 1) * pairs):
-                        first, second = operands(p + head_bytes + b * level_bytes, pair)
-                        put_columns(first, lane, s, plus, out + 32 * pair)
-                        put_columns(second, lane, s, plus, out + 32 * pair + 16)
+                q = p + head_bytes + b * level_bytes
+                put_0(scales_of(p, runs * b, lane), q, out)
+                if runs == 2:
+                    put_1(scales_of(p, runs * b + 1, lane), q, out)
                 out += 128
             p += packed_bytes
 

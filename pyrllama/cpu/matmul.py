@@ -15,12 +15,12 @@ and in a prompt.  ``out`` must have room for whole sixes of rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pyrllama.cpu import activations as forms
-from pyrllama.cpu.blocks import PAIRS, blocks_of, pair_of_8
+from pyrllama.cpu.blocks import PAIRS, Read, blocks_of, over_pairs, pair_of_bytes
 from pyrllama.cpu.formats import format_named
 from pyrllama.cpu.kernel import KernelFunction, View, inline, kernel, view
 from pyrllama.cpu.matvec import FLOAT_TYPES
@@ -69,26 +69,40 @@ def panel_block_bytes(format_: Format) -> int:
 
 
 def adder(
-    rows: int, format_: Format, operands: Callable[[int, int], tuple[Lanes, Lanes]]
-) -> Callable[[Any, int, int, int, Lanes, Lanes], Any]:
-    """Return what adds run 0 or 1 of 32 columns to the totals of some rows.
+    rows: int, format_: Format, operands: Sequence[Read]
+) -> tuple[Callable[[Any, int, int, Lanes, Lanes], Any], ...]:
+    """Return what adds each run of 32 columns to the totals of some rows.
 
-    ``operands`` reads a pair of packed levels, or of a panel.
+    ``operands`` read pairs of packed levels, or of a panel.
     """
-    products, has_addend, runs = blocks_of(format_).products, format_.has_addend, format_.runs
+    pairs = PAIRS // format_.runs
+    return tuple(
+        run_adder(rows, format_, operands[run * pairs : (run + 1) * pairs], run)
+        for run in range(format_.runs)
+    )
+
+
+def run_adder(
+    rows: int, format_: Format, operands: Sequence[Read], run: int
+) -> Callable[[Any, int, int, Lanes, Lanes], Any]:
+    """Return what adds a run: ``add(totals, q, x, scale, addend)``."""
+    products, has_addend = blocks_of(format_).products, format_.has_addend
     start, dot, end, offset = (
         products.start_rows, products.dot_rows, products.end_rows, products.offset
     )  # fmt: skip
-    pairs = PAIRS // runs
+    sum_of_run = forms.COLUMN_BYTES * (run + format_.runs - 1)
 
     @inline
-    def add(totals: Any, q: int, x: int, run: int, scale: Lanes, addend: Lanes) -> Any:
-        sum_of_run = forms.COLUMN_BYTES * (run + runs - 1)
-        sums = start(rows, x + forms.SUMS_OF_ROWS + sum_of_run, offset)
-        for i in range(pairs):
-            first, second = operands(q, run * pairs + i)
-            word = x + 2 * forms.COLUMN_BYTES * (run * pairs + i)
-            sums = dot(sums, first, second, word, word + forms.COLUMN_BYTES)
+    def step(sums: Any, w0: Lanes, w1: Lanes, x: int, i: int) -> Any:
+        """Add the products of a pair."""
+        word = x + 2 * forms.COLUMN_BYTES * i
+        return dot(sums, w0, w1, word, word + forms.COLUMN_BYTES)
+
+    all_products = over_pairs(operands, run * len(operands), step)
+
+    @inline
+    def add(totals: Any, q: int, x: int, scale: Lanes, addend: Lanes) -> Any:
+        sums = all_products(start(rows, x + forms.SUMS_OF_ROWS + sum_of_run, offset), q, x)
         totals = scale_rows(totals, end(sums), scale, x + forms.SCALES)
         if has_addend:
             place = x + forms.SCALED_SUMS + sum_of_run
@@ -103,7 +117,8 @@ def multiply_packed(rows: int, format_: Format) -> Multiply:
     operands, scale, addend, _ = blocks_of(format_)
     runs, blocks = format_.runs, format_.blocks
     packed_bytes, head_bytes, level_bytes = format_.bytes, format_.head_bytes, format_.level_bytes
-    add = adder(rows, format_, operands)
+    adders = adder(rows, format_, operands)
+    add, add_1 = adders[0], adders[-1]
 
     @inline
     def multiply(p: int, x: int, n_packed: int) -> Any:
@@ -111,9 +126,9 @@ def multiply_packed(rows: int, format_: Format) -> Multiply:
         for _ in range(n_packed):
             for b in range(blocks):
                 q, i = p + head_bytes + b * level_bytes, runs * b
-                totals = add(totals, q, x, 0, scale(p, i), addend(p, i))
+                totals = add(totals, q, x, scale(p, i), addend(p, i))
                 if runs == 2:
-                    totals = add(totals, q, x, 1, scale(p, i + 1), addend(p, i + 1))
+                    totals = add_1(totals, q, x, scale(p, i + 1), addend(p, i + 1))
                 x += forms.BLOCK_BYTES
             p += packed_bytes
         return totals
@@ -125,7 +140,8 @@ def multiply_panel(rows: int, format_: Format) -> Multiply:
     """Return what multiplies a panel with up to six rows."""
     runs, block_bytes = format_.runs, panel_block_bytes(format_)
     addends = PANEL_SCALES + 64 * runs
-    add = adder(rows, format_, pair_of_8)
+    adders = adder(rows, format_, [pair_of_bytes(i) for i in range(PAIRS)])
+    add, add_1 = adders[0], adders[-1]
     has_addend = format_.has_addend
 
     @inline
@@ -137,10 +153,10 @@ def multiply_panel(rows: int, format_: Format) -> Multiply:
         totals = zero_rows(rows)
         for _ in range(n_blocks):
             scale = load_f32x16(panel + PANEL_SCALES)
-            totals = add(totals, panel, x, 0, scale, addend_at(panel + addends))
+            totals = add(totals, panel, x, scale, addend_at(panel + addends))
             if runs == 2:
                 scale = load_f32x16(panel + PANEL_SCALES + 64)
-                totals = add(totals, panel, x, 1, scale, addend_at(panel + addends + 64))
+                totals = add_1(totals, panel, x, scale, addend_at(panel + addends + 64))
             panel += block_bytes
             x += forms.BLOCK_BYTES
         return totals
@@ -156,13 +172,19 @@ def unpack_panel(format_: Format) -> Callable[[int, int, int], None]:
     block_bytes = panel_block_bytes(format_)
 
     @inline
+    def put(state: int, first: Lanes, second: Lanes, place: int, i: int) -> int:
+        """Store a pair as bytes."""
+        store(place + 128 * i, first)
+        store(place + 128 * i + 64, second)
+        return state
+
+    put_all = over_pairs(operands, 0, put)
+
+    @inline
     def unpack(p: int, panel: int, n_packed: int) -> None:
         for _ in range(n_packed):
             for b in range(blocks):
-                for pair in range(PAIRS):
-                    first, second = operands(p + head_bytes + b * level_bytes, pair)
-                    store(panel + 128 * pair, first)
-                    store(panel + 128 * pair + 64, second)
+                put_all(0, p + head_bytes + b * level_bytes, panel)
                 for run in range(runs):
                     place, i = panel + PANEL_SCALES + 64 * run, runs * b + run
                     store(place, scale(p, i))

@@ -13,7 +13,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from pyrllama.cpu.blocks import PAIRS, blocks_of
+from pyrllama.cpu.blocks import PAIRS, blocks_of, over_pairs
 from pyrllama.cpu.formats import format_named
 from pyrllama.cpu.kernel import KernelFunction, View, inline, kernel, view
 from pyrllama.cpu.records import ACTIVATIONS, MATRIX, SUMS
@@ -23,6 +23,8 @@ from pyrllama.cpu.simd import (
     as_i8,
     fused_multiply_add,
     half_to_float,
+    hide,
+    keep_order,
     load_f32,
     load_f32x16,
     load_i16x16,
@@ -109,65 +111,39 @@ def quantised_product(format_: Format) -> KernelFunction:
     asked_bytes = packed_bytes // blocks
 
     @inline
-    def step(total: Lanes, q: int, x: int, i: int) -> Lanes:
-        """Add a pair of the levels at ``q``."""
-        first, second = operands(q, i)
-        return dot(total, first, broadcast_4(x + 8 * i), second, broadcast_4(x + 8 * i + 4))
+    def step(sums: Lanes, w0: Lanes, w1: Lanes, x: int, i: int) -> Lanes:
+        """Add the products of a pair."""
+        return dot(sums, w0, broadcast_4(x + 8 * i), w1, broadcast_4(x + 8 * i + 4))
+
+    products_0 = over_pairs(operands[:pairs], 0, step)
+    products_1 = over_pairs(operands[-pairs:], PAIRS - pairs, step)
 
     @inline
-    def scaled(sums: Lanes, p: int, i: int, a: View, at: int, run: int, total: Lanes) -> Lanes:
+    def add(n: Lanes, p: int, i: int, scale_x: int, sum_x: int, total: Lanes) -> Lanes:
         """Add a run's integer sums times both scales, and its addend times the activations."""
-        both = scale(p, i) * load_f32(a.scales + at)
-        total = fused_multiply_add(to_f32(sums), both, total)
+        both = scale(p, i) * load_f32(scale_x)
+        total = fused_multiply_add(to_f32(end(n)), both, total)
         if has_addend:
-            x_sum = splat_f32(load_f32(a.scaled_sums + SUMS * at + 4 * run))
-            total = fused_multiply_add(addend(p, i), x_sum, total)
+            total = fused_multiply_add(addend(p, i), splat_f32(load_f32(sum_x)), total)
         return total
 
     @inline
-    def step_four(
-        n0: Lanes, n1: Lanes, n2: Lanes, n3: Lanes, q: int, size: int, x: int, i: int
-    ) -> tuple[Lanes, Lanes, Lanes, Lanes]:
-        """Add a pair of four groups."""
-        n0 = step(n0, q, x, i)
-        n1 = step(n1, q + size, x, i)
-        n2 = step(n2, q + 2 * size, x, i)
-        n3 = step(n3, q + 3 * size, x, i)
-        return n0, n1, n2, n3
+    def add_block(
+        p: int, q: int, i: int, begin: Lanes, begin_1: Lanes, x: int, scale_x: int, sums_x: int,
+        total: Lanes,
+    ) -> Lanes:  # fmt: skip
+        """Add 32 columns, which are run ``i`` or begin with it."""
+        if runs == 1:
+            return add(products_0(begin, q, x), p, i, scale_x, sums_x, total)
+        total = add(products_0(begin, q, x), p, i, scale_x, sums_x + 4, total)
+        return add(products_1(begin_1, q, x), p, i + 1, scale_x, sums_x + 8, total)
 
     @inline
-    def add_four(
-        p: int, q: int, size: int, b: int, run: int, a: View, x: int, at: int,
-        t0: Lanes, t1: Lanes, t2: Lanes, t3: Lanes,
-    ) -> tuple[Lanes, Lanes, Lanes, Lanes]:  # fmt: skip
-        """Add run 0 or 1 of block ``b`` of four groups that are ``size`` bytes apart.
-
-        They go on together, so that each broadcast of activations serves all four.
-        """
-        i, sum_of_run = runs * b + run, run + runs - 1
-        n0 = n1 = n2 = n3 = start(a.sums + SUMS * at + 4 * sum_of_run)
-        # No loop: LLVM would leave it one, and shifts by its counter are not in one instruction.
-        pair = run * pairs
-        n0, n1, n2, n3 = step_four(n0, n1, n2, n3, q, size, x, pair)
-        n0, n1, n2, n3 = step_four(n0, n1, n2, n3, q, size, x, pair + 1)
-        if pairs == 4:
-            n0, n1, n2, n3 = step_four(n0, n1, n2, n3, q, size, x, 2)
-            n0, n1, n2, n3 = step_four(n0, n1, n2, n3, q, size, x, 3)
-        return (
-            scaled(end(n0), p, i, a, at, sum_of_run, t0),
-            scaled(end(n1), p + size, i, a, at, sum_of_run, t1),
-            scaled(end(n2), p + 2 * size, i, a, at, sum_of_run, t2),
-            scaled(end(n3), p + 3 * size, i, a, at, sum_of_run, t3),
-        )
-
-    @inline
-    def add_one(p: int, q: int, b: int, run: int, a: View, x: int, at: int, total: Lanes) -> Lanes:
-        """Add the same of one group."""
-        sum_of_run = run + runs - 1
-        n = start(a.sums + SUMS * at + 4 * sum_of_run)
-        for j in range(pairs):
-            n = step(n, q, x, run * pairs + j)
-        return scaled(end(n), p, runs * b + run, a, at, sum_of_run, total)
+    def begins(sums: int) -> tuple[Lanes, Lanes]:
+        """Return how the sums of one or two runs begin."""
+        if runs == 1:
+            return start(sums), splat_i32(0)
+        return start(sums + 4), start(sums + 8)
 
     @inline
     def one_group(p: int, n_packed: int, a: View, x: int, at: int) -> Lanes:
@@ -175,22 +151,25 @@ def quantised_product(format_: Format) -> KernelFunction:
         total = splat_f32(0.0)
         for _ in range(n_packed):
             for b in range(blocks):
-                q = p + head_bytes + b * level_bytes
-                total = add_one(p, q, b, 0, a, x, at, total)
-                if runs == 2:
-                    total = add_one(p, q, b, 1, a, x, at, total)
+                q, scale_x, sums_x = (
+                    p + head_bytes + b * level_bytes, a.scales + at, a.scaled_sums + SUMS * at
+                )  # fmt: skip
+                begin, begin_1 = begins(a.sums + SUMS * at)
+                total = add_block(p, q, runs * b, begin, begin_1, x, scale_x, sums_x, total)
                 x += 32
                 at += 4
             p += packed_bytes
         return total
 
     @inline
-    def ask(p: int, size: int, in_tail: bool) -> None:
-        """Ask for what follows in each of four groups, or for the next four groups."""
-        if in_tail:
-            prefetch_next_four(p + tail * packed_bytes, size, asked_bytes)
+    def ask(p: int, to_next: int, left: int) -> None:
+        """Ask for what follows in a group, or for the beginning of the one four further."""
+        if hide(left) <= tail:
+            for line in range(0, asked_bytes, 64):
+                prefetch(p + to_next + line)
         else:
-            prefetch_ahead(p, size, asked_bytes)
+            for line in range(0, asked_bytes, 64):
+                prefetch_stream(p + PREFETCH + line)
 
     @kernel
     def product(
@@ -199,17 +178,31 @@ def quantised_product(format_: Format) -> KernelFunction:
         """Multiply groups ``first`` to ``last`` of a matrix with a row of activations."""
         m, a = Matrix(matrix), Activations(activations)
         row_x, row_at = a.q + row * a.q_stride, row * a.block_stride
+        scales, sums, scaled_sums = a.scales, a.sums, a.scaled_sums
         size, n_packed = m.bytes_a_group, m.n_cols // columns
+        to_next = 3 * size + tail * packed_bytes
         for g in range(first, last - 3, 4):
             p, x, at = m.data + g * size, row_x, row_at
             t0, t1, t2, t3 = splat_f32(0.0), splat_f32(0.0), splat_f32(0.0), splat_f32(0.0)
             for left in range(n_packed, 0, -1):
+                p0, p1, p2, p3 = hide(p), hide(p + size), hide(p + 2 * size), hide(p + 3 * size)
                 for b in range(blocks):
-                    ask(p + b * asked_bytes, size, left <= tail)
-                    q = p + head_bytes + b * level_bytes
-                    t0, t1, t2, t3 = add_four(p, q, size, b, 0, a, x, at, t0, t1, t2, t3)
-                    if runs == 2:
-                        t0, t1, t2, t3 = add_four(p, q, size, b, 1, a, x, at, t0, t1, t2, t3)
+                    q, i, y = (
+                        hide(head_bytes + b * level_bytes),
+                        hide(runs * b),
+                        hide(b * asked_bytes),
+                    )
+                    scale_x, sums_x = hide(scales + at), hide(scaled_sums + SUMS * at)
+                    begin, begin_1 = begins(sums + SUMS * at)
+                    ask(p0 + y, to_next, left)
+                    t0 = add_block(p0, p0 + q, i, begin, begin_1, x, scale_x, sums_x, t0)
+                    ask(p1 + y, to_next, left)
+                    t1 = add_block(p1, p1 + q, i, begin, begin_1, x, scale_x, sums_x, t1)
+                    ask(p2 + y, to_next, left)
+                    t2 = add_block(p2, p2 + q, i, begin, begin_1, x, scale_x, sums_x, t2)
+                    ask(p3 + y, to_next, left)
+                    t3 = add_block(p3, p3 + q, i, begin, begin_1, x, scale_x, sums_x, t3)
+                    keep_order()
                     x += 32
                     at += 4
                 p += packed_bytes

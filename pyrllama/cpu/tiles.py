@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyrllama.cpu.blocks import PAIRS, blocks_of
-from pyrllama.cpu.formats import Dot, format_named
+from pyrllama.cpu.blocks import PAIRS, blocks_of, over_pairs
+from pyrllama.cpu.formats import format_named
 from pyrllama.cpu.kernel import KernelFunction, inline, kernel, view
 from pyrllama.cpu.records import ACTIVATIONS, MATRIX, TILE_BLOCKS, TILE_ROWS
 from pyrllama.cpu.simd import (
@@ -231,24 +231,36 @@ def unpack_quantised(format_: Format) -> Callable[[int, int, int], None]:
     """Return what makes a tile of a block of a quantised type."""
     operands, run_scale, addend, _ = blocks_of(format_)
     runs, head_bytes, level_bytes = format_.runs, format_.head_bytes, format_.level_bytes
-    signed = format_.dot is Dot.SIGNED
+    signed = format_.is_signed
     flip = i32(-2139062144) if signed else i32(0)  # 0x80 in every byte adds 128
     offset_of_bytes = float32(-256 - (128 if signed else format_.offset))
     pairs = PAIRS // runs
 
     @inline
+    def put(
+        state: tuple[Lanes, Lanes], first: Lanes, second: Lanes, tile: int, i: int
+    ) -> tuple[Lanes, Lanes]:
+        """Store a pair's columns; the state is the run's scale and offset."""
+        scale, offset = state
+        store_columns(as_i32(first) ^ flip, scale, offset, tile + 256 * i)
+        store_columns(as_i32(second) ^ flip, scale, offset, tile + 256 * i + 128)
+        return state
+
+    put_0, put_1 = (over_pairs(operands[i : i + pairs], i, put) for i in (0, PAIRS - pairs))
+
+    @inline
+    def scale_of(p: int, i: int) -> tuple[Lanes, Lanes]:
+        """Return a run's scale of bytes as ``scaled_byte`` takes it, and the offset."""
+        scale = run_scale(p, i)
+        offset = fused_multiply_add(scale, splat_f32(offset_of_bytes), addend(p, i))
+        return scale * float32(256.0), offset
+
+    @inline
     def unpack(p: int, b: int, tile: int) -> None:
         q = p + head_bytes + b * level_bytes
-        for run in range(runs):
-            scale = run_scale(p, runs * b + run)
-            offset = fused_multiply_add(
-                scale, splat_f32(offset_of_bytes), addend(p, runs * b + run)
-            )
-            scale = scale * float32(256.0)
-            for i in range(run * pairs, (run + 1) * pairs):
-                first, second = operands(q, i)
-                store_columns(as_i32(first) ^ flip, scale, offset, tile + 256 * i)
-                store_columns(as_i32(second) ^ flip, scale, offset, tile + 256 * i + 128)
+        put_0(scale_of(p, runs * b), q, tile)
+        if runs == 2:
+            put_1(scale_of(p, runs * b + 1), q, tile)
 
     return unpack
 

@@ -11,6 +11,7 @@ from support.opencl_models import QUANTISED, each_type, opencl_model, reference_
 from support.tiny_models import (
     FIXTURE_FOLDERS,
     GOLDEN,
+    MemoryCheckpoint,
     chunk_of,
     greedy,
     load_fixture,
@@ -22,6 +23,7 @@ from support.tiny_models import (
 from pyrllama.checkpoints.llama2c import Llama2cCheckpoint
 from pyrllama.core import Batch, Chunk, TensorType
 from pyrllama.errors import BackendError
+from pyrllama.quants import dequantize
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,6 +77,24 @@ def check_against_reference(
 @each_type
 def test_logits_equal_the_reference(device: Device, kind: TensorType) -> None:
     check_against_reference(device, kind, {})
+
+
+def test_a_type_without_kernels_is_held_as_q8_0(device: Device) -> None:
+    config = tiny_config(dim=256, head_dim=64, n_heads=4, n_kv_heads=2, ffn_dim=256)
+    weights = random_weights(config, seed=1, std=WEIGHT_STD)
+    stored = MemoryCheckpoint(config, weights, TensorType.Q6_K)
+    numbers = {
+        name: dequantize(TensorType.Q6_K, stored.read(name).data, values.shape[1])
+        if values.ndim == 2
+        else values
+        for name, values in weights.items()
+    }
+    tokens = TOKENS[:20].tolist()
+    expected = logits_of(reference_of(config, numbers, TensorType.Q8_0, 1, int8=False), tokens)
+    with opencl_model(device, config, stored) as model:
+        assert np.max(np.abs(logits_of(model, tokens) - expected)) < (
+            TENSOR_ROUNDING if device.is_nvidia else FLOAT_ROUNDING
+        )
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -48,23 +48,41 @@ def blocks_of_groups(stored: Bytes, kind: TensorType, cols: int) -> Bytes:
                 numbers = block[field].reshape(16, -1)
                 pieces += [np.ascontiguousarray(n).view(np.uint8) for n in numbers.T]
             for first in range(0, held.columns, 32):
-                pieces += planes(block["levels"][:, first : first + 32], held.bits)
+                pieces += vectors_of(block["levels"][:, first : first + 32], held.bits)
         groups.append(np.concatenate(pieces))
     return np.array(groups)
 
 
-def planes(levels: Bytes, bits: int) -> list[Bytes]:
+# Which bits of which four columns each vector of a block holds, from the lowest: (columns, bit).
+_THREE = [[(2 * v + i // 3, i % 3) for i in range(6)] for v in range(3)]
+_FIVE = [[(2 * v + i // 5, i % 5) for i in range(8)] for v in range(4)]
+_SIX = [[(v + v // 3, i) for i in range(6)] for v in range(6)]
+VECTORS = {
+    2: [[(4 * v + i // 2, i % 2) for i in range(8)] for v in range(2)],
+    3: [
+        _THREE[0] + [(6, 0), (6, 1)],
+        _THREE[1] + [(7, 0), (7, 1)],
+        _THREE[2] + [(6, 2), (7, 2)],
+    ],
+    4: [[(2 * v + i // 4, i % 4) for i in range(8)] for v in range(4)],
+    5: [*_FIVE, [(2 * (i // 2) + 1, 3 + i % 2) for i in range(8)]],
+    6: [_SIX[v] + [(3 + 4 * (v // 3), v % 3 * 2 + i) for i in range(2)] for v in range(6)],
+    8: [[(v, i) for i in range(8)] for v in range(8)],
+}
+
+
+def vectors_of(levels: Bytes, bits: int) -> list[Bytes]:
     """Return the vectors of a block's levels, ``(16, 32)``."""
     of_four = levels.reshape(16, 8, 4).transpose(1, 0, 2).reshape(8, 64)  # (8, 64): four columns
-    vectors: list[Bytes] = []
-    lowest = 0
-    for width in {2: [2], 3: [2, 1], 4: [4], 5: [4, 1], 6: [4, 2], 8: [8]}[bits]:
-        part = (of_four >> np.uint8(lowest)) & np.uint8((1 << width) - 1)
-        shifts = np.arange(0, 8, width, dtype=np.uint8)[:, None]
-        shared = part.reshape(-1, len(shifts), 64) << shifts
-        vectors += list(np.bitwise_or.reduce(shared, axis=1))
-        lowest += width
-    return vectors
+    return [
+        np.bitwise_or.reduce(
+            [
+                (of_four[c] >> np.uint8(bit) & np.uint8(1)) << np.uint8(i)
+                for i, (c, bit) in enumerate(v)
+            ]
+        )
+        for v in VECTORS[bits]
+    ]
 
 
 def as_plain(stored: Bytes, kind: TensorType) -> NDArray[Any]:
