@@ -176,17 +176,6 @@ def over_pairs(reads: Sequence[Read], first: int, step: Step) -> Callable[[Any, 
     return steps
 
 
-def pair_of_bytes(i: int) -> Read:
-    """Return what reads a pair of vectors of bytes."""
-    offset = 128 * i
-
-    @inline
-    def read(q: int) -> tuple[Lanes, Lanes]:
-        return load_i8x64(q + offset), load_i8x64(q + offset + 64)
-
-    return read
-
-
 # --- heads ------------------------------------------------------------------------------------
 
 

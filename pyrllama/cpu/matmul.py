@@ -15,12 +15,12 @@ and in a prompt.  ``out`` must have room for whole sixes of rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pyrllama.cpu import activations as forms
-from pyrllama.cpu.blocks import PAIRS, Read, blocks_of, over_pairs, pair_of_bytes
+from pyrllama.cpu.blocks import PAIRS, Step, blocks_of, over_pairs
 from pyrllama.cpu.formats import format_named
 from pyrllama.cpu.kernel import KernelFunction, View, inline, kernel, view
 from pyrllama.cpu.matvec import FLOAT_TYPES
@@ -30,6 +30,7 @@ from pyrllama.cpu.simd import (
     add_rows,
     fused_multiply_add_rows,
     load_f32x16,
+    load_i8x64,
     load_rows,
     scale_rows,
     splat_f32,
@@ -61,6 +62,10 @@ def finish_rows(rows: int, out: int, stride: int, totals: Any, accumulate: int) 
 
 Multiply = Callable[[int, int, int], Any]
 """``multiply(p, x, n)``: the products of ``n`` blocks with the rows of activations at ``x``."""
+Adder = Callable[[Any, int, int, Lanes, Lanes], Any]
+"""``add(totals, q, x, scale, addend)``: the totals with a run of the levels at ``q``."""
+Steps = Callable[[int, int, Step], Callable[[Any, int, int], Any]]
+"""``steps(first, count, step)`` is what takes a step for some pairs."""
 
 
 def panel_block_bytes(format_: Format) -> int:
@@ -68,29 +73,39 @@ def panel_block_bytes(format_: Format) -> int:
     return PANEL_SCALES + 64 * format_.runs * (1 + format_.has_addend)
 
 
-def adder(
-    rows: int, format_: Format, operands: Sequence[Read]
-) -> tuple[Callable[[Any, int, int, Lanes, Lanes], Any], ...]:
-    """Return what adds each run of 32 columns to the totals of some rows.
-
-    ``operands`` read pairs of packed levels, or of a panel.
-    """
-    pairs = PAIRS // format_.runs
-    return tuple(
-        run_adder(rows, format_, operands[run * pairs : (run + 1) * pairs], run)
-        for run in range(format_.runs)
-    )
+def steps_of_packed(format_: Format) -> Steps:
+    """Return what goes over the pairs of a packed block."""
+    operands = blocks_of(format_).operands
+    return lambda first, count, step: over_pairs(operands[first : first + count], first, step)
 
 
-def run_adder(
-    rows: int, format_: Format, operands: Sequence[Read], run: int
-) -> Callable[[Any, int, int, Lanes, Lanes], Any]:
-    """Return what adds a run: ``add(totals, q, x, scale, addend)``."""
+def steps_of_panel(first: int, count: int, step: Step) -> Callable[[Any, int, int], Any]:
+    """Return what goes over the pairs of a panel; written out, LLVM would mix them up."""
+
+    @inline
+    def steps(sums: Any, q: int, x: int) -> Any:
+        for i in range(first, first + count):
+            pair = q + 128 * i
+            sums = step(sums, load_i8x64(pair), load_i8x64(pair + 64), x, i)
+        return sums
+
+    return steps
+
+
+def adders(rows: int, format_: Format, steps: Steps) -> tuple[Adder, Adder]:
+    """Return what adds the first and the last run of 32 columns to the totals of some rows."""
+    last = format_.runs - 1
+    return run_adder(rows, format_, steps, 0), run_adder(rows, format_, steps, last)
+
+
+def run_adder(rows: int, format_: Format, steps: Steps, run: int) -> Adder:
+    """Return what adds a run to the totals of some rows."""
     products, has_addend = blocks_of(format_).products, format_.has_addend
     start, dot, end, offset = (
         products.start_rows, products.dot_rows, products.end_rows, products.offset
     )  # fmt: skip
     sum_of_run = forms.COLUMN_BYTES * (run + format_.runs - 1)
+    pairs = PAIRS // format_.runs
 
     @inline
     def step(sums: Any, w0: Lanes, w1: Lanes, x: int, i: int) -> Any:
@@ -98,7 +113,7 @@ def run_adder(
         word = x + 2 * forms.COLUMN_BYTES * i
         return dot(sums, w0, w1, word, word + forms.COLUMN_BYTES)
 
-    all_products = over_pairs(operands, run * len(operands), step)
+    all_products = steps(run * pairs, pairs, step)
 
     @inline
     def add(totals: Any, q: int, x: int, scale: Lanes, addend: Lanes) -> Any:
@@ -114,11 +129,10 @@ def run_adder(
 
 def multiply_packed(rows: int, format_: Format) -> Multiply:
     """Return what multiplies a packed group with a few rows."""
-    operands, scale, addend, _ = blocks_of(format_)
+    scale, addend = blocks_of(format_).scale, blocks_of(format_).addend
     runs, blocks = format_.runs, format_.blocks
     packed_bytes, head_bytes, level_bytes = format_.bytes, format_.head_bytes, format_.level_bytes
-    adders = adder(rows, format_, operands)
-    add, add_1 = adders[0], adders[-1]
+    add, add_1 = adders(rows, format_, steps_of_packed(format_))
 
     @inline
     def multiply(p: int, x: int, n_packed: int) -> Any:
@@ -140,8 +154,7 @@ def multiply_panel(rows: int, format_: Format) -> Multiply:
     """Return what multiplies a panel with up to six rows."""
     runs, block_bytes = format_.runs, panel_block_bytes(format_)
     addends = PANEL_SCALES + 64 * runs
-    adders = adder(rows, format_, [pair_of_bytes(i) for i in range(PAIRS)])
-    add, add_1 = adders[0], adders[-1]
+    add, add_1 = adders(rows, format_, steps_of_panel)
     has_addend = format_.has_addend
 
     @inline

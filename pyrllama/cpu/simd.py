@@ -564,24 +564,26 @@ def _dot_rows(name: str) -> Callable[[Any, Lanes, Lanes, int, int], Any]:
     """Return what adds the products of two vectors with the words of every row at two places."""
     at_once = len(isa.SIGNATURES[name][1]) // 2
 
+    def add(builder: Any, totals: list[Any], factors: list[tuple[Any, Any]]) -> list[Any]:
+        """Add one product, or as many as the operation takes, to all rows."""
+        words = [_row_scalars(builder, place, I32, len(totals)) for _, place in factors]
+        added = []
+        for row, total in enumerate(totals):
+            operands = [total]
+            for (vector, _), of_rows in zip(factors, words, strict=True):
+                x = builder.bitcast(spread(builder, of_rows[row], i32x16.llvm), i8x64.llvm)
+                operands += [vector, x]
+            added.append(call_llvm(builder, name, i32x16.llvm, operands))
+        return added
+
     @instruction
     def dot(_typing: Any, sums: Any, w0: Any, w1: Any, x0: Any, x1: Any) -> Any:
         def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            count = sig.return_type.count
-            scalars = [_row_scalars(builder, place, I32, count) for place in args[3:]]
-
-            def change(row: int, total: Any) -> Any:
-                x = [
-                    builder.bitcast(spread(builder, words[row], i32x16.llvm), i8x64.llvm)
-                    for words in scalars
-                ]
-                operands = [args[1], x[0], args[2], x[1]]
-                for i in range(0, 4, 2 * at_once):
-                    pair = operands[i : i + 2 * at_once]
-                    total = call_llvm(builder, name, i32x16.llvm, [total, *pair])
-                return total
-
-            return _each_row(context, builder, sig, args[0], change)
+            totals = cgutils.unpack_tuple(builder, args[0], sig.return_type.count)
+            factors = list(zip(args[1:3], args[3:], strict=True))  # (vector, place of words)
+            for i in range(0, 2, at_once):  # row by row would hold both vectors in registers
+                totals = add(builder, totals, factors[i : i + at_once])
+            return context.make_tuple(builder, sig.return_type, totals)
 
         return sums(sums, w0, w1, types.int64, types.int64), build
 
