@@ -71,7 +71,7 @@ def read_levels(bits: int, columns: int) -> Callable[[int], Lanes]:
 
 def _read(field: Bits) -> Callable[[int], Lanes]:
     offset, place, lowest = 64 * field.vector, field.place, field.lowest
-    mask = ((1 << field.count) - 1) << lowest
+    mask = ((1 << field.width) - 1) << lowest
 
     @inline
     def read(q: int) -> Lanes:
@@ -81,7 +81,7 @@ def _read(field: Bits) -> Callable[[int], Lanes]:
     def read_byte(q: int) -> Lanes:
         return load_i8x64(q + offset)
 
-    return read_byte if field.count == 8 else read
+    return read_byte if field.width == 8 else read
 
 
 def _joined(parts: list[Callable[[int], Lanes]]) -> Callable[[int], Lanes]:
@@ -119,7 +119,7 @@ def _put(vector: int, fields: list[Bits]) -> Callable[[int, int], None]:
 
 def _taken(field: Bits) -> Callable[[int], Lanes]:
     """Return what brings some bits of the levels to their place in a vector."""
-    source, mask = 64 * field.columns, ((1 << field.count) - 1) << field.place
+    source, mask = 64 * field.columns, ((1 << field.width) - 1) << field.place
     lowest, place = field.lowest, field.place
 
     @inline
@@ -287,17 +287,20 @@ def blocks_of(format_: Format) -> Blocks:
 
 def _operands(format_: Format, i: int) -> Read:
     one, other = (read_levels(format_.bits, columns) for columns in (2 * i, 2 * i + 1))
-    lookup = lookup_in(format_.table) if format_.table else None
 
     @inline
     def levels(q: int) -> tuple[Lanes, Lanes]:
         return one(q), other(q)
 
+    if not format_.table:
+        return levels
+    lookup = lookup_in(format_.table)
+
     @inline
     def operands(q: int) -> tuple[Lanes, Lanes]:
         return lookup(one(q)), lookup(other(q))
 
-    return levels if lookup is None else operands
+    return operands
 
 
 def _scale(format_: Format) -> Callable[[int, int], Lanes]:

@@ -43,7 +43,7 @@ class Bits(NamedTuple):
     """Which four of 32."""
     lowest: int
     """The place of the lowest of them in the level."""
-    count: int
+    width: int
 
 
 def _whole(bits: int, vectors: int) -> tuple[Bits, ...]:
