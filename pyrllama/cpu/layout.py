@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyrllama.cpu.barrier import take as take_number
-from pyrllama.cpu.blocks import PAIRS, blocks_of, over_pairs, put_levels
+from pyrllama.cpu.blocks import blocks_of
 from pyrllama.cpu.formats import FORMATS, format_named
 from pyrllama.cpu.kernel import KernelFunction, call, inline, kernel, part, view
+from pyrllama.cpu.levels import PAIRS, over_pairs, put_levels
 from pyrllama.cpu.records import MATRIX, PACKING
 from pyrllama.cpu.simd import (
     Lanes,

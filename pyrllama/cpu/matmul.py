@@ -20,9 +20,10 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pyrllama.cpu import activations as forms
-from pyrllama.cpu.blocks import PAIRS, Step, blocks_of, over_pairs
+from pyrllama.cpu.blocks import blocks_of
 from pyrllama.cpu.formats import format_named
 from pyrllama.cpu.kernel import KernelFunction, View, inline, kernel, view
+from pyrllama.cpu.levels import PAIRS, Step, over_pairs
 from pyrllama.cpu.matvec import FLOAT_TYPES
 from pyrllama.cpu.records import ACTIVATIONS, MATRIX, PANEL_COLUMNS, PANELS_BYTES, ROWS_AT_ONCE
 from pyrllama.cpu.simd import (

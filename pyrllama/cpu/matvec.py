@@ -13,9 +13,10 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from pyrllama.cpu.blocks import PAIRS, blocks_of, over_pairs
+from pyrllama.cpu.blocks import blocks_of
 from pyrllama.cpu.formats import format_named
 from pyrllama.cpu.kernel import KernelFunction, View, inline, kernel, view
+from pyrllama.cpu.levels import PAIRS, over_pairs
 from pyrllama.cpu.records import ACTIVATIONS, MATRIX, SUMS
 from pyrllama.cpu.simd import (
     Lanes,

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyrllama.cpu.blocks import PAIRS, blocks_of, over_pairs
+from pyrllama.cpu.blocks import blocks_of
 from pyrllama.cpu.formats import format_named
 from pyrllama.cpu.kernel import KernelFunction, inline, kernel, view
+from pyrllama.cpu.levels import PAIRS, over_pairs
 from pyrllama.cpu.records import ACTIVATIONS, MATRIX, TILE_BLOCKS, TILE_ROWS
 from pyrllama.cpu.simd import (
     Lanes,
