@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyrllama.checkpoints.gguf_file import GgufFile
+from pyrllama.checkpoints.gguf_metadata import StringArray
 from pyrllama.checkpoints.gguf_writer import PendingTensor, write_gguf
 from pyrllama.core import TensorInfo, TensorType
 from pyrllama.errors import CheckpointError, CorruptFileError, TensorError, UnknownFormatError
@@ -90,11 +91,11 @@ def read_importance(path: Path) -> Importance:
         if file.metadata.get("general.type") != GENERAL_TYPE:
             raise UnknownFormatError(path, "this GGUF file is no importance matrix, but a model")
         names = [name.removesuffix(SUMS) for name in file.tensors if name.endswith(SUMS)]
-        chunks = file.metadata.get(CHUNK_COUNT, 0)
+        chunks, datasets = file.metadata.get(CHUNK_COUNT, 0), file.metadata.get(DATASETS)
         return Importance(
             path=path,
             columns={name: _columns(file, name) for name in names},
-            datasets=tuple(str(name) for name in file.metadata.get(DATASETS, ())),
+            datasets=tuple(datasets) if isinstance(datasets, StringArray) else (),
             chunks=chunks if isinstance(chunks, int) else 0,
         )
 
@@ -143,9 +144,12 @@ def _columns(file: GgufFile, name: str) -> NDArray[np.float32]:
     count = float(counts[0, 0])
     if not np.isfinite(sums).all() or (sums < 0).any() or not 0 <= count < np.inf:
         raise CorruptFileError(file.path, f"the importance of {name} has impossible numbers")
-    means = sums[0] / count if count else np.ones_like(sums[0])
+    means = sums[0].astype(np.float64) / count if count else np.ones(sums[0].shape)
     mean = float(means.mean())
-    return np.maximum(means, np.float32(_SMALLEST * mean)) if mean > 0 else np.ones_like(means)
+    columns = np.maximum(means, _SMALLEST * mean) if mean > 0 else np.ones_like(means)
+    if columns.max() > np.finfo(np.float32).max:
+        raise CorruptFileError(file.path, f"the importance of {name} is beyond all numbers")
+    return columns.astype(np.float32)
 
 
 def _floats(file: GgufFile, name: str) -> NDArray[np.float32]:

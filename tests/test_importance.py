@@ -80,12 +80,19 @@ def test_another_models_importance(tmp_path: Path) -> None:
         (one([1.0, np.inf]), "impossible numbers"),
         (one([1.0, 2.0], -1.0), "impossible numbers"),
         (one([1.0, 2.0], np.nan), "impossible numbers"),
+        (one([1.0, 3e38], 1e-9), "beyond all numbers"),
         ({f"{NAME}.in_sum2": [1.0]}, r"lacks the tensor blk.0.attn_q.weight.counts"),
     ],
 )
 def test_damage_is_named(tmp_path: Path, tensors: dict[str, Any], problem: str) -> None:
     with pytest.raises(CorruptFileError, match=problem):
         read_importance(write(tmp_path / "i", tensors))
+
+
+@pytest.mark.parametrize("datasets", [7, 0.5, "a text", [1, 2]])
+def test_datasets_that_are_no_names(tmp_path: Path, datasets: Any) -> None:
+    path = write(tmp_path / "i", one([1.0]), **{"imatrix.datasets": datasets})
+    assert read_importance(path).datasets == ()
 
 
 def test_experts_are_not_known(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyrllama
-from pyrllama.cpu.compiler import cache_folder
+from pyrllama.code_cache import folder as cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,14 +15,15 @@ MAY_KNOW = {
     "errors": set(),
     "core": {"errors"},
     "quants": NOUNS,
+    "code_cache": set(),
     "models": NOUNS,
     "checkpoints": NOUNS | {"models", "quants"},
     "tokenizer": NOUNS | {"checkpoints"},
     "kvcache": NOUNS,
     "sampling": NOUNS,
     "reference": NOUNS | {"checkpoints", "kvcache", "models", "quants"},
-    "cpu": NOUNS | {"checkpoints", "models", "quants"},
-    "opencl": NOUNS | {"checkpoints", "models", "quants", "units"},
+    "cpu": NOUNS | {"checkpoints", "code_cache", "models", "quants"},
+    "opencl": NOUNS | {"checkpoints", "code_cache", "models", "quants", "units"},
     "engine": NOUNS | {"kvcache", "sampling"},
 }
 """Rooms that do not know who uses them; ``llama``, ``cli`` and the like put them together."""

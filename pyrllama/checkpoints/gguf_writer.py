@@ -33,6 +33,8 @@ VERSION = 3
 MAX_TENSOR_NAME = 63
 """Bytes of a tensor's name that ggml has room for."""
 
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+
 Parts = Callable[[], Iterable["NDArray[np.uint8]"]]
 
 
@@ -53,7 +55,8 @@ def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Sequence[Pendin
     A metadata value is text, a truth value, a number, or an array: a NumPy array, or a sequence
     of values of one type.  NumPy's numbers and arrays keep their type; plain whole numbers
     become ``UINT32`` or the first wider or signed type that holds them, other plain numbers
-    ``FLOAT32``.  ``general.alignment`` among the keys sets the alignment of the tensors.
+    ``FLOAT32``, or ``FLOAT64`` where they are too large for it.  ``general.alignment`` among the
+    keys sets the alignment of the tensors.
 
     Raises ``SettingError`` for what GGUF cannot express, and ``CheckpointError`` when the file
     cannot be written; nothing is left behind then.
@@ -163,7 +166,8 @@ def _value_type(value: Any, key: str) -> ValueType:
         case np.generic():  # before float, which NumPy's float64 is as well
             return _number_type(value.dtype, key)
         case float():
-            return ValueType.FLOAT32
+            beyond = math.isfinite(value) and abs(value) > _LARGEST_FLOAT32
+            return ValueType.FLOAT64 if beyond else ValueType.FLOAT32
         case np.ndarray() if value.ndim == 1:
             return ValueType.ARRAY
         case Sequence() if not isinstance(value, bytes | bytearray):
@@ -189,7 +193,8 @@ def _number_type(dtype: np.dtype[Any], key: str) -> ValueType:
 
 
 def _string(text: str | bytes) -> bytes:
-    stored = text.encode() if isinstance(text, str) else text
+    # A lone surrogate, of a file's name or of JSON, has no bytes in UTF-8.
+    stored = text.encode("utf-8", "replace") if isinstance(text, str) else text
     return struct.pack("<Q", len(stored)) + stored
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 64 << 20
 METADATA = "__metadata__"
+END_OF_SIZES = 1 << 64
+"""Beyond what the format can mean; JSON's numbers go on, to products that cannot be printed."""
 
 DTYPES: dict[str, tuple[int, TensorType | None]] = {
     "F32": (4, TensorType.F32),
@@ -82,7 +84,8 @@ class SafetensorsFile:
                 shape = tuple(sizes)
             case _:
                 raise self._error(f"the tensor {name} has no dtype, shape and two offsets")
-        if len(shape) > MAX_DIMS or not all(type(size) is int and size >= 0 for size in shape):
+        sizes_fit = all(type(size) is int and 0 <= size < END_OF_SIZES for size in shape)
+        if len(shape) > MAX_DIMS or not sizes_fit:
             raise self._error(f"the tensor {name} has a senseless shape")
         if not 0 <= begin <= end <= body.size:
             raise self._error(

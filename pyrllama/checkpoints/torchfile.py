@@ -6,6 +6,7 @@ Tensors are views of the mapped file.  Source of the layout: ``torch/serializati
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,6 +18,7 @@ from pyrllama.core import TensorType
 from pyrllama.errors import CorruptFileError, UnknownFormatError, UnsupportedTypeError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from pyrllama.checkpoints.stored import Storage
@@ -41,6 +43,9 @@ STORAGES: dict[str, tuple[int, TensorType | None]] = {
     "ComplexDoubleStorage": (16, None),
 }
 """PyTorch's storage classes: bytes of an element, and its type where weights can have it."""
+
+MOST_SHARING = 2
+"""How often the bytes of a file may be used: a tied output projection is the embedding again."""
 
 _KEY = re.compile(r"\w{1,64}", re.ASCII)
 
@@ -79,11 +84,24 @@ class TorchFile:
     def _tensors(self, state: object) -> dict[str, StoredTensor]:
         if not isinstance(state, dict):
             raise CorruptFileError(self.path, "the pickle holds no dictionary of tensors")
-        return {
+        tensors = {
             name: self._tensor(name, value)
             for name, value in state.items()
             if isinstance(value, TensorRef)
         }
+        self._check_sharing(tensors.values())
+        return tensors
+
+    def _check_sharing(self, tensors: Iterable[StoredTensor]) -> None:
+        """Refuse a small file that makes a large model out of the same numbers many times."""
+        taken = sum(math.prod(tensor.shape) * tensor.itemsize for tensor in tensors)
+        stored = sum(storage.size for storage in self._storages.values())
+        if taken > MOST_SHARING * stored:
+            raise CorruptFileError(
+                self.path,
+                f"its tensors take {taken} bytes of {stored} that are stored: too many share "
+                f"theirs for weights; fetch the file again",
+            )
 
     def _tensor(self, name: str, ref: TensorRef) -> StoredTensor:
         kind = ref.storage.kind

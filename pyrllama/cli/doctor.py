@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyrllama import __version__
+from pyrllama import __version__, code_cache
 from pyrllama.cli.doctor_view import print_report
 from pyrllama.errors import RllamaError
 from pyrllama.memory import free_memory
@@ -113,7 +113,7 @@ def kernels() -> dict[str, Any]:
     """Return the state of the compiled kernels, after making the largest one ready."""
     from pyrllama.cpu import compiler  # noqa: PLC0415 - brings LLVM
 
-    folder = compiler.cache_folder()
+    folder = code_cache.folder()
     before = set(_files(folder))
     started = perf_counter()
     compiler.load(LARGEST_KERNEL)

@@ -17,7 +17,6 @@ import importlib.util
 import os
 import re
 import shutil
-import tempfile
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -26,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import llvmlite
 import llvmlite.binding as llvm
-import platformdirs
 
+from pyrllama import code_cache
 from pyrllama.core import BLOCK_TOKENS
 from pyrllama.cpu import isa as machine
 from pyrllama.cpu import target, waiting
@@ -38,13 +37,9 @@ if TYPE_CHECKING:
 
     from pyrllama.cpu.target import Isa
 
-CACHE_VARIABLE = "RLLAMA_CACHE_DIR"
-"""Environment variable that names another folder for machine code."""
-
 UNUSED_DAYS = 30
 """After so many days without use the machine code of another version is removed."""
 
-_DIGEST_BYTES = 32
 _FOLDER_BYTES = 12
 _FOLDER_NAME = re.compile(rf"[0-9a-f]{{{2 * _FOLDER_BYTES}}}")
 _loaded: dict[tuple[str, str], Kernel] = {}
@@ -82,12 +77,6 @@ def assembly(name: str, isa: Isa) -> str:
 # --- the cache on disk ------------------------------------------------------------------------
 
 
-def cache_folder() -> Path:
-    """Return the folder in which machine code is kept."""
-    named = os.environ.get(CACHE_VARIABLE)
-    return Path(named) if named else Path(platformdirs.user_cache_dir("pyrllama")) / "kernels"
-
-
 @cache
 def _sources_digest() -> str:
     """Hash everything that shapes machine code apart from the CPU: our sources, the compilers."""
@@ -113,13 +102,13 @@ def _cache_file(name: str, isa: Isa) -> Path:
     cpu, features = target.cpu_and_features(isa)
     key = "\0".join((_sources_digest(), llvm.get_default_triple(), isa.name, cpu, features))
     folder = hashlib.blake2b(key.encode(), digest_size=_FOLDER_BYTES).hexdigest()
-    return cache_folder() / folder / f"{name}.o"
+    return code_cache.folder() / folder / f"{name}.o"
 
 
 def _object_code(name: str, isa: Isa) -> tuple[bytes, int]:
     """Return a kernel's object code and the number of its arguments, from the cache or fresh."""
     file = _cache_file(name, isa)
-    kept = _read_checked(file) if _is_ours(file.parent) else None
+    kept = code_cache.read(file)
     if kept is not None:
         _mark_used(file.parent)
     else:
@@ -128,48 +117,10 @@ def _object_code(name: str, isa: Isa) -> tuple[bytes, int]:
         # A cache that cannot be written costs the next start some seconds and nothing else.
         with contextlib.suppress(OSError):
             new = not file.parent.exists()
-            _write_whole(file, _digest(kept) + kept)
+            code_cache.write(file, kept)
             if new:
                 prune()
     return kept[1:], kept[0]
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether nobody else can have put code into a folder: it is run as it is found there."""
-    if not hasattr(os, "getuid"):
-        return True  # Windows keeps a user's cache folder to the user
-    try:
-        status = folder.stat()
-    except OSError:
-        return False
-    return status.st_uid == os.getuid() and not status.st_mode & 0o022
-
-
-def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=_DIGEST_BYTES).digest()
-
-
-def _read_checked(file: Path) -> bytes | None:
-    """Return what was kept in a file, or None if it is not there or is damaged."""
-    try:
-        content = file.read_bytes()
-    except OSError:
-        return None
-    digest, kept = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-    return kept if kept and digest == _digest(kept) else None
-
-
-def _write_whole(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all, whoever else writes it at the same time."""
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(content)
-        Path(temporary).replace(file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def prune(days: float = UNUSED_DAYS) -> None:
@@ -180,10 +131,10 @@ def prune(days: float = UNUSED_DAYS) -> None:
     """
     oldest = time.time() - 86_400 * days
     with contextlib.suppress(OSError):
-        for folder in cache_folder().iterdir():
+        for folder in code_cache.folder().iterdir():
             if _FOLDER_NAME.fullmatch(folder.name) and not folder.is_symlink():
                 with contextlib.suppress(OSError):
-                    if folder.stat().st_mtime < oldest and _is_ours(folder):
+                    if folder.stat().st_mtime < oldest and code_cache.is_ours(folder):
                         shutil.rmtree(folder)
 
 

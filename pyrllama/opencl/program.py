@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import tempfile
 import warnings
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import platformdirs
-
+from pyrllama import code_cache
 from pyrllama.errors import DeviceError
 from pyrllama.opencl.device import Device, device_errors, pyopencl
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from pyrllama.core import TensorType
 
-CACHE_VARIABLE = "RLLAMA_CACHE_DIR"
-"""Environment variable that names another folder for machine code."""
 OPTIONS = ("-cl-std=CL1.2", "-cl-mad-enable")
 UNOPTIMISED = "-cl-opt-disable"
 
-_DIGEST_BYTES = 32
 _LOG_CHARACTERS = 600
 BEFORE_TYPES = ("primitives", "tensor", "common", "attention", "rows", "attention_tiles")
 A_TYPE = ("weights", "product", "decode", "tile")
@@ -36,9 +30,7 @@ A_TYPE = ("weights", "product", "decode", "tile")
 
 def cache_folder() -> Path:
     """Return the folder in which built programs are kept."""
-    named = os.environ.get(CACHE_VARIABLE)
-    root = Path(named) if named else Path(platformdirs.user_cache_dir("pyrllama")) / "kernels"
-    return root / "opencl"
+    return code_cache.folder() / "opencl"
 
 
 def source_text(name: str) -> str:
@@ -104,7 +96,7 @@ def _build(device: Device, context: Any, source: str, options: Sequence[str]) ->
     cl = pyopencl()
     # PoCL keeps a cache of its own, and asking for a binary makes it compile everything again.
     file = None if device.is_pocl else cache_folder() / f"{_key(device, source, options)}.bin"
-    binary = _read(file) if file else None
+    binary = code_cache.read(file) if file else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyOpenCL warns of every message of a compiler
         if binary is not None:
@@ -120,7 +112,9 @@ def _build(device: Device, context: Any, source: str, options: Sequence[str]) ->
             ) from error
     if file:
         with device_errors(device, "reading what it built"):
-            _write(file, program.get_info(cl.program_info.BINARIES)[0])
+            binary = program.get_info(cl.program_info.BINARIES)[0]
+        with contextlib.suppress(OSError):  # what cannot be kept, the next start builds again
+            code_cache.write(file, binary)
     return program
 
 
@@ -128,37 +122,3 @@ def _key(device: Device, source: str, options: Sequence[str]) -> str:
     """Name a program by all that shapes it: its source, the device, the driver, the options."""
     parts = (source, device.platform, device.name, device.version, device.driver, *options)
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
-
-
-def _read(file: Path) -> bytes | None:
-    """Return a cached binary, None if there is none, it is damaged, or others can write there."""
-    try:
-        if not _is_ours(file.parent):
-            return None
-        content = file.read_bytes()
-    except OSError:
-        return None
-    digest, binary = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-    return binary if digest == _digest(binary) else None
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether nobody else can have put a binary into a folder: a driver runs what it is given."""
-    if not hasattr(os, "getuid"):
-        return True  # Windows keeps a user's cache folder to the user
-    status = folder.stat()
-    return status.st_uid == os.getuid() and not status.st_mode & 0o022
-
-
-def _write(file: Path, binary: bytes) -> None:
-    """Keep a binary; where the folder cannot be written, the next start builds again."""
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle, name = tempfile.mkstemp(dir=file.parent)
-        with os.fdopen(handle, "wb") as out:
-            out.write(_digest(binary) + binary)
-        Path(name).replace(file)
-
-
-def _digest(binary: bytes) -> bytes:
-    return hashlib.blake2b(binary, digest_size=_DIGEST_BYTES).digest()

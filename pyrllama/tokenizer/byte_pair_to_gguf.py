@@ -23,7 +23,7 @@ from pyrllama.tokenizer.json_file import JsonTokenizer
 from pyrllama.tokenizer.pretokenizers import DIGIT_PATTERN, GPT2_PATTERN, name_of_rules
 from pyrllama.tokenizer.sentencepiece_model import Piece, PieceType
 from pyrllama.tokenizer.tiktoken_file import TiktokenTokenizer, read_words
-from pyrllama.tokenizer.to_gguf import padded, piece_keys, sentencepiece_metadata
+from pyrllama.tokenizer.to_gguf import check_size, padded, piece_keys, sentencepiece_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -68,6 +68,7 @@ def _merges_of_ranks(words: dict[str, int]) -> Iterator[str]:
 def json_metadata(data: bytes, path: Path, vocab_size: int) -> dict[str, Any]:
     """Return the keys for a ``tokenizer.json``, byte-level or with space markers."""
     tokenizer = JsonTokenizer(data, path.parent)  # also checks that the file is whole
+    check_size(tokenizer.vocab_size, vocab_size)  # before a list is made up to the last id
     content = json.loads(data)
     model = content["model"]
     if model.get("type", "BPE") != "BPE":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import filterfalse
+from reprlib import repr as shown  # cuts a hostile file's endless string short
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         return _sentencepiece(keys)
     if model == "gpt2":
         return _byte_pair(keys)
-    problem = "the file has no vocabulary" if model is None else f"the vocabulary is {model!r}"
+    problem = "the file has no vocabulary" if model is None else f"the vocabulary is {shown(model)}"
     raise TokenizerError(
         f"{problem}; tokenizer.ggml.model must be 'llama' or 'gpt2': name a tokenizer file instead"
     )
@@ -125,7 +126,7 @@ def _read_merges(merges: list[str], tokens: Mapping[str, int]) -> dict[str, int]
     outcomes = joined.replace(" ", "").split("\n")
     missing = next(filterfalse(tokens.__contains__, outcomes), None)
     if missing is not None:
-        raise _wrong("merges", f"makes {missing!r}, which is no token")
+        raise _wrong("merges", f"makes {shown(missing)}, which is no token")
     ranks = dict(zip(merges, range(len(merges)), strict=True))
     if len(ranks) != len(merges):
         raise _wrong("merges", "holds a merge twice")
@@ -142,14 +143,14 @@ class _Keys:
         """Return a string, None where the key is missing."""
         value = self._get(key)
         if value is not None and not isinstance(value, str):
-            raise _wrong(key, f"is {value!r}, not a string")
+            raise _wrong(key, f"is {shown(value)}, not a string")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
         """Return a truth value."""
         value = self._get(key)
         if value is not None and not isinstance(value, int):
-            raise _wrong(key, f"is {value!r}, not a truth value")
+            raise _wrong(key, f"is {shown(value)}, not a truth value")
         return default if value is None else bool(value)
 
     def token_id(self, key: str, n_tokens: int, default: int | None = None) -> int | None:
@@ -158,7 +159,7 @@ class _Keys:
         if value is None:
             return default if default is not None and default < n_tokens else None
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < n_tokens:
-            raise _wrong(key, f"is {value!r}, but there are {n_tokens} tokens")
+            raise _wrong(key, f"is {shown(value)}, but there are {n_tokens} tokens")
         return value
 
     def end_ids(self, n_tokens: int) -> list[int]:
@@ -196,6 +197,8 @@ class _Keys:
     def numbers(self, key: str, n_tokens: int, kinds: str) -> NDArray[Any]:
         """Return an array with one number, finite as a 32-bit float, for every token."""
         value = self._get(key)
+        if isinstance(value, StringArray):  # NumPy would make all as long as the longest
+            value = None
         try:
             array = np.asarray(value)
         except ValueError:  # Lists in a list, of different lengths.

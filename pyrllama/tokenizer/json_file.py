@@ -91,7 +91,10 @@ class JsonTokenizer(Tokenizer):
         spelling = settings.get(name)
         if isinstance(spelling, dict):
             spelling = spelling.get("content")
-        token = self._model.token_to_id(spelling) if isinstance(spelling, str) else None
+        if not isinstance(spelling, str):
+            return None
+        with _named_errors(f"the {name} beside it is no text"):  # but a lone surrogate, say
+            token = self._model.token_to_id(spelling)
         return None if token is None else int(token)
 
     def _ids(self, settings: dict[str, Any], key: str) -> list[int]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from reprlib import repr as shown  # cuts a hostile file's endless string short
 from typing import Any
 
 from pyrllama.errors import TokenizerError
@@ -112,7 +113,7 @@ def pre_tokenizer(name: str | None) -> PreTokenizer:
     """Return the rules of a name; raises ``TokenizerError``, for a guess would change the ids."""
     if name in PRE_TOKENIZERS:
         return PRE_TOKENIZERS[name]
-    problem = f"is {name!r}, which is not known" if name is not None else "is missing"
+    problem = f"is {shown(name)}, which is not known" if name is not None else "is missing"
     raise TokenizerError(
         f"tokenizer.ggml.pre {problem}, so texts cannot be cut into words as the model expects; "
         f"convert the model again with a name out of {', '.join(sorted(PRE_TOKENIZERS))}"

@@ -144,7 +144,7 @@ _MODEL_TYPE_NAMES = {
 
 def read_sentencepiece(data: bytes) -> SentencePieceTokenizer:
     """Read a ``.model`` file's content; raises ``TokenizerError`` where it is broken."""
-    model_type, add_space_prefix = _read_specs(data)
+    model_type, add_space_prefix = read_specs(data)
     kind = f"SentencePiece {_MODEL_TYPE_NAMES[model_type]}"
     return SentencePieceTokenizer(data, add_space_prefix, kind=kind)
 
@@ -177,10 +177,11 @@ def bpe_model(pieces: Iterable[Piece], add_space_prefix: bool) -> bytes:
     return b"".join(vocabulary)
 
 
-def _read_specs(model: bytes) -> tuple[ModelType, bool]:
+def read_specs(model: bytes) -> tuple[ModelType, bool]:
     """Read the type and whether a space is put before texts.
 
-    A file that was cut between two pieces is recognised by the absence of the specs behind them.
+    A file that was cut between two pieces is recognised by the absence of the specs behind them:
+    that, and whatever else is broken in them, raises ``TokenizerError``.
     """
     try:
         specs = {number: value for number, value in fields(model) if number != _ModelField.PIECES}

@@ -22,6 +22,7 @@ from pyrllama.tokenizer.sentencepiece_model import (
     PieceType,
     bpe_model,
     read_sentencepiece,
+    read_specs,
 )
 
 if TYPE_CHECKING:
@@ -37,14 +38,12 @@ _NO_SCORE = struct.pack("<f", 0.0)
 
 
 class _Field(enum.IntEnum):
-    """Field numbers of a SentencePiece model, of its pieces, and of its trainer's settings."""
+    """Field numbers of a SentencePiece model and of its pieces."""
 
     PIECES = 1
-    TRAINER_SPEC = 2
     TEXT = 1
     SCORE = 2
     TYPE = 3
-    MODEL_TYPE = 3
 
 
 def vocabulary_metadata(path: Path, vocab_size: int) -> dict[str, Any]:
@@ -103,7 +102,8 @@ def _spelled_out(data: bytes, path: Path, vocab_size: int) -> dict[str, Any]:
 def sentencepiece_metadata(model: bytes, vocab_size: int) -> dict[str, Any]:
     """Return the keys for a serialised SentencePiece BPE model; see ``vocabulary_metadata``."""
     tokenizer = read_sentencepiece(model)  # also checks that the model is whole
-    if _model_type(model) != ModelType.BPE:
+    model_type, _ = read_specs(model)
+    if model_type is not ModelType.BPE:
         raise TokenizerError(f"{tokenizer.kind} has no place in GGUF; only SentencePiece BPE has")
     pieces = padded(list(_pieces(model)), vocab_size)
     return piece_keys(pieces, tokenizer)
@@ -111,13 +111,18 @@ def sentencepiece_metadata(model: bytes, vocab_size: int) -> dict[str, Any]:
 
 def padded(pieces: list[Piece], vocab_size: int) -> list[Piece]:
     """Return pieces with unused ones up to the model's number, over which they must not be."""
-    if len(pieces) > vocab_size:
-        raise TokenizerError(
-            f"the tokenizer has {len(pieces)} tokens, the model {vocab_size}, so they do not "
-            f"belong together"
-        )
+    check_size(len(pieces), vocab_size)
     rest = range(len(pieces), vocab_size)
     return pieces + [Piece(f"[PAD{i}]", 0.0, PieceType.UNUSED) for i in rest]
+
+
+def check_size(n_tokens: int, vocab_size: int) -> None:
+    """Raise ``TokenizerError`` for a tokenizer with more tokens than the model has."""
+    if n_tokens > vocab_size:
+        raise TokenizerError(
+            f"the tokenizer has {n_tokens} tokens, the model {vocab_size}, so they do not belong "
+            f"together"
+        )
 
 
 def piece_keys(pieces: list[Piece], tokenizer: Tokenizer) -> dict[str, Any]:
@@ -153,18 +158,19 @@ def _copied(path: Path) -> dict[str, Any]:
 
 
 def _pieces(model: bytes) -> Iterator[Piece]:
-    """Yield the pieces of a model that the library has loaded, so that it is known to be whole."""
-    for number, message in fields(model):
-        if number == _Field.PIECES and isinstance(message, bytes):
-            piece = dict(fields(message))
-            text, score = piece.get(_Field.TEXT, b""), piece.get(_Field.SCORE, _NO_SCORE)
-            type_ = piece.get(_Field.TYPE, PieceType.NORMAL)
-            if isinstance(text, bytes) and isinstance(score, bytes) and isinstance(type_, int):
-                yield Piece(text.decode(), struct.unpack("<f", score)[0], type_)
+    """Yield the pieces of a model; the library that loaded it passes over fields that are odd."""
+    try:
+        for number, message in fields(model):
+            if number == _Field.PIECES and isinstance(message, bytes):
+                yield _piece(dict(fields(message)))
+    except ValueError as error:
+        raise TokenizerError(f"a piece of the model is broken ({error}); fetch it again") from None
 
 
-def _model_type(model: bytes) -> int:
-    for number, message in fields(model):
-        if number == _Field.TRAINER_SPEC and isinstance(message, bytes):
-            return int(dict(fields(message)).get(_Field.MODEL_TYPE, ModelType.UNIGRAM))
-    return ModelType.UNIGRAM
+def _piece(message: dict[int, int | bytes]) -> Piece:
+    text, score = message.get(_Field.TEXT, b""), message.get(_Field.SCORE, _NO_SCORE)
+    type_ = message.get(_Field.TYPE, PieceType.NORMAL)
+    match text, score, type_:
+        case bytes(), bytes(), int() if len(score) == len(_NO_SCORE):
+            return Piece(text.decode(), struct.unpack("<f", score)[0], PieceType(type_))
+    raise ValueError("a field of it is of another type")

@@ -80,6 +80,7 @@ def test_plain_values_get_the_usual_types(tmp_path: Path) -> None:
         "large": 1 << 40,
         "low": -(1 << 40),
         "real": 0.5,
+        "huge": 1e300,
         "texts": ["a", "", "é"],
         "flags": [True, False],
         "nested": [[1, 2], [3]],
@@ -88,7 +89,7 @@ def test_plain_values_get_the_usual_types(tmp_path: Path) -> None:
     write_gguf(path, values, [])
     assert read(path) == values
     types = field_types(path)
-    assert {key: types[key][0] for key in list(values)[:7]} == {
+    assert {key: types[key][0] for key in list(values)[:8]} == {
         "text": ValueType.STRING,
         "flag": ValueType.BOOL,
         "small": ValueType.UINT32,
@@ -96,7 +97,14 @@ def test_plain_values_get_the_usual_types(tmp_path: Path) -> None:
         "large": ValueType.UINT64,
         "low": ValueType.INT64,
         "real": ValueType.FLOAT32,
+        "huge": ValueType.FLOAT64,
     }
+
+
+def test_a_lone_surrogate_has_no_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "text.gguf"
+    write_gguf(path, {"name": "a\udce9"}, [])
+    assert read(path) == {"name": "a?"}
 
 
 def test_strings_of_another_file_pass_with_their_bytes(tmp_path: Path) -> None:

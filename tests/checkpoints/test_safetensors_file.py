@@ -92,6 +92,7 @@ def test_unknown_type_is_known_not_to_be_runnable(path: Path) -> None:
         ({"a": entry(shape=[-4])}, "senseless shape"),
         ({"a": entry(shape=[True])}, "senseless shape"),
         ({"a": entry(shape=[1] * 9)}, "senseless shape"),
+        ({"a": entry(shape=[2**64], dtype="F4_E9")}, "senseless shape"),
         ({"a": entry(end=17)}, "lies at bytes 0 to 17 of 16: the file is truncated"),
         ({"a": entry(begin=-1)}, "lies at bytes -1"),
         ({"a": entry(begin=16, end=0)}, "lies at bytes 16 to 0"),

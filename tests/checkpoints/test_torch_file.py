@@ -163,6 +163,12 @@ def test_tensors_may_share_a_storage(path: Path) -> None:
     assert tensors["a"].storage is tensors["b"].storage
 
 
+def test_a_model_of_the_same_numbers_is_refused(path: Path) -> None:
+    write_torch_file(path, dict.fromkeys("abc", MATRIX))
+    with pytest.raises(CorruptFileError, match="take 288 bytes of 96 that are stored"):
+        TorchFile(path)
+
+
 @pytest.mark.parametrize(
     "tensor",
     [

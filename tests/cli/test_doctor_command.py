@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import constants
 
 import pyrllama
-from pyrllama import cpu
+from pyrllama import code_cache, cpu
 from pyrllama.cli import doctor
 from pyrllama.cpu import compiler
 from pyrllama.errors import BackendError
@@ -49,7 +49,7 @@ def test_json(run: Run, small: list[int], tmp_path: Path) -> None:
     assert report["processor"]["threads"] == cpu.default_threads()
     assert report["memory"]["read_bytes_per_second"] == 20e9
     assert 0 < small[0] <= 1 << 30
-    assert report["kernels"]["folder"] == str(compiler.cache_folder())
+    assert report["kernels"]["folder"] == str(code_cache.folder())
     assert report["kernels"]["seconds"] >= 0
     assert report["hub"]["folder"] == str(tmp_path / "hub")
     assert report["hub"]["bytes"] == 1000
@@ -97,7 +97,7 @@ def test_kernels_that_do_not_compile_are_a_problem(
 def test_kernels_compiled_now_are_told_from_kept_ones(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv(compiler.CACHE_VARIABLE, str(tmp_path / "kernels"))
+    monkeypatch.setenv(code_cache.CACHE_VARIABLE, str(tmp_path / "kernels"))
 
     def load(_: str) -> None:
         file = tmp_path / "kernels" / "key" / "step.forward.o"
@@ -114,9 +114,7 @@ def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("os.access", lambda *_: False)
     report = {"processor": None, "memory": None, "kernels": doctor.kernels(), "hub": None}
     (line,) = doctor.advice(report)
-    assert (
-        line == f"{compiler.cache_folder()} cannot be written; name another with RLLAMA_CACHE_DIR"
-    )
+    assert line == f"{code_cache.folder()} cannot be written; name another with RLLAMA_CACHE_DIR"
 
 
 PROCESSOR = {"isa_forced": None, "isa": "avx2", "threads": 8, "logical_cores": 8, "cores": 8}

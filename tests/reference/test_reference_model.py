@@ -22,6 +22,7 @@ from pyrllama.checkpoints.huggingface import HuggingFaceCheckpoint
 from pyrllama.core import Batch, Chunk, RopeScaling, TensorType
 from pyrllama.models.llama import OUTPUT, ROPE_FACTORS, check_tensors, rope_frequencies
 from pyrllama.reference import ReferenceModel, load_weights, ops
+from pyrllama.reference.backend import ReferenceBackend
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -160,3 +161,12 @@ def test_weights_load_from_every_stored_type(stored_as: TensorType) -> None:
         assert values.shape == weights[name].shape
         step = 0.0 if stored_as is TensorType.F32 or values.ndim == 1 else 1e-2
         np.testing.assert_allclose(values, weights[name], atol=step)
+
+
+def test_damaged_weights_give_no_warnings() -> None:
+    """Whoever takes the logits looks whether they are numbers."""
+    config = tiny_config(n_layers=1)
+    weights = random_weights(config)
+    weights[OUTPUT][:] = 3e38
+    backend = ReferenceBackend(MemoryCheckpoint(config, weights), 32)
+    assert not np.isfinite(logits_of(backend, [1])).all()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import llvmlite.binding as llvm
 import pytest
 
+from pyrllama import code_cache
 from pyrllama.cpu import compiler, target
 from pyrllama.cpu import isa as machine
 
@@ -40,7 +41,7 @@ def emulate(isa: Isa, folder: Path, patch: pytest.MonkeyPatch) -> None:
         text = definitions(asked)
         return with_emulations(text, here) if asked is isa else text
 
-    patch.setenv(compiler.CACHE_VARIABLE, str(folder / "emulated"))
+    patch.setenv(code_cache.CACHE_VARIABLE, str(folder / "emulated"))
     patch.setattr(machine, "definitions", emulated)
     patch.setattr(
         target, "target_machine", lambda asked: target_machine(here if asked is isa else asked)

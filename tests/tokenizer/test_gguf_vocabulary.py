@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from support.gguf_writer import Typed, header, key_value
 from support.vocab_cases import tokenizer_at
 
+from pyrllama.checkpoints.gguf_metadata import StringArray
 from pyrllama.errors import CorruptFileError, TokenizerError
 from pyrllama.tokenizer import load_tokenizer, tokenizer_from_gguf
 from pyrllama.tokenizer.byte_alphabet import spell
@@ -176,6 +178,18 @@ def test_sentencepiece_vocabularies_that_contradict_themselves(
 ) -> None:
     with pytest.raises(TokenizerError, match=message):
         tokenizer_from_gguf(spm_metadata(**changes))
+
+
+def test_texts_as_scores_are_not_made_as_long_as_the_longest() -> None:
+    texts = [b"x" * 10_000_000] + [b""] * 264
+    stored = b"".join(len(text).to_bytes(8, "little") + text for text in texts)
+    starts = np.r_[0, 10_000_008 + 8 * np.arange(264)]
+    scores = StringArray(np.frombuffer(stored, np.uint8), starts)
+    tracemalloc.start()
+    with pytest.raises(TokenizerError, match="scores is not one number for each"):
+        tokenizer_from_gguf(spm_metadata(scores=scores))
+    assert tracemalloc.get_traced_memory()[1] < len(stored)
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

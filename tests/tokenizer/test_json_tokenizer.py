@@ -224,6 +224,11 @@ def test_json_that_is_no_tokenizer(tmp_path: Path, data: bytes) -> None:
         load_tokenizer(path)
 
 
+def test_a_role_that_is_no_text(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match="the bos_token beside it is no text"):
+        load(tmp_path, byte_level(), tokenizer_config={"bos_token": "\ud800"})
+
+
 @pytest.mark.parametrize("data", [b"", b"[1]", b"{", b"\xff", b"[" * 100_000])
 def test_settings_that_cannot_be_read(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "tokenizer_config.json").write_bytes(data)

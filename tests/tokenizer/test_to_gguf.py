@@ -14,6 +14,8 @@ from pyrllama.errors import TokenizerError
 from pyrllama.tokenizer import load_tokenizer
 from pyrllama.tokenizer.byte_alphabet import spell
 from pyrllama.tokenizer.gguf_vocabulary import tokenizer_from_gguf
+from pyrllama.tokenizer.protobuf import bytes_field, varint_field
+from pyrllama.tokenizer.sentencepiece_model import Piece, PieceType, bpe_model
 from pyrllama.tokenizer.to_gguf import chat_template, vocabulary_metadata
 
 if TYPE_CHECKING:
@@ -162,6 +164,27 @@ def test_a_normaliser_that_gguf_lacks_is_noticed(tmp_path: Path) -> None:
 def test_more_tokens_than_the_model(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="has 261 tokens, the model 260"):
         vocabulary_metadata(write(tmp_path, byte_level()), 260)
+    late = byte_level()
+    late["model"]["vocab"]["late"] = 2**32 - 1
+    with pytest.raises(TokenizerError, match="has 4294967296 tokens, the model 260"):
+        vocabulary_metadata(write(tmp_path, late), 260)
+
+
+@pytest.mark.parametrize(
+    ("field", "problem"),
+    [
+        (bytes_field(2, b"12345678"), "a field of it is of another type"),
+        (varint_field(3, 77), "77 is not a valid PieceType"),
+        (bytes([7 << 3 | 3, 7 << 3 | 4]), "3 is not a valid WireType"),
+    ],
+)
+def test_pieces_that_the_library_passes_over(tmp_path: Path, field: bytes, problem: str) -> None:
+    path = tmp_path / "tokenizer.model"
+    pieces = [Piece("<unk>", 0.0, PieceType.UNKNOWN), Piece("a", 0.0, PieceType.NORMAL)]
+    model = bpe_model(pieces, add_space_prefix=True)
+    path.write_bytes(bytes_field(1, bytes_field(1, b"b") + field) + model)
+    with pytest.raises(TokenizerError, match=problem):
+        vocabulary_metadata(path, 300)
 
 
 @pytest.mark.parametrize(
