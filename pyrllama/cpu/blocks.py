@@ -6,9 +6,8 @@ formats when it runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -43,6 +42,9 @@ from pyrllama.cpu.simd import (
     wide_start_rows,
     widen_i8,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 f32, i32 = np.float32, np.int32
 
