@@ -8,7 +8,7 @@ the types on random weights of a shape instead.
     python bench/quality.py model.gguf valid.txt results.jsonl --llama-cpp llama.cpp/build/bin
     python bench/quality.py --speed 1b results.jsonl
 
-Results are appended as lines of JSON, of which ``bench/tables.py`` makes the tables.
+Results are appended as lines of JSON.
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 PROMPT_TOKENS, GENERATED_TOKENS, REPETITIONS = 128, 24, 3
 MAX_SEQ_LEN = 512
-SO_FAR = re.compile(r"\[\d+\]([\d.]+),")
+SO_FAR = re.compile(r"\[(\d+)\]([\d.]+),")
 """How ``llama-perplexity`` prints the perplexity after each chunk."""
+TRIES = 3
+"""On a busy machine it may end before its last words are written."""
 RIVAL_LACKS = {Mixture.MXFP4}
 """``llama-quantize`` writes it for mixtures of experts alone."""
 
@@ -142,11 +144,12 @@ def rival_perplexity(path: Path, text: Path, options: argparse.Namespace) -> flo
         "-t": 1, "-b": options.context,
     }  # fmt: skip
     words = [str(word) for pair in settings.items() for word in pair]
-    out = run([str(options.llama_cpp / "llama-perplexity"), *words]).out
-    found = SO_FAR.findall(out)
-    if not found:
-        raise SystemExit(f"llama-perplexity gave no perplexity for {path}")
-    return float(found[-1])
+    for _ in range(TRIES):
+        out = run([str(options.llama_cpp / "llama-perplexity"), *words]).out
+        found = {int(chunk): float(value) for chunk, value in SO_FAR.findall(out)}
+        if options.chunks in found:
+            return found[options.chunks]
+    raise SystemExit(f"llama-perplexity did not tell of chunk {options.chunks} of {path}")
 
 
 # --- speed ------------------------------------------------------------------------------------
