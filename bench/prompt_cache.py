@@ -89,7 +89,9 @@ def first_token(arguments: argparse.Namespace) -> dict[str, Any]:
             threads=arguments.threads,
             progress=None,
         )
-        prefixes = open_prefixes(model, checkpoint, None, arguments.folder, DEFAULT_BYTES, None)
+        prefixes = open_prefixes(
+            model, checkpoint, None, arguments.folder, DEFAULT_BYTES, None, max_seq_len=length
+        )
     engine = Engine(model, length, prefixes=prefixes)
     ids = np.random.default_rng(SEED).integers(model.config.vocab_size, size=arguments.prompt)
     generation = engine.submit(Request(tuple(ids.tolist()), Sampling(temperature=0), TOKENS))

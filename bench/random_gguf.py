@@ -18,10 +18,13 @@ from typing import TYPE_CHECKING, Any
 from pyrllama.checkpoints.gguf_file import GgufFile
 from pyrllama.checkpoints.gguf_writer import PendingTensor, write_gguf
 from pyrllama.checkpoints.random import SHAPES, RandomCheckpoint
-from pyrllama.loading import WEIGHT_TYPES
+from pyrllama.quants import WRITABLE
 
 if TYPE_CHECKING:
     from pyrllama.core import ModelConfig
+
+
+TYPES = {type_.name.lower(): type_ for type_ in sorted(WRITABLE)}
 
 
 def metadata_of(config: ModelConfig) -> dict[str, Any]:
@@ -60,7 +63,7 @@ def main() -> None:
     """Write the file that the arguments ask for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shape", choices=list(SHAPES))
-    parser.add_argument("type", choices=list(WEIGHT_TYPES))
+    parser.add_argument("type", choices=list(TYPES))
     parser.add_argument("path", type=Path)
     parser.add_argument("--vocabulary", type=Path, help="a GGUF whose tokenizer is copied")
     arguments = parser.parse_args()
@@ -68,7 +71,7 @@ def main() -> None:
     metadata = metadata_of(config)
     if arguments.vocabulary:
         metadata |= vocabulary_of(arguments.vocabulary, config.vocab_size)
-    checkpoint = RandomCheckpoint(config, WEIGHT_TYPES[arguments.type])
+    checkpoint = RandomCheckpoint(config, TYPES[arguments.type])
     tensors = [
         PendingTensor(info, lambda name=name: iter([checkpoint.read(name).data]))  # type: ignore[misc]
         for name, info in checkpoint.tensors.items()

@@ -22,7 +22,7 @@ from pyrllama.core import Llama3Rope, TensorInfo, TensorType
 from pyrllama.errors import SettingError
 from pyrllama.models.llama import expected_tensors, is_router
 from pyrllama.models.rope import ROPE_FACTORS, rope_frequencies
-from pyrllama.quants import RUNNABLE, block_size, dequantize, quantize, runnable_names
+from pyrllama.quants import block_size, dequantize, names_of, quantize
 from pyrllama.tokenizer.to_gguf import vocabulary_metadata
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ def export_gguf(
     Raises ``SettingError`` for a type that cannot be written, ``TokenizerError`` for a
     tokenizer that cannot be, and what reading the checkpoint and writing the file raise.
     """
-    if type_ not in RUNNABLE:
-        raise SettingError("the type", type_.name, f"one of {runnable_names()}")
+    if type_ not in FILE_TYPES:
+        raise SettingError("the type", type_.name, f"one of {names_of(FILE_TYPES)}")
     described = model_metadata(checkpoint.config, FILE_TYPES[type_])
     described |= vocabulary_metadata(tokenizer, checkpoint.config.vocab_size)
     described |= dict(metadata or {})

@@ -21,7 +21,10 @@ from pyrllama.units import format_bytes
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-PREFERRED = ("Q8_0", "F16", "BF16", "Q4_0", "F32")
+PREFERRED = (
+    "Q8_0", "F16", "BF16", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "IQ4_NL",
+    "IQ4_XS", "Q4_1", "Q4_0", "MXFP4", "F32", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K",
+)  # fmt: skip
 """GGUF types in the order in which they are taken when none is named: near lossless first."""
 WEIGHT_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pth")
 NEIGHBOURS = (
@@ -166,7 +169,7 @@ def _quantised(files: Sequence[HubFile], wanted: str) -> Selection:
     if not runs(wanted):
         runnable = [file for file in others if runs(file.quantisation or "")]
         raise HubChoiceError(
-            f"{wanted} does not run yet, only {runnable_names()} do; of these there are "
+            f"{wanted} does not run, only {runnable_names()} do; of these there are "
             f"{listed(runnable)}"
         )
     whole = [file for file in found if not file.is_part]

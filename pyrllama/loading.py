@@ -195,7 +195,7 @@ def _load_opencl(
 
 
 def _check_types(checkpoint: Checkpoint) -> None:
-    """Refuse a type that no kernel reads, with what makes it one that they do."""
+    """Refuse a type that no kernel reads."""
     from pyrllama.models.llama import expected_tensors  # noqa: PLC0415
     from pyrllama.quants import RUNNABLE, runnable_names  # noqa: PLC0415
 
@@ -204,9 +204,8 @@ def _check_types(checkpoint: Checkpoint) -> None:
         if info is not None and info.type not in RUNNABLE:
             raise UnsupportedTypeError(
                 checkpoint.path,
-                f"the tensor {name} is stored as {info.type.name}, which the kernels cannot run "
-                f"yet; the types that can are {runnable_names()}: `rllama quantize SRC DST --type "
-                f"Q8_0` converts the file to one of them",
+                f"the tensor {name} is stored as {info.type.name}, which no weights are; the types "
+                f"that run are {runnable_names()}",
             )
 
 

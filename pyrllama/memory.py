@@ -17,7 +17,7 @@ from pyrllama.core import BLOCK_TOKENS, TensorType
 from pyrllama.errors import NotEnoughMemoryError
 from pyrllama.kvcache import blocks_for
 from pyrllama.models.llama import expected_tensors
-from pyrllama.quants import row_bytes
+from pyrllama.quants import codebook, row_bytes
 from pyrllama.reference import backend as reference
 from pyrllama.units import format_bytes
 
@@ -43,6 +43,8 @@ class MemoryNeed:
     working: int
     """Activations and logits of the largest batch."""
     free: int | None = None
+    repacked: int = 0
+    """What weights take beyond their stored size because their codebooks are written out."""
 
     @property
     def total(self) -> int:
@@ -54,6 +56,8 @@ class MemoryNeed:
             f"needs {format_bytes(self.total)} of memory (weights {format_bytes(self.weights)}, "
             f"KV cache {format_bytes(self.kv_cache)}, working {format_bytes(self.working)})"
         )
+        if self.repacked:
+            parts += f", {format_bytes(self.repacked)} of it because codebooks are written out"
         return parts if self.free is None else f"{parts}, {format_bytes(self.free)} are free"
 
     @property
@@ -131,7 +135,20 @@ def estimate(
         kv_cache=positions * kv_bytes_per_token(config, kv_type),
         working=_working_bytes(config, min(MAX_BATCH_TOKENS, max_seq_len)) + rotations,
         free=free_memory(),
+        repacked=sum(_repacked_bytes(info) for info in infos) if weight_type is None else 0,
     )
+
+
+def _repacked_bytes(info: TensorInfo) -> int:
+    """Return what a tensor of a codebook type takes beyond its stored size."""
+    if info.type not in codebook.LEVELS:
+        return 0
+    return _packed_bytes(info, None) - info.shape[0] * row_bytes(info.type, info.shape[1])
+
+
+def packed_bytes(info: TensorInfo) -> int:
+    """Return the bytes of a tensor in memory where it keeps its type."""
+    return _packed_bytes(info, None)
 
 
 def _packed_bytes(info: TensorInfo, wanted: TensorType | None) -> int:

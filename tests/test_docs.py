@@ -168,7 +168,7 @@ def test_python_runs(page: Path, block: Block, tmp_path: Path) -> None:
     assert done.returncode == 0, f"{page.name}: {done.stderr}"
 
 
-@pytest.mark.parametrize("name", ["start_q4_0", "step_q4_0", "end_q4_0"])
+@pytest.mark.parametrize("name", ["step", "add"])
 def test_the_kernel_that_is_followed_is_the_one_that_runs(name: str) -> None:
     shown = next(
         block.code

@@ -107,7 +107,9 @@ def test_spellings_and_what_runs() -> None:
     assert [normalised(name) for name in ("fp16", "bf16", "q4_k_m")] == ["F16", "BF16", "Q4_K_M"]
     assert runs("Q8_0")
     assert runs("BF16")
-    assert not runs("IQ2_XXS")
+    assert runs("IQ2_XXS")
+    assert runs("Q4_K_M")
+    assert not runs("Q8_1")
 
 
 @pytest.mark.parametrize(
@@ -117,6 +119,7 @@ def test_spellings_and_what_runs() -> None:
         (["a.Q4_0.gguf", "a.f16.gguf", "a.bf16.gguf"], "a.f16.gguf"),
         (["a.Q4_0.gguf", "a.f32.gguf"], "a.Q4_0.gguf"),
         (["a.IQ2_XXS.gguf", "a.gguf"], "a.gguf"),
+        (["a.Q2_K.gguf", "a.Q4_K_M.gguf", "a.Q4_0.gguf"], "a.Q4_K_M.gguf"),
         (["a-Q8_0-00001-of-00002.gguf", "a-Q4_0.gguf"], "a-Q4_0.gguf"),
         (["mmproj-a-Q8_0.gguf", "a-Q4_0.gguf"], "a-Q4_0.gguf"),
         (["a-Q8_0.gguf", "config.json", "model.safetensors"], "a-Q8_0.gguf"),
@@ -180,7 +183,7 @@ def test_another_file_comes_with_its_tokenizer() -> None:
         (["x/a.gguf", "y/a.gguf"], "a.gguf", "2 files may be a.gguf"),
         (["a.Q8_0.gguf"], "q4_0", r"no GGUF file of Q4_0; there are a.Q8_0.gguf \(2.0 GB\)"),
         (["a.Q8_0.gguf"], "b.gguf", "no file 'b.gguf', and that is no quantisation"),
-        (["a.IQ2_XXS.gguf", "a.Q8_0.gguf"], "iq2_xxs", "does not run yet.*a.Q8_0.gguf"),
+        (["a.Q8_1.gguf", "a.Q8_0.gguf"], "q8_1", "does not run, only.*a.Q8_0.gguf"),
         (["config.json", "model.safetensors"], "q8_0", "leave :Q8_0 out and convert"),
         (["a-Q8_0-00001-of-00002.gguf"], "q8_0", "parts cannot be read.*llama-gguf-split"),
         (["a-Q8_0-00001-of-00002.gguf"], "a-Q8_0-00001-of-00002.gguf", "parts cannot be read"),

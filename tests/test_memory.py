@@ -82,9 +82,20 @@ def test_the_estimate_is_what_the_reference_takes() -> None:
 
 def test_a_type_that_cannot_run_counts_as_stored() -> None:
     source = checkpoint()
+    infos = [TensorInfo(name, (256, 256), TensorType.Q8_K) for name in source.tensors]
+    need = estimate(source.config, infos, None, 100, compiled=True)
+    assert need.weights == len(infos) * 256 * 292
+    assert not need.repacked
+
+
+def test_codebooks_that_are_written_out_are_told() -> None:
+    source = checkpoint()
     infos = [TensorInfo(name, (256, 256), TensorType.IQ2_XXS) for name in source.tensors]
     need = estimate(source.config, infos, None, 100, compiled=True)
-    assert need.weights == len(infos) * 256 * 66
+    assert need.weights == len(infos) * 256 * 106
+    assert need.repacked == len(infos) * 256 * (106 - 66)
+    assert "of it because codebooks are written out" in str(need)
+    assert not estimate(source.config, infos, TensorType.Q4_0, 100, compiled=True).repacked
 
 
 def test_what_it_says() -> None:

@@ -19,7 +19,7 @@ from pyrllama.core import Experts, Llama3Rope, ModelConfig, Tensor, TensorInfo, 
 from pyrllama.errors import SettingError, TensorError
 from pyrllama.models.llama import OUTPUT, expected_tensors, is_router
 from pyrllama.models.rope import ROPE_FACTORS
-from pyrllama.quants import RUNNABLE, quantize, row_bytes, runnable_names
+from pyrllama.quants import WRITABLE, names_of, quantize, row_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -107,14 +107,14 @@ class RandomCheckpoint(Checkpoint):
     finite.  The same ``seed`` gives the same weights in whatever order they are read.
     ``tied`` leaves the output projection out; None does so for the shapes published like that.
 
-    Raises ``SettingError`` for a type that cannot be run, or whose blocks do not fit the rows.
+    Raises ``SettingError`` for a type that cannot be made, or whose blocks do not fit the rows.
     """
 
     def __init__(
         self, config: ModelConfig, type_: TensorType, seed: int = 0, *, tied: bool | None = None
     ) -> None:
-        if type_ not in RUNNABLE:
-            raise SettingError("the tensor type", type_.name, f"one of {runnable_names()}")
+        if type_ not in WRITABLE:
+            raise SettingError("the tensor type", type_.name, f"one of {names_of(WRITABLE)}")
         self.path = Path("random weights")
         self.format = f"random weights, {type_.name}"
         self.config = config

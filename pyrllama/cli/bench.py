@@ -236,7 +236,7 @@ def run(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
     threads = cpu.default_threads() if options.threads is None else options.threads
     if threads < 1:
         raise SettingError("threads", threads, "1 or more")
-    devices = options.devices()
+    devices, weight_type = options.devices(), options.weight_type
     before = bandwidth_of(devices, threads)
     figures.reset_peak_memory()  # the measurement's own buffer is not the model's
     started = perf_counter()
@@ -244,7 +244,7 @@ def run(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
         model = load_model(
             checkpoint,
             backend=Backend.OPENCL if devices else options.backend,
-            weight_type=options.weight_type,
+            weight_type=weight_type,
             kv_type=parse_kv_type(options.kv_type),
             max_seq_len=workload.cache_tokens,
             threads=threads,
@@ -262,7 +262,7 @@ def run(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
     return {
         "command": ["rllama", *sys.argv[1:]],
         "source": options.shape or str(options.model_path or PACKAGED),
-        "weights": (options.weight_type or stored_type(checkpoint)).name,
+        "weights": (stored_type(checkpoint) if weight_type is None else weight_type).name,
         "kv_type": options.kv_type,
         "backend": Backend.OPENCL.value if devices else options.backend,
         "threads": threads,

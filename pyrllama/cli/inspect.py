@@ -175,13 +175,16 @@ def active_parameters(config: ModelConfig | None, tensors: tuple[TensorInfo, ...
 
 
 def _types(tensors: tuple[TensorInfo, ...]) -> dict[str, dict[str, int]]:
-    """Return how many tensors, and how many bytes, each type has."""
+    """Return how many tensors each type has, and their bytes, stored and in memory."""
     counts = Counter(info.type for info in tensors)
     sizes: Counter[TensorType] = Counter()
+    in_memory: Counter[TensorType] = Counter()
     for info in tensors:
         sizes[info.type] += stored_bytes(info)
+        in_memory[info.type] += memory.packed_bytes(info)
     return {
-        kind.name: {"tensors": count, "bytes": sizes[kind]} for kind, count in counts.most_common()
+        kind.name: {"tensors": count, "bytes": sizes[kind], "memory": in_memory[kind]}
+        for kind, count in counts.most_common()
     }
 
 

@@ -72,9 +72,10 @@ def _shown(value: Any) -> str:
 
 
 def _print_types(console: Console, types: dict[str, dict[str, int]]) -> None:
-    table = new_table("type", tensors="right", size="right")
+    table = new_table("type", tensors="right", size="right", **{"in memory": "right"})
     for name, row in types.items():
-        table.add_row(name, str(row["tensors"]), format_bytes(row["bytes"]))
+        sizes = (format_bytes(row[key]) for key in ("bytes", "memory"))
+        table.add_row(name, str(row["tensors"]), *sizes)
     _print_table(console, "types", table)
 
 

@@ -4,8 +4,9 @@ A row is made once and read by every group of a matrix, so each product has it a
 
 ``FLOATS``  float32; several rows are interleaved six by six, the six values of a column
             side by side, so that one instruction broadcasts each from a fixed distance.
-``BYTES``   int8 with a scale for 32 columns, and where the integer sums of such a block begin;
-            several rows are interleaved six by six, four columns of each at a time.
+``BYTES``   int8 with a scale for 32 columns, and their sums, which take off the offsets of
+            unsigned weights and add what a block of weights has beside its scale; several rows
+            are interleaved six by six, four columns of each at a time.
 ``TILES``   bfloat16 in tiles of 16 rows and 32 columns, for CPUs with matrix tiles.
 
 One row alone stays as it is.  Rows that six or sixteen have too many hold what was there before:
@@ -14,11 +15,21 @@ the products of such rows are stored and never read.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from pyrllama.cpu.kernel import inline, kernel, part, view
 from pyrllama.cpu.norm import absolute, round_to_even
-from pyrllama.cpu.records import ACTIVATIONS, BLOCK_WORDS, BYTES, FLOATS, ROWS_AT_ONCE, TILES
+from pyrllama.cpu.records import (
+    ACTIVATIONS,
+    BLOCK_WORDS,
+    BYTES,
+    FLOATS,
+    ROWS_AT_ONCE,
+    SUMS,
+    TILES,
+)
 from pyrllama.cpu.simd import (
     Lanes,
     as_i32,
@@ -28,8 +39,6 @@ from pyrllama.cpu.simd import (
     maximum,
     narrow_to_i8,
     narrow_to_i16,
-    nibble_start,
-    signed_start,
     store,
     sum_i32,
     truncate_to_i32,
@@ -37,7 +46,7 @@ from pyrllama.cpu.simd import (
 
 Activations = view(ACTIVATIONS)
 
-f32 = np.float32
+f32, i32 = np.float32, np.int32
 ZERO = f32(0.0)
 SMALLEST_BLOCK_MAXIMUM = f32(2.0**-100)
 """A block of activations below it counts as zeros: 127 over it must not overflow."""
@@ -45,16 +54,16 @@ SMALLEST_BLOCK_MAXIMUM = f32(2.0**-100)
 ROWS = ROWS_AT_ONCE
 COLUMN_BYTES = 4 * ROWS
 """Bytes of a column of six rows as floats."""
-SCALES, NIBBLE_STARTS, SIGNED_STARTS = 8 * COLUMN_BYTES, 9 * COLUMN_BYTES, 10 * COLUMN_BYTES
+SCALES, SUMS_OF_ROWS, SCALED_SUMS = (word * COLUMN_BYTES for word in (8, 9, 9 + SUMS))
 BLOCK_BYTES = BLOCK_WORDS * COLUMN_BYTES
-"""A block of six rows as bytes: eight words of each row, then scales and starts of all rows."""
+"""A block of six rows as bytes: eight words of each row, then scales and sums of all rows."""
 
 
 @inline
-def quantise_block(x: int, q: int, scale: int, nibbles: int, signed: int) -> None:
+def quantise_block(x: int, q: int, scale: int, sums: int, scaled_sums: int) -> None:
     """Quantise 32 float32 to int8 with one scale, the greatest magnitude over 127.
 
-    ``nibbles`` and ``signed`` receive where sums of products with the block begin.
+    ``sums`` and ``scaled_sums`` receive the block's sums, see ``ACTIVATIONS``.
     """
     low, high = load_f32x16(x), load_f32x16(x + 64)
     greatest = max_f32(maximum(absolute(low), absolute(high)))
@@ -66,9 +75,17 @@ def quantise_block(x: int, q: int, scale: int, nibbles: int, signed: int) -> Non
     store(q, narrow_to_i8(low_int))
     store(q + 16, narrow_to_i8(high_int))
     store(scale, step)
-    total = sum_i32(low_int + high_int)
-    store(nibbles, nibble_start(total))
-    store(signed, signed_start(total))
+    first, last = sum_i32(low_int), sum_i32(high_int)
+    store_sum(i32(first + last), step, sums, scaled_sums)
+    store_sum(first, step, sums + 4, scaled_sums + 4)
+    store_sum(last, step, sums + 8, scaled_sums + 8)
+
+
+@inline
+def store_sum(total: Any, scale: Any, place: int, scaled: int) -> None:
+    """Store a sum as it is and times the block's scale."""
+    store(place, total)
+    store(scaled, f32(total) * scale)
 
 
 @part
@@ -79,7 +96,7 @@ def quantise_blocks(activations: int, source: int, row: int, first: int, last: i
     for b in range(first, last):
         i = starts + 4 * b
         quantise_block(
-            x + 128 * b, q + 32 * b, a.scales + i, a.nibble_starts + i, a.signed_starts + i
+            x + 128 * b, q + 32 * b, a.scales + i, a.sums + SUMS * i, a.scaled_sums + SUMS * i
         )
 
 
@@ -94,8 +111,10 @@ def interleave_bytes(activations: int, row: int, first: int, last: int) -> None:
         for word in range(8):
             store(block + word * COLUMN_BYTES, load_i32(q + 4 * word))
         store(block + SCALES, load_i32(a.scales + i))
-        store(block + NIBBLE_STARTS, load_i32(a.nibble_starts + i))
-        store(block + SIGNED_STARTS, load_i32(a.signed_starts + i))
+        for part_ in range(SUMS):
+            place, source = COLUMN_BYTES * part_, SUMS * i + 4 * part_
+            store(block + SUMS_OF_ROWS + place, load_i32(a.sums + source))
+            store(block + SCALED_SUMS + place, load_i32(a.scaled_sums + source))
 
 
 @part

@@ -198,17 +198,36 @@ def _numba_code(function: Any) -> tuple[str, str]:
     return result.library.get_llvm_str(), f'"{result.fndesc.llvm_func_name}"'
 
 
+def _linked_only(library: Any, _name: str) -> int:
+    """Stand in for a function's address: link it with what it calls, and say there is none."""
+    library._ensure_finalized()
+    return 0
+
+
 @contextlib.contextmanager
 def _plain_numba() -> Iterator[None]:
-    """Keep Numba from optimising, which takes a quarter of the time: our own link does it all."""
-    from numba.core import config  # noqa: PLC0415 - only a first start imports it
+    """Let Numba make LLVM code and no more of it: our own link optimises and makes the machine's.
 
-    asked = config.OPT
-    config.OPT = type(asked)(0)
+    Numba would optimise every function by itself and make machine code of it, which takes half
+    of its time.
+    """
+    from numba.core import config  # noqa: PLC0415 - only a first start imports it
+    from numba.core.codegen import JITCodeLibrary, JITCPUCodegen  # noqa: PLC0415
+
+    replaced = [
+        (config, "OPT", type(config.OPT)(0)),
+        (JITCodeLibrary, "_finalize_specific", lambda _library: None),
+        (JITCodeLibrary, "get_pointer_to_function", _linked_only),
+        (JITCPUCodegen, "set_env", lambda _codegen, _name, _env: None),
+    ]
+    asked = [getattr(owner, name) for owner, name, _ in replaced]
     try:
+        for owner, name, value in replaced:
+            setattr(owner, name, value)
         yield
     finally:
-        config.OPT = asked
+        for (owner, name, _), value in zip(replaced, asked, strict=True):
+            setattr(owner, name, value)
 
 
 def _optimise(module: llvm.ModuleRef, code_generator: llvm.TargetMachine) -> None:

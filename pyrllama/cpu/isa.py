@@ -4,20 +4,26 @@ Kernels call these by name and leave them undefined; the compiler links in the d
 the instruction set that it makes code for, and LLVM inlines them.  The intermediate code of a
 kernel is thus the same for every CPU, and any instruction set can be compiled on any machine.
 
-Two dot products of bytes are offered.  Each adds, into the 32-bit lane of a row, the products
-of the row's four weights with four activations (``-127 <= x <= 127``):
+Four dot products of bytes are offered.  Each adds, into the 32-bit lane of a row, the products
+of the row's weights, four or twice four, with as many activations (``-127 <= x <= 127``):
 
-``nibble_dot``  weights from -8 to 7, given with 8 added: at most eight products, which begin at
-                ``nibble_start`` and end with ``nibble_sum``;
-``signed_dot``  weights from -128 to 127, which begin at ``signed_start``.
+``nibble_dot``  weights from 0 to 15: at most eight products, which begin at ``nibble_start`` and
+                end with ``nibble_sum``;
+``wide_dot``    weights from 0 to 63, twice four of them, which begin at ``wide_start``;
+``signed_dot``  weights from -128 to 127, which begin at ``signed_start``;
+``symmetric_dot``  the same without -128, quicker where one row of activations meets many weights.
 
-A start is made of the sum of the activations of all the products that follow, so that it takes
-off what the weights have too much: 8, or 128 where VNNI wants them unsigned.  Between start and
-end the value of a nibble's sums is opaque, because AVX2 keeps sums of 16 bits in it.
+A start takes off what the unsigned products will have too much: that of nibbles and of wide
+weights is given it, the weights' offset times the sum of the activations of all the products
+that follow; that of signed ones is given the sum alone, and takes off 128 times of it where VNNI
+wants weights unsigned.  Between start and end the value of a nibble's sums is opaque, because
+AVX2 keeps sums of 16 bits in it.
+
+``lookup`` takes each of 64 bytes, from 0 to 15, to the byte of a table of 16.
 
 Sources: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2 (VPDPBUSD,
-VPMADDUBSW, VPMADDWD, VPSIGNB, VCVTPH2PS, VCVTPS2PH, LDTILECFG, TILELOADD, TDPBF16PS); LLVM's
-``IntrinsicsX86.td``.
+VPMADDUBSW, VPMADDWD, VPSIGNB, VPSHUFB, VCVTPH2PS, VCVTPS2PH, LDTILECFG, TILELOADD, TDPBF16PS);
+LLVM's ``IntrinsicsX86.td``.
 """
 
 from __future__ import annotations
@@ -37,6 +43,7 @@ if TYPE_CHECKING:
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32X16 = ir.VectorType(ir.FloatType(), 16)
 I32X16, I16X16, I8X64 = ir.VectorType(I32, 16), ir.VectorType(I16, 16), ir.VectorType(I8, 64)
+I8X16 = ir.VectorType(I8, 16)
 
 VOID = ir.VoidType()
 
@@ -51,12 +58,18 @@ SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "rllama_float_to_half": (I16X16, (F32X16,)),
     "rllama_nibble_dot": (I32X16, (I32X16, I8X64, I8X64)),
     "rllama_nibble_sum": (I32X16, (I32X16,)),
+    "rllama_wide_dot": (I32X16, (I32X16, I8X64, I8X64, I8X64, I8X64)),
     "rllama_signed_dot": (I32X16, (I32X16, I8X64, I8X64)),
+    "rllama_symmetric_dot": (I32X16, (I32X16, I8X64, I8X64)),
+    "rllama_lookup": (I8X64, (I8X16, I8X64)),
     "rllama_nibble_start": (I32, (I32,)),
+    "rllama_wide_start": (I32, (I32,)),
     "rllama_signed_start": (I32, (I32,)),
     "rllama_prefetch": (VOID, (I64,)),
     "rllama_prefetch_stream": (VOID, (I64,)),
     "rllama_pause": (VOID, ()),
+    "rllama_hide": (I64, (I64,)),
+    "rllama_keep_order": (VOID, ()),
     "rllama_tile_configure": (VOID, (I64,)),
     "rllama_tile_release": (VOID, ()),
     **{f"rllama_tile_zero_{tile}": (VOID, ()) for tile in SUM_TILES},
@@ -87,27 +100,39 @@ def _bodies(isa: Isa) -> dict[str, _Body]:
     half = isa.has("f16c")
     dot: _Body = _dot_by_widening
     signed: _Body = _dot_by_widening
+    symmetric: _Body = _dot_by_widening
     total: _Body = _same
-    start: _Body = _less(8)
-    signed_start: _Body = _less(0)
+    start: _Body = _times(-1)
+    signed_start: _Body = _times(0)
+    lookup: _Body = _lookup_by_selecting
     if isa.has("avx2"):
         dot, total, start = _nibble_dot_avx2, _nibble_sum_avx2, _nibble_start_avx2
-        signed = _signed_avx2
+        signed, symmetric, lookup = _signed_avx2, _symmetric_avx2, _lookup_avx2
     if vnni:
         width = 64 if isa.has("avx512vnni") else 32
-        dot, total, start = _vnni(width), _same, _less(8)
-        signed, signed_start = _offset(dot), _less(128)
+        dot, total, start = _vnni(width), _same, _times(-1)
+        signed = symmetric = _offset(dot)
+        signed_start = _times(-128)
+    if isa.has("avx512bw"):
+        lookup = _lookup_avx512
+    wide = _wide_avx2 if isa.has("avx2") and not vnni else _one_by_one(dot)
     return {
         "rllama_fma": _fma if fused else _multiply_add,
         "rllama_half_to_float": _half_to_float_f16c if half else _half_to_float,
         "rllama_float_to_half": _float_to_half_f16c if half else _float_to_half,
         "rllama_nibble_dot": dot,
         "rllama_nibble_sum": total,
+        "rllama_wide_dot": wide,
         "rllama_signed_dot": signed,
+        "rllama_symmetric_dot": symmetric,
+        "rllama_lookup": lookup,
         "rllama_nibble_start": start,
+        "rllama_wide_start": _times(-1),
         "rllama_signed_start": signed_start,
         "rllama_prefetch": _prefetch,
         "rllama_prefetch_stream": _prefetch if isa.prefetches else _no_operation,
+        "rllama_hide": _hide,
+        "rllama_keep_order": _keep_order,
         "rllama_pause": _pause_x86 if _targets_x86() else _no_operation,
         **(_tile_bodies() if isa.has("amx-bf16") else {}),
     }
@@ -240,17 +265,39 @@ def _add_pairs_avx2(builder: Any, sums: Any) -> Any:
     return _call(builder, "llvm.x86.avx2.pmadd.wd", kind, sums, ones)
 
 
-def _less(offset: int) -> _Body:
-    """Return the start that takes an offset off every weight."""
-    return lambda builder, total: builder.mul(total, I32(-offset))
+def _times(factor: int) -> _Body:
+    """Return the start that is a multiple of what it is given."""
+    return lambda builder, total: builder.mul(total, I32(factor))
 
 
 def _nibble_start_avx2(builder: Any, total: Any) -> Any:
     """Start the lower 16-bit lane of a pair with all of it, at most 8 * 32 * 127 < 2^15.
 
-    Every product takes the lane's value from -8 x to (w - 8) x, so it stays in that bound.
+    A weight means itself less an offset of 8 at most; every product takes the lane's value from
+    -8 x to (w - 8) x, so it stays in that bound.
     """
-    return builder.and_(builder.mul(total, I32(-8)), I32(0xFFFF))
+    return builder.and_(builder.neg(total), I32(0xFFFF))
+
+
+def _one_by_one(dot: _Body) -> _Body:
+    """Return the product of twice four weights by two of four."""
+
+    def both(builder: Any, total: Any, w0: Any, x0: Any, w1: Any, x1: Any) -> Any:
+        return dot(builder, dot(builder, total, w0, x0), w1, x1)
+
+    return both
+
+
+def _wide_avx2(builder: Any, total: Any, w0: Any, x0: Any, w1: Any, x1: Any) -> Any:
+    """Add two sums of two products in 16 bits: 2 * 2 * 63 * 127 < 2^15."""
+    pairs, words = _pairs_avx2(builder), ir.VectorType(I16, 32)
+    first, second = (
+        builder.bitcast(_by_halves(builder, pairs, w, x), words) for w, x in ((w0, x0), (w1, x1))
+    )
+    sums = builder.add(first, second)
+    return builder.add(
+        total, _by_halves(builder, lambda half: _add_pairs_avx2(builder, half), sums)
+    )
 
 
 def _nibble_dot_avx2(builder: Any, total: Any, weights: Any, x: Any) -> Any:
@@ -267,11 +314,24 @@ def _nibble_sum_avx2(builder: Any, total: Any) -> Any:
 
 def _signed_avx2(builder: Any, total: Any, weights: Any, x: Any) -> Any:
     """Move the weight's sign to the activation; |w| <= 128 keeps a pair under 2^15."""
+    return _add_products_avx2(builder, total, _size(builder, weights), x, weights)
+
+
+def _symmetric_avx2(builder: Any, total: Any, weights: Any, x: Any) -> Any:
+    """Move the activation's sign to the weight: the size of broadcast ones is taken once."""
+    return _add_products_avx2(builder, total, _size(builder, x), weights, x)
+
+
+def _size(builder: Any, vector: Any) -> Any:
+    negative = builder.icmp_signed("<", vector, _splat(I8X64, 0))
+    return builder.select(negative, builder.neg(vector), vector)
+
+
+def _add_products_avx2(builder: Any, total: Any, size: Any, other: Any, signs: Any) -> Any:
+    """Add the products of ``size`` with the other factor, which takes the signs over."""
     kind, wide = ir.VectorType(I8, 32), ir.VectorType(I16, 32)
-    negative = builder.icmp_signed("<", weights, _splat(I8X64, 0))
-    size = builder.select(negative, builder.neg(weights), weights)
     signed = _by_halves(
-        builder, lambda a, b: _call(builder, "llvm.x86.avx2.psign.b", kind, a, b), x, weights
+        builder, lambda a, b: _call(builder, "llvm.x86.avx2.psign.b", kind, a, b), other, signs
     )
     products = _by_halves(builder, _pairs_avx2(builder), size, signed)
     sums = builder.bitcast(products, wide)
@@ -310,6 +370,45 @@ def _offset(dot: Callable[..., Any]) -> Callable[..., Any]:
     return signed
 
 
+# --- tables of 16 bytes -----------------------------------------------------------------------
+
+
+def _lookup_by_selecting(builder: Any, table: Any, index: Any) -> Any:
+    """Choose among the table's halves, quarters and so on by the bits of the index."""
+    values: list[Any] = [
+        _spread_byte(builder, builder.extract_element(table, I32(i))) for i in range(16)
+    ]
+    for bit in range(4):
+        set_ = builder.icmp_unsigned(
+            "!=", builder.and_(index, _splat(I8X64, 1 << bit)), _splat(I8X64, 0)
+        )
+        values = [builder.select(set_, values[i + 1], values[i]) for i in range(0, len(values), 2)]
+    return values[0]
+
+
+def _spread_byte(builder: Any, value: Any) -> Any:
+    undefined = ir.Constant(I8X64, ir.Undefined)
+    first = builder.insert_element(undefined, value, I32(0))
+    return builder.shuffle_vector(first, undefined, _splat(ir.VectorType(I32, 64), 0))
+
+
+def _copies(builder: Any, table: Any, count: int) -> Any:
+    """Return a table as many times: a permutation stays within 16 bytes."""
+    mask = ir.Constant(ir.VectorType(I32, 16 * count), list(range(16)) * count)
+    return builder.shuffle_vector(table, table, mask)
+
+
+def _lookup_avx2(builder: Any, table: Any, index: Any) -> Any:
+    kind, name = ir.VectorType(I8, 32), "llvm.x86.avx2.pshuf.b"
+    copies = _copies(builder, table, 2)
+    return _by_halves(builder, lambda half: _call(builder, name, kind, copies, half), index)
+
+
+def _lookup_avx512(builder: Any, table: Any, index: Any) -> Any:
+    copies = _copies(builder, table, 4)
+    return _call(builder, "llvm.x86.avx512.pshuf.b.512", I8X64, copies, index)
+
+
 # --- memory and waiting -----------------------------------------------------------------------
 
 
@@ -322,6 +421,18 @@ def _prefetch(builder: Any, address: Any) -> None:
 
 def _pause_x86(builder: Any) -> None:
     _call(builder, "llvm.x86.sse2.pause", ir.VoidType())
+
+
+def _hide(builder: Any, value: Any) -> Any:
+    """Return a number of which LLVM does not know how it was made."""
+    kind = ir.FunctionType(I64, [I64])
+    return builder.call(ir.InlineAsm(kind, "", "=r,0"), [value])
+
+
+def _keep_order(builder: Any) -> None:
+    """Let LLVM move no load to the other side."""
+    kind = ir.FunctionType(VOID, [])
+    builder.call(ir.InlineAsm(kind, "", "~{memory}", side_effect=True), [])
 
 
 def _no_operation(_builder: Any, *_arguments: Any) -> None:

@@ -49,7 +49,7 @@ def kernel(function: Callable[..., None]) -> KernelFunction:
 
 def inline(function: F) -> F:
     """Mark a function as a part of kernels that is always inlined into them."""
-    made: F = njit(forceinline=True, **_OPTIONS)(function)
+    made: F = njit(forceinline=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
     return made
 
 

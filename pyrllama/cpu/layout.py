@@ -1,9 +1,8 @@
 """Packing: stored rows become groups of 16 interleaved rows, bits unchanged.
 
-Blocked types (32 columns and one float16 scale a block): a group's block is the 16 rows'
-scales (32 bytes), then vectors of 64 bytes, each holding the same four stored bytes of all 16
-rows.  Q4_0 has four vectors (low nibbles: columns ``4j..4j+3``, high nibbles: 16 further), and
-Q8_0 eight.  Float types: a group is its columns one after the other, 16 rows each.
+Quantised types: stored blocks are taken apart into heads and levels (``stored.py``) and put
+together again as ``formats.py`` and ``blocks.py`` say.  Float types: a group is its columns one
+after the other, 16 rows each.
 
 Columns are padded with zeros to a multiple of 32 before packing, rows to one of 16 here.  The
 conversions between types that ``--quantize`` and its like ask for happen row by row on the way.
@@ -11,50 +10,50 @@ conversions between types that ``--quantize`` and its like ask for happen row by
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyrllama.cpu.barrier import take
+from pyrllama.cpu.barrier import take as take_number
+from pyrllama.cpu.blocks import blocks_of
+from pyrllama.cpu.formats import FORMATS, format_named
 from pyrllama.cpu.kernel import KernelFunction, call, inline, kernel, part, view
-from pyrllama.cpu.norm import absolute
+from pyrllama.cpu.levels import PAIRS, over_pairs, put_levels
 from pyrllama.cpu.records import MATRIX, PACKING
 from pyrllama.cpu.simd import (
     Lanes,
+    as_i8,
     as_i32,
     first_lane,
-    float_to_half,
     half_to_float,
+    lane_of,
     load_f32,
-    load_f32x16,
-    load_i8x16,
-    load_i16x16,
     load_i32,
-    load_i32x16,
     load_u8,
     load_u16,
-    max_f32,
-    maximum,
-    minimum,
-    narrow_to_i8,
+    lookup_in,
     narrow_to_i16,
-    splat_f32,
+    scratch,
     splat_i32,
     store,
-    to_f32,
-    truncate_to_i32,
-    widen_i8,
-    widen_u16,
 )
-from pyrllama.cpu.transpose import gather_halves, transpose_halves, transpose_words
+from pyrllama.cpu.stored import taker
+from pyrllama.cpu.transpose import transpose_halves, transpose_words
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyrllama.core import TensorType
+    from pyrllama.cpu.formats import Format
 
 Matrix = view(MATRIX)
 Packing = view(PACKING)
 
 f32 = np.float32
-i8, i16, i32 = np.int8, np.int16, np.int32
-SMALLEST_SCALE = f32(2.0**-128)
-"""The inverse of a scale that is no greater is infinite; such a block counts as zeros."""
+u8, u16, i8, i16, i32 = np.uint8, np.uint16, np.int8, np.int16, np.int32
+HEAD_STRIDE = 64
+"""Bytes from the head of a row that is being packed to the next one's, more than any has."""
 
 
 @kernel
@@ -63,7 +62,7 @@ def pack(packing: int, worker: int) -> None:
     p = Packing(packing)
     floats = p.work + worker * p.work_bytes
     rows = floats + 4 * p.n_cols
-    g = take(p.counter, 1)
+    g = take_number(p.counter, 1)
     while g < p.n_groups:
         source = p.source + 16 * g * p.source_row_bytes
         n_rows = min(p.n_rows - 16 * g, 16)
@@ -75,30 +74,84 @@ def pack(packing: int, worker: int) -> None:
                 call(p.quantise, floats, rows + r * row_bytes, p.n_cols)
             source = rows
         call(p.interleave, source, row_bytes, n_rows, p.target + g * p.bytes_a_group, p.n_cols)
-        g = take(p.counter, 1)
+        g = take_number(p.counter, 1)
 
 
-# --- interleaving 16 rows ---------------------------------------------------------------------
+# --- interleaving 16 rows of blocks -----------------------------------------------------------
 
 
-def interleave_blocks(n_words: int) -> KernelFunction:
-    """Return the packer of a type whose blocks are a float16 scale and ``n_words`` * 4 bytes."""
-    block_bytes, packed_bytes = 2 + 4 * n_words, 32 + 64 * n_words
+def interleave_head(format_: Format) -> Callable[[int, int, int, int], None]:
+    """Return what puts the heads of 16 rows, ``stride`` bytes apart, number by number at ``out``.
+
+    Those of rows from ``n_rows`` on are zeros.
+    """
+    fields = format_.head_fields
+    size_0, count_0 = fields[0]
+    size_1, count_1 = fields[1] if len(fields) > 1 else (1, 0)
+    size_2, count_2 = fields[2] if len(fields) > 2 else (1, 0)
+
+    @inline
+    def put(head: int, stride: int, n_rows: int, out: int) -> None:
+        put_numbers(head, stride, n_rows, out, size_0, count_0)
+        head += size_0 * count_0
+        out += 16 * size_0 * count_0
+        put_numbers(head, stride, n_rows, out, size_1, count_1)
+        head += size_1 * count_1
+        out += 16 * size_1 * count_1
+        put_numbers(head, stride, n_rows, out, size_2, count_2)
+
+    return put
+
+
+@part
+def put_numbers(head: int, stride: int, n_rows: int, out: int, size: int, count: int) -> None:
+    """Interleave ``count`` numbers of 1, 2 or 4 bytes of every row."""
+    for i in range(count):
+        for r in range(16):
+            source = head + r * stride + size * i
+            if size == 1:
+                store(out, load_u8(source) if r < n_rows else u8(0))
+            elif size == 2:
+                store(out, load_u16(source) if r < n_rows else u16(0))
+            else:
+                store(out, load_i32(source) if r < n_rows else i32(0))
+            out += size
+
+
+def interleave_blocks(type_: TensorType) -> KernelFunction:
+    """Return the packer of a quantised type."""
+    format_ = FORMATS[type_]
+    take, stored_bytes = taker(type_)
+    put_head, put = interleave_head(format_), put_levels(format_.bits)
+    columns, blocks, packed_bytes = format_.columns, format_.blocks, format_.bytes
+    head_bytes, level_bytes = format_.head_bytes, format_.level_bytes
+    heads_of_rows, levels_of_rows = 16 * HEAD_STRIDE, 16 * columns
+    levels_room = levels_of_rows + 64  # zeros are stored by whole vectors
 
     @kernel
     def interleave(source: int, row_bytes: int, n_rows: int, target: int, n_cols: int) -> None:
         """Interleave up to 16 rows of blocks; rows that are not there are zeros."""
-        for b in range(n_cols // 32):
-            p, out = source + b * block_bytes, target + b * packed_bytes
-            if n_rows == 16:
-                gather_halves(p, row_bytes, out)
-                for j in range(0, n_words, 4):
-                    transpose_words(p + 2 + 4 * j, row_bytes, out + 32 + 64 * j)
-            else:
-                scatter_16bit(p, row_bytes, n_rows, out, 1)
-                scatter_32bit(p + 2, row_bytes, n_rows, out + 32, n_words)
+        heads, levels, columns_of_rows = (
+            scratch(heads_of_rows), scratch(levels_room), scratch(512)
+        )  # fmt: skip
+        for i in range(n_rows * columns, levels_of_rows, 64):
+            store(levels + i, splat_i32(0))
+        for _ in range(n_cols // columns):
+            for r in range(n_rows):
+                take(source + r * row_bytes, heads + HEAD_STRIDE * r, levels + columns * r)
+            put_head(heads, HEAD_STRIDE, n_rows, target)
+            for b in range(blocks):
+                for half in range(2):
+                    place = levels + 32 * b + 16 * half
+                    transpose_words(place, columns, columns_of_rows + 256 * half)
+                put(columns_of_rows, target + head_bytes + b * level_bytes)
+            source += stored_bytes
+            target += packed_bytes
 
     return interleave
+
+
+# --- interleaving 16 rows of floats -----------------------------------------------------------
 
 
 @part
@@ -117,10 +170,6 @@ def scatter_32bit(source: int, row_bytes: int, n_rows: int, target: int, count: 
         for r in range(16):
             value = load_i32(source + r * row_bytes + 4 * c) if r < n_rows else i32(0)
             store(target + 64 * c + 4 * r, value)
-
-
-interleave_q4_0 = interleave_blocks(4)
-interleave_q8_0 = interleave_blocks(8)
 
 
 @kernel
@@ -153,32 +202,66 @@ def half_at(p: int) -> float:
     return value
 
 
-@kernel
-def row_q4_0(matrix: int, row: int, out: int) -> None:
-    """Unpack a row of Q4_0."""
-    m = Matrix(matrix)
-    p, lane = m.data + row // 16 * m.bytes_a_group, row % 16
-    for b in range(m.n_cols // 32):
-        scale = half_at(p + 288 * b + 2 * lane)
-        for j in range(4):
-            for k in range(4):
-                pair = load_u8(p + 288 * b + 32 + 64 * j + 4 * lane + k)
-                place = out + 128 * b + 16 * j + 4 * k
-                store(place, f32(np.int64(pair & 15) - 8) * scale)
-                store(place + 64, f32(np.int64(pair >> 4) - 8) * scale)
+def values_of(format_: Format) -> Callable[[Lanes], Lanes]:
+    """Return what takes levels, as bytes, to the signed bytes that they mean."""
+    if format_.bits == 8:
+        return as_i8
+    if format_.table:
+        return lookup_in(format_.values)
+    lowest = min(format_.values)
+
+    @inline
+    def values(levels: Lanes) -> Lanes:
+        return levels + lowest
+
+    return values
 
 
-@kernel
-def row_q8_0(matrix: int, row: int, out: int) -> None:
-    """Unpack a row of Q8_0."""
-    m = Matrix(matrix)
-    p, lane = m.data + row // 16 * m.bytes_a_group, row % 16
-    for b in range(m.n_cols // 32):
-        scale = half_at(p + 544 * b + 2 * lane)
-        for j in range(8):
-            for k in range(4):
-                byte = i8(load_u8(p + 544 * b + 32 + 64 * j + 4 * lane + k))
-                store(out + 128 * b + 16 * j + 4 * k, f32(byte) * scale)
+def row_blocks(format_: Format) -> KernelFunction:
+    """Return what unpacks one packed row of a quantised type."""
+    operands, scale, addend, _ = blocks_of(format_)
+    columns, blocks, runs = format_.columns, format_.blocks, format_.runs
+    packed_bytes, head_bytes, level_bytes = format_.bytes, format_.head_bytes, format_.level_bytes
+    offset, pairs = format_.offset, PAIRS // runs
+
+    @inline
+    def put_columns(w: Lanes, lane: int, s: float, plus: float, out: int) -> None:
+        """Store four columns of a row."""
+        word = np.int64(lane_of(as_i32(w), lane))
+        for k in range(4):
+            value = np.int64(i8(word >> (8 * k))) - offset
+            store(out + 4 * k, f32(value) * s + plus)
+
+    @inline
+    def put(
+        state: tuple[int, float, float], first: Lanes, second: Lanes, out: int, i: int
+    ) -> tuple[int, float, float]:
+        """Store a pair's columns; the state is the row's lane and the run's scale and addend."""
+        lane, s, plus = state
+        put_columns(first, lane, s, plus, out + 32 * i)
+        put_columns(second, lane, s, plus, out + 32 * i + 16)
+        return state
+
+    put_0, put_1 = (over_pairs(operands[i : i + pairs], i, put) for i in (0, PAIRS - pairs))
+
+    @inline
+    def scales_of(p: int, i: int, lane: int) -> tuple[int, float, float]:
+        return lane, lane_of(scale(p, i), lane), lane_of(addend(p, i), lane)
+
+    @kernel
+    def row(matrix: int, index: int, out: int) -> None:
+        m = Matrix(matrix)
+        p, lane = m.data + index // 16 * m.bytes_a_group, index % 16
+        for _ in range(m.n_cols // columns):
+            for b in range(blocks):
+                q = p + head_bytes + b * level_bytes
+                put_0(scales_of(p, runs * b, lane), q, out)
+                if runs == 2:
+                    put_1(scales_of(p, runs * b + 1, lane), q, out)
+                out += 128
+            p += packed_bytes
+
+    return row
 
 
 @kernel
@@ -208,122 +291,13 @@ def row_f32(matrix: int, row: int, out: int) -> None:
         store(out + 4 * c, load_f32(p + 64 * c))
 
 
-# --- stored rows to float32 -------------------------------------------------------------------
-
-
-@kernel
-def dequantise_f32(source: int, target: int, n_cols: int) -> None:
-    """Copy a row of float32."""
-    for c in range(0, 4 * n_cols, 64):
-        store(target + c, load_f32x16(source + c))
-
-
-@kernel
-def dequantise_f16(source: int, target: int, n_cols: int) -> None:
-    """Widen a row of float16."""
-    for c in range(0, n_cols, 16):
-        store(target + 4 * c, half_to_float(load_i16x16(source + 2 * c)))
-
-
-@kernel
-def dequantise_bf16(source: int, target: int, n_cols: int) -> None:
-    """Widen a row of bfloat16."""
-    for c in range(0, n_cols, 16):
-        store(target + 4 * c, widen_u16(load_i16x16(source + 2 * c)) << 16)
-
-
-@kernel
-def dequantise_q8_0(source: int, target: int, n_cols: int) -> None:
-    """Unpack a stored row of Q8_0."""
-    for b in range(n_cols // 32):
-        p, out = source + 34 * b, target + 128 * b
-        scale = half_at(p)
-        store(out, to_f32(widen_i8(load_i8x16(p + 2))) * scale)
-        store(out + 64, to_f32(widen_i8(load_i8x16(p + 18))) * scale)
-
-
-@kernel
-def dequantise_q4_0(source: int, target: int, n_cols: int) -> None:
-    """Unpack a stored row of Q4_0."""
-    for b in range(n_cols // 32):
-        p, out = source + 18 * b, target + 128 * b
-        scale = half_at(p)
-        pairs = widen_i8(load_i8x16(p + 2))
-        store(out, to_f32((pairs & 15) - 8) * scale)
-        store(out + 64, to_f32(((pairs >> 4) & 15) - 8) * scale)
-
-
-# --- float32 to stored rows -------------------------------------------------------------------
-
-
-@kernel
-def quantise_f32(source: int, target: int, n_cols: int) -> None:
-    """Copy a row of float32."""
-    for c in range(0, 4 * n_cols, 64):
-        store(target + c, load_f32x16(source + c))
-
-
-@kernel
-def quantise_f16(source: int, target: int, n_cols: int) -> None:
-    """Round a row to float16, to nearest even."""
-    for c in range(0, n_cols, 16):
-        store(target + 2 * c, float_to_half(load_f32x16(source + 4 * c)))
-
-
-@kernel
-def quantise_bf16(source: int, target: int, n_cols: int) -> None:
-    """Round a row to bfloat16, to nearest even; finite weights only, as loading checks."""
-    for c in range(0, n_cols, 16):
-        bits = load_i32x16(source + 4 * c)
-        rounded = bits + ((bits >> 16) & 1) + 0x7FFF
-        store(target + 2 * c, narrow_to_i16(rounded >> 16))
-
-
-@inline
-def store_half(p: int, value: float) -> None:
-    """Store one float32 as float16."""
-    store(p, first_lane(float_to_half(splat_f32(value))))
-
-
-@inline
-def round_half_away(x: Lanes) -> Lanes:
-    """Round lanes of less than 2^22 to whole numbers, halves away from zero."""
-    size = absolute(x)
-    whole = truncate_to_i32(size)
-    up = truncate_to_i32((size - to_f32(whole)) * 2)
-    sign = 0 - (as_i32(x) >> 31)
-    return ((whole + up) ^ sign) - sign
-
-
-@kernel
-def quantise_q8_0(source: int, target: int, n_cols: int) -> None:
-    """Quantise a row to Q8_0: the scale is the greatest magnitude over 127."""
-    for b in range(n_cols // 32):
-        p, out = source + 128 * b, target + 34 * b
-        low, high = load_f32x16(p), load_f32x16(p + 64)
-        scale = max_f32(maximum(absolute(low), absolute(high))) / f32(127.0)
-        factor = f32(1.0) / scale if scale > SMALLEST_SCALE else f32(0.0)
-        store_half(out, scale)
-        store(out + 2, narrow_to_i8(round_half_away(low * factor)))
-        store(out + 18, narrow_to_i8(round_half_away(high * factor)))
-
-
-@kernel
-def quantise_q4_0(source: int, target: int, n_cols: int) -> None:
-    """Quantise a row to Q4_0: the value of greatest magnitude becomes -8."""
-    for b in range(n_cols // 32):
-        p, out = source + 128 * b, target + 18 * b
-        low, high = load_f32x16(p), load_f32x16(p + 64)
-        greatest = max_f32(maximum(absolute(low), absolute(high)))
-        extreme: Any = f32(0.0)
-        for c in range(32):
-            value = load_f32(p + 4 * c)
-            if abs(value) == greatest:
-                extreme = value
-                break
-        scale = extreme / f32(-8.0)
-        factor = f32(1.0) / scale if abs(scale) > SMALLEST_SCALE else f32(0.0)
-        store_half(out, scale)
-        low_q = truncate_to_i32(minimum(low * factor + f32(8.5), splat_f32(15.0)))
-        high_q = truncate_to_i32(minimum(high * factor + f32(8.5), splat_f32(15.0)))
-        store(out + 2, narrow_to_i8(low_q | (high_q << 4)))
+@cache
+def __getattr__(name: str) -> KernelFunction:
+    """Make ``interleave_<type>`` and ``row_<format>`` of quantised types when asked for."""
+    work, _, kind = name.partition("_")
+    if work == "row":
+        return row_blocks(format_named(kind))
+    types = {type_.name.lower(): type_ for type_ in FORMATS}
+    if work != "interleave" or kind not in types:
+        raise AttributeError(name)
+    return interleave_blocks(types[kind])

@@ -6,8 +6,8 @@ of six vectors of sums are what sixteen registers hold beside their operands; wi
 need half of them.  Two or four rows alone are multiplied with the packed weights as they come
 from memory, which is what then takes the time.
 
-Only ``columns_*`` know a quantised type's bits: panels hold bytes, with a float32 scale for every
-block and row.  Those of other types hold float32.
+Panels of quantised types hold bytes, with float32 scales and addends for every run of columns and
+row, whatever the type was.  Those of other types hold float32.
 
 Results are summed in the order of ``matvec.py``: a token has the same bits alone, in a batch
 and in a prompt.  ``out`` must have room for whole sixes of rows.
@@ -15,42 +15,40 @@ and in a prompt.  ``out`` must have room for whole sixes of rows.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from pyrllama.cpu import activations as forms
+from pyrllama.cpu.blocks import blocks_of
+from pyrllama.cpu.formats import format_named
 from pyrllama.cpu.kernel import KernelFunction, View, inline, kernel, view
-from pyrllama.cpu.matvec import weights_bf16, weights_f16, weights_f32
+from pyrllama.cpu.levels import PAIRS, Step, over_pairs
+from pyrllama.cpu.matvec import FLOAT_TYPES
 from pyrllama.cpu.records import ACTIVATIONS, MATRIX, PANEL_COLUMNS, PANELS_BYTES, ROWS_AT_ONCE
 from pyrllama.cpu.simd import (
     Lanes,
     add_rows,
-    as_i8,
-    as_i32,
-    broadcast_rows,
     fused_multiply_add_rows,
-    half_to_float,
     load_f32x16,
     load_i8x64,
-    load_i16x16,
     load_rows,
-    nibble_dot_rows,
-    nibble_sum_rows,
     scale_rows,
-    signed_dot_rows,
+    splat_f32,
     store,
     store_rows,
     zero_rows,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from pyrllama.cpu.formats import Format
 
 Matrix = view(MATRIX)
 Activations = view(ACTIVATIONS)
 
 ROWS = ROWS_AT_ONCE
-PANEL_SCALES, PANEL_BLOCK = 512, 576
-"""A block of 16 rows in a panel: 32 columns of bytes, then a float32 scale a row."""
+PANEL_SCALES = 512
+"""Where scales stand in a block of 16 rows of a panel: behind 32 columns of bytes."""
 
 
 @inline
@@ -63,108 +61,170 @@ def finish_rows(rows: int, out: int, stride: int, totals: Any, accumulate: int) 
 
 # --- types with int8 activations --------------------------------------------------------------
 
-
-@inline
-def columns_q4_0(p: int, j: int) -> tuple[Lanes, Lanes]:
-    """Return columns ``4j`` to ``4j + 3`` of a block, and those 16 further, as 0 to 15."""
-    w = load_i8x64(p + 32 + 64 * j)
-    return w & 15, as_i8(as_i32(w) >> 4) & 15
-
-
-@inline
-def columns_q8_0(p: int, j: int) -> tuple[Lanes, Lanes]:
-    """Return columns ``4j`` to ``4j + 3`` of a block, and those 16 further."""
-    return load_i8x64(p + 32 + 64 * j), load_i8x64(p + 288 + 64 * j)
+Multiply = Callable[[int, int, int], Any]
+"""``multiply(p, x, n)``: the products of ``n`` blocks with the rows of activations at ``x``."""
+Adder = Callable[[Any, int, int, Lanes, Lanes], Any]
+"""``add(totals, q, x, scale, addend)``: the totals with a run of the levels at ``q``."""
+Steps = Callable[[int, int, Step], Callable[[Any, int, int], Any]]
+"""``steps(first, count, step)`` is what takes a step for some pairs."""
 
 
-@inline
-def complete(sums: Any) -> Any:
-    """Return integer sums that need no end."""
-    return sums
+def panel_block_bytes(format_: Format) -> int:
+    """Return the bytes of 16 rows and 32 columns in a panel: operands, scales, addends."""
+    return PANEL_SCALES + 64 * format_.runs * (1 + format_.has_addend)
 
 
-class Quantised(NamedTuple):
-    """What products need to know of a type with blocks of 32 columns and one float16 scale."""
-
-    block_bytes: int
-    columns: Callable[[int, int], tuple[Lanes, Lanes]]
-    """Unpacks an eighth of a packed block's columns, and those 16 further."""
-    starts: int
-    """Where sums of products begin: the place in a block of six rows of activations."""
-    dot: Callable[[Any, Lanes, int], Any]
-    """Adds the products of columns with four activations of every row."""
-    end: Callable[[Any], Any]
-    """Completes the sums of a block."""
+def steps_of_packed(format_: Format) -> Steps:
+    """Return what goes over the pairs of a packed block."""
+    operands = blocks_of(format_).operands
+    return lambda first, count, step: over_pairs(operands[first : first + count], first, step)
 
 
-def multiply_packed(rows: int, kind: Quantised) -> Callable[[int, int, int], Any]:
-    """Return what multiplies a packed group with a few rows."""
-    block_bytes, columns, starts, dot, end = kind
+def steps_of_panel(first: int, count: int, step: Step) -> Callable[[Any, int, int], Any]:
+    """Return what goes over the pairs of a panel; written out, LLVM would mix them up."""
 
     @inline
-    def multiply(p: int, x: int, n_blocks: int) -> Any:
+    def steps(sums: Any, q: int, x: int) -> Any:
+        for i in range(first, first + count):
+            pair = q + 128 * i
+            sums = step(sums, load_i8x64(pair), load_i8x64(pair + 64), x, i)
+        return sums
+
+    return steps
+
+
+def adders(rows: int, format_: Format, steps: Steps) -> tuple[Adder, Adder]:
+    """Return what adds the first and the last run of 32 columns to the totals of some rows."""
+    last = format_.runs - 1
+    return run_adder(rows, format_, steps, 0), run_adder(rows, format_, steps, last)
+
+
+def run_adder(rows: int, format_: Format, steps: Steps, run: int) -> Adder:
+    """Return what adds a run to the totals of some rows."""
+    products, has_addend = blocks_of(format_).products, format_.has_addend
+    start, dot, end, offset = (
+        products.start_rows, products.dot_rows, products.end_rows, products.offset
+    )  # fmt: skip
+    sum_of_run = forms.COLUMN_BYTES * (run + format_.runs - 1)
+    pairs = PAIRS // format_.runs
+
+    @inline
+    def step(sums: Any, w0: Lanes, w1: Lanes, x: int, i: int) -> Any:
+        """Add the products of a pair."""
+        word = x + 2 * forms.COLUMN_BYTES * i
+        return dot(sums, w0, w1, word, word + forms.COLUMN_BYTES)
+
+    all_products = steps(run * pairs, pairs, step)
+
+    @inline
+    def add(totals: Any, q: int, x: int, scale: Lanes, addend: Lanes) -> Any:
+        sums = all_products(start(rows, x + forms.SUMS_OF_ROWS + sum_of_run, offset), q, x)
+        totals = scale_rows(totals, end(sums), scale, x + forms.SCALES)
+        if has_addend:
+            place = x + forms.SCALED_SUMS + sum_of_run
+            totals = fused_multiply_add_rows(totals, addend, place)
+        return totals
+
+    return add
+
+
+def multiply_packed(rows: int, format_: Format) -> Multiply:
+    """Return what multiplies a packed group with a few rows."""
+    scale, addend = blocks_of(format_).scale, blocks_of(format_).addend
+    runs, blocks = format_.runs, format_.blocks
+    packed_bytes, head_bytes, level_bytes = format_.bytes, format_.head_bytes, format_.level_bytes
+    add, add_1 = adders(rows, format_, steps_of_packed(format_))
+
+    @inline
+    def multiply(p: int, x: int, n_packed: int) -> Any:
         totals = zero_rows(rows)
-        for _ in range(n_blocks):
-            sums = broadcast_rows(rows, x + starts)
-            for j in range(4):
-                first, second = columns(p, j)
-                sums = dot(sums, first, x + forms.COLUMN_BYTES * j)
-                sums = dot(sums, second, x + forms.COLUMN_BYTES * (j + 4))
-            scale = half_to_float(load_i16x16(p))
-            totals = scale_rows(totals, end(sums), scale, x + forms.SCALES)
-            p += block_bytes
-            x += forms.BLOCK_BYTES
+        for _ in range(n_packed):
+            for b in range(blocks):
+                q, i = p + head_bytes + b * level_bytes, runs * b
+                totals = add(totals, q, x, scale(p, i), addend(p, i))
+                if runs == 2:
+                    totals = add_1(totals, q, x, scale(p, i + 1), addend(p, i + 1))
+                x += forms.BLOCK_BYTES
+            p += packed_bytes
         return totals
 
     return multiply
 
 
-def multiply_panel(rows: int, kind: Quantised) -> Callable[[int, int, int], Any]:
+def multiply_panel(rows: int, format_: Format) -> Multiply:
     """Return what multiplies a panel with up to six rows."""
-    _, _, starts, dot, end = kind
+    runs, block_bytes = format_.runs, panel_block_bytes(format_)
+    addends = PANEL_SCALES + 64 * runs
+    add, add_1 = adders(rows, format_, steps_of_panel)
+    has_addend = format_.has_addend
+
+    @inline
+    def addend_at(place: int) -> Lanes:
+        return load_f32x16(place) if has_addend else splat_f32(0.0)
 
     @inline
     def multiply(panel: int, x: int, n_blocks: int) -> Any:
         totals = zero_rows(rows)
         for _ in range(n_blocks):
-            sums = broadcast_rows(rows, x + starts)
-            for j in range(8):
-                sums = dot(sums, load_i8x64(panel + 64 * j), x + forms.COLUMN_BYTES * j)
             scale = load_f32x16(panel + PANEL_SCALES)
-            totals = scale_rows(totals, end(sums), scale, x + forms.SCALES)
-            panel += PANEL_BLOCK
+            totals = add(totals, panel, x, scale, addend_at(panel + addends))
+            if runs == 2:
+                scale = load_f32x16(panel + PANEL_SCALES + 64)
+                totals = add_1(totals, panel, x, scale, addend_at(panel + addends + 64))
+            panel += block_bytes
             x += forms.BLOCK_BYTES
         return totals
 
     return multiply
 
 
-def quantised_product(kind: Quantised) -> KernelFunction:
-    """Return the product kernel of a quantised type."""
-    block_bytes, columns, _, _, _ = kind
-    packed_by_2, packed_by_4 = (multiply_packed(rows, kind) for rows in (2, 4))
-    by_2, by_4, by_6 = (multiply_panel(rows, kind) for rows in (2, 4, ROWS))
+def unpack_panel(format_: Format) -> Callable[[int, int, int], None]:
+    """Return what makes a panel of a packed group."""
+    operands, scale, addend, _ = blocks_of(format_)
+    runs, blocks, has_addend = format_.runs, format_.blocks, format_.has_addend
+    packed_bytes, head_bytes, level_bytes = format_.bytes, format_.head_bytes, format_.level_bytes
+    block_bytes = panel_block_bytes(format_)
 
     @inline
-    def unpack(p: int, panel: int, n_blocks: int) -> None:
-        """Make a panel of a group."""
-        for _ in range(n_blocks):
-            for j in range(4):
-                first, second = columns(p, j)
-                store(panel + 64 * j, first)
-                store(panel + 64 * (j + 4), second)
-            store(panel + PANEL_SCALES, half_to_float(load_i16x16(p)))
-            p += block_bytes
-            panel += PANEL_BLOCK
+    def put(state: int, first: Lanes, second: Lanes, place: int, i: int) -> int:
+        """Store a pair as bytes."""
+        store(place + 128 * i, first)
+        store(place + 128 * i + 64, second)
+        return state
+
+    put_all = over_pairs(operands, 0, put)
+
+    @inline
+    def unpack(p: int, panel: int, n_packed: int) -> None:
+        for _ in range(n_packed):
+            for b in range(blocks):
+                put_all(0, p + head_bytes + b * level_bytes, panel)
+                for run in range(runs):
+                    place, i = panel + PANEL_SCALES + 64 * run, runs * b + run
+                    store(place, scale(p, i))
+                    if has_addend:
+                        store(place + 64 * runs, addend(p, i))
+                panel += block_bytes
+            p += packed_bytes
+
+    return unpack
+
+
+def quantised_product(format_: Format) -> KernelFunction:
+    """Return the product kernel of a quantised type."""
+    columns, block_bytes = format_.columns, panel_block_bytes(format_)
+    packed_by_2, packed_by_4 = (multiply_packed(rows, format_) for rows in (2, 4))
+    by_2, by_4, by_6 = (multiply_panel(rows, format_) for rows in (2, 4, ROWS))
+    unpack = unpack_panel(format_)
 
     @inline
     def few_rows(p: int, a: View, n_rows: int, out: int, stride: int, accumulate: int) -> None:
         """Multiply a packed group with up to four rows."""
-        n_blocks = a.n_cols // 32
+        n_packed = a.n_cols // columns
         if n_rows <= 2:
-            finish_rows(2, out, stride, packed_by_2(p, a.bytes, n_blocks), accumulate)
+            finish_rows(2, out, stride, packed_by_2(p, a.bytes, n_packed), accumulate)
         else:
-            finish_rows(4, out, stride, packed_by_4(p, a.bytes, n_blocks), accumulate)
+            finish_rows(4, out, stride, packed_by_4(p, a.bytes, n_packed), accumulate)
 
     @inline
     def six_rows(
@@ -191,12 +251,13 @@ def quantised_product(kind: Quantised) -> KernelFunction:
                 few_rows(p, a, n_rows, out + 64 * g, stride, accumulate)
             return
         n_blocks = m.n_cols // 32
-        size = n_blocks * PANEL_BLOCK
+        size = n_blocks * block_bytes
         at_once = max(PANELS_BYTES // size, 1)
         for g in range(first, last, at_once):
             n_panels = min(at_once, last - g)
             for i in range(n_panels):
-                unpack(m.data + (g + i) * m.bytes_a_group, panels + i * size, n_blocks)
+                p = m.data + (g + i) * m.bytes_a_group
+                unpack(p, panels + i * size, m.n_cols // columns)
             for row in range(0, n_rows, ROWS):
                 x, place = a.bytes + row // ROWS * a.bytes_stride, out + row * stride + 64 * g
                 for i in range(n_panels):
@@ -204,14 +265,6 @@ def quantised_product(kind: Quantised) -> KernelFunction:
                     six_rows(panel, x, n_blocks, left, place + 64 * i, stride, accumulate)
 
     return product
-
-
-q4_0 = quantised_product(
-    Quantised(288, columns_q4_0, forms.NIBBLE_STARTS, nibble_dot_rows, nibble_sum_rows)
-)
-q8_0 = quantised_product(
-    Quantised(544, columns_q8_0, forms.SIGNED_STARTS, signed_dot_rows, complete)
-)
 
 
 # --- types with float32 activations -----------------------------------------------------------
@@ -261,6 +314,9 @@ def float_product(column_bytes: int, weights: Callable[[int], Lanes]) -> KernelF
     return product
 
 
-f32 = float_product(64, weights_f32)
-f16 = float_product(32, weights_f16)
-bf16 = float_product(32, weights_bf16)
+@cache
+def __getattr__(name: str) -> KernelFunction:
+    """Make the kernel of a type when it is asked for."""
+    if name in FLOAT_TYPES:
+        return float_product(*FLOAT_TYPES[name])
+    return quantised_product(format_named(name))

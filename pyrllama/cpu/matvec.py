@@ -10,27 +10,28 @@ order, so that a token has the same bits alone and in a batch.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
+from pyrllama.cpu.blocks import blocks_of
+from pyrllama.cpu.formats import format_named
 from pyrllama.cpu.kernel import KernelFunction, View, inline, kernel, view
-from pyrllama.cpu.records import ACTIVATIONS, MATRIX
+from pyrllama.cpu.levels import PAIRS, over_pairs
+from pyrllama.cpu.records import ACTIVATIONS, MATRIX, SUMS
 from pyrllama.cpu.simd import (
     Lanes,
     as_f32,
     as_i8,
-    as_i32,
     fused_multiply_add,
     half_to_float,
+    hide,
+    keep_order,
     load_f32,
     load_f32x16,
-    load_i8x64,
     load_i16x16,
     load_i32,
-    nibble_dot,
-    nibble_sum,
     prefetch,
     prefetch_stream,
-    signed_dot,
     splat_f32,
     splat_i32,
     store,
@@ -41,13 +42,16 @@ from pyrllama.cpu.simd import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pyrllama.cpu.formats import Format
+
 Matrix = view(MATRIX)
 Activations = view(ACTIVATIONS)
 
 PREFETCH = 1024
 """Bytes ahead of the weights in use that are asked for, on CPUs that need to be asked."""
-TAIL_BLOCKS, TAIL_COLUMNS = 4, 16
-"""The end of a group, during which the beginning of the next ones is asked for."""
+TAIL_COLUMNS, TAIL_FLOATS = 128, 16
+"""Columns at the end of a group during which the beginning of the next ones is asked for, of
+quantised types and of floats."""
 
 
 @inline
@@ -96,97 +100,77 @@ def broadcast_4(x: int) -> Lanes:
     return as_i8(splat_i32(load_i32(x)))
 
 
-@inline
-def step_q4_0(total: Lanes, p: int, x: int, j: int) -> Lanes:
-    """Add columns ``4j`` to ``4j + 3``, the low nibbles, and those 16 further, the high ones."""
-    w = load_i8x64(p + 32 + 64 * j)
-    high = as_i8(as_i32(w) >> 4)
-    total = nibble_dot(total, w & 15, broadcast_4(x + 4 * j))
-    return nibble_dot(total, high & 15, broadcast_4(x + 16 + 4 * j))
-
-
-@inline
-def start_q4_0(a: View, block: int) -> Lanes:
-    """Begin the integer sums of a block so that a nibble means itself less 8."""
-    return splat_i32(load_i32(a.nibble_starts + block))
-
-
-@inline
-def end_q4_0(total: Lanes) -> Lanes:
-    """Return the integer sums of a block."""
-    return nibble_sum(total)
-
-
-@inline
-def step_q8_0(total: Lanes, p: int, x: int, j: int) -> Lanes:
-    """Add columns ``4j`` to ``4j + 3`` and those 16 further."""
-    total = signed_dot(total, load_i8x64(p + 32 + 64 * j), broadcast_4(x + 4 * j))
-    return signed_dot(total, load_i8x64(p + 288 + 64 * j), broadcast_4(x + 16 + 4 * j))
-
-
-@inline
-def start_q8_0(a: View, block: int) -> Lanes:
-    """Begin the integer sums of a block."""
-    return splat_i32(load_i32(a.signed_starts + block))
-
-
-@inline
-def end_q8_0(total: Lanes) -> Lanes:
-    """Return the integer sums of a block."""
-    return total
-
-
-def quantised_product(
-    block_bytes: int,
-    start: Callable[[View, int], Lanes],
-    step: Callable[[Lanes, int, int, int], Lanes],
-    end: Callable[[Lanes], Lanes],
-) -> KernelFunction:
-    """Return the product kernel of a type with blocks of 32 columns and one float16 scale.
-
-    ``start`` begins the integer sums of 16 rows, ``step`` adds an eighth of a block's columns,
-    and another eighth, and ``end`` makes the sums of four steps the block's.
-    """
+def quantised_product(format_: Format) -> KernelFunction:
+    """Return the product kernel of a quantised type."""
+    operands, scale, addend, products = blocks_of(format_)
+    start, dot, end = products.start, products.dot, products.end
+    packed_bytes, head_bytes, level_bytes = format_.bytes, format_.head_bytes, format_.level_bytes
+    blocks, columns, runs, has_addend = (
+        format_.blocks, format_.columns, format_.runs, format_.has_addend
+    )  # fmt: skip
+    pairs, tail = PAIRS // runs, max(TAIL_COLUMNS // columns, 1)
+    asked_bytes = packed_bytes // blocks
 
     @inline
-    def scaled(products: Lanes, p: int, x_scale: float, total: Lanes) -> Lanes:
-        """Add a block's integer sums times the rows' scales and the activations' scale."""
-        scale = half_to_float(load_i16x16(p)) * x_scale
-        return fused_multiply_add(to_f32(products), scale, total)
+    def step(sums: Lanes, w0: Lanes, w1: Lanes, x: int, i: int) -> Lanes:
+        """Add the products of a pair."""
+        return dot(sums, w0, broadcast_4(x + 8 * i), w1, broadcast_4(x + 8 * i + 4))
+
+    products_0 = over_pairs(operands[:pairs], 0, step)
+    products_1 = over_pairs(operands[-pairs:], PAIRS - pairs, step)
 
     @inline
-    def add_four(
-        p: int, size: int, a: View, q: int, block: int, t0: Lanes, t1: Lanes, t2: Lanes, t3: Lanes
-    ) -> tuple[Lanes, Lanes, Lanes, Lanes]:
-        """Add the products of a block of four groups that are ``size`` bytes apart.
-
-        They go on together, so that each broadcast of activations serves all four.
-        """
-        n0 = n1 = n2 = n3 = start(a, block)
-        for j in range(4):
-            n0 = step(n0, p, q, j)
-            n1 = step(n1, p + size, q, j)
-            n2 = step(n2, p + 2 * size, q, j)
-            n3 = step(n3, p + 3 * size, q, j)
-        x_scale = load_f32(a.scales + block)
-        return (
-            scaled(end(n0), p, x_scale, t0),
-            scaled(end(n1), p + size, x_scale, t1),
-            scaled(end(n2), p + 2 * size, x_scale, t2),
-            scaled(end(n3), p + 3 * size, x_scale, t3),
-        )
+    def add(n: Lanes, p: int, i: int, scale_x: int, sum_x: int, total: Lanes) -> Lanes:
+        """Add a run's integer sums times both scales, and its addend times the activations."""
+        both = scale(p, i) * load_f32(scale_x)
+        total = fused_multiply_add(to_f32(end(n)), both, total)
+        if has_addend:
+            total = fused_multiply_add(addend(p, i), splat_f32(load_f32(sum_x)), total)
+        return total
 
     @inline
-    def one_group(p: int, n_blocks: int, a: View, q: int, blocks: int) -> Lanes:
+    def add_block(
+        p: int, q: int, i: int, begin: Lanes, begin_1: Lanes, x: int, scale_x: int, sums_x: int,
+        total: Lanes,
+    ) -> Lanes:  # fmt: skip
+        """Add 32 columns, which are run ``i`` or begin with it."""
+        if runs == 1:
+            return add(products_0(begin, q, x), p, i, scale_x, sums_x, total)
+        total = add(products_0(begin, q, x), p, i, scale_x, sums_x + 4, total)
+        return add(products_1(begin_1, q, x), p, i + 1, scale_x, sums_x + 8, total)
+
+    @inline
+    def begins(sums: int) -> tuple[Lanes, Lanes]:
+        """Return how the sums of one or two runs begin."""
+        if runs == 1:
+            return start(sums), splat_i32(0)
+        return start(sums + 4), start(sums + 8)
+
+    @inline
+    def one_group(p: int, n_packed: int, a: View, x: int, at: int) -> Lanes:
         """Multiply one group."""
         total = splat_f32(0.0)
-        for b in range(n_blocks):
-            products = start(a, blocks + 4 * b)
-            for j in range(4):
-                products = step(products, p, q + 32 * b, j)
-            total = scaled(end(products), p, load_f32(a.scales + blocks + 4 * b), total)
-            p += block_bytes
+        for _ in range(n_packed):
+            for b in range(blocks):
+                q, scale_x, sums_x = (
+                    p + head_bytes + b * level_bytes, a.scales + at, a.scaled_sums + SUMS * at
+                )  # fmt: skip
+                begin, begin_1 = begins(a.sums + SUMS * at)
+                total = add_block(p, q, runs * b, begin, begin_1, x, scale_x, sums_x, total)
+                x += 32
+                at += 4
+            p += packed_bytes
         return total
+
+    @inline
+    def ask(p: int, to_next: int, left: int) -> None:
+        """Ask for what follows in a group, or for the beginning of the one four further."""
+        if hide(left) <= tail:
+            for line in range(0, asked_bytes, 64):
+                prefetch(p + to_next + line)
+        else:
+            for line in range(0, asked_bytes, 64):
+                prefetch_stream(p + PREFETCH + line)
 
     @kernel
     def product(
@@ -194,28 +178,41 @@ def quantised_product(
     ) -> None:
         """Multiply groups ``first`` to ``last`` of a matrix with a row of activations."""
         m, a = Matrix(matrix), Activations(activations)
-        q, blocks = a.q + row * a.q_stride, row * a.block_stride
-        size, n_blocks = m.bytes_a_group, m.n_cols // 32
+        row_x, row_at = a.q + row * a.q_stride, row * a.block_stride
+        scales, sums, scaled_sums = a.scales, a.sums, a.scaled_sums
+        size, n_packed = m.bytes_a_group, m.n_cols // columns
+        to_next = 3 * size + tail * packed_bytes
         for g in range(first, last - 3, 4):
-            p = m.data + g * size
+            p, x, at = m.data + g * size, row_x, row_at
             t0, t1, t2, t3 = splat_f32(0.0), splat_f32(0.0), splat_f32(0.0), splat_f32(0.0)
-            for b in range(n_blocks - TAIL_BLOCKS):
-                prefetch_ahead(p, size, block_bytes)
-                t0, t1, t2, t3 = add_four(p, size, a, q + 32 * b, blocks + 4 * b, t0, t1, t2, t3)
-                p += block_bytes
-            for b in range(max(n_blocks - TAIL_BLOCKS, 0), n_blocks):
-                prefetch_next_four(p + TAIL_BLOCKS * block_bytes, size, block_bytes)
-                t0, t1, t2, t3 = add_four(p, size, a, q + 32 * b, blocks + 4 * b, t0, t1, t2, t3)
-                p += block_bytes
+            for left in range(n_packed, 0, -1):
+                p0, p1, p2, p3 = hide(p), hide(p + size), hide(p + 2 * size), hide(p + 3 * size)
+                for b in range(blocks):
+                    q, i, y = (
+                        hide(head_bytes + b * level_bytes),
+                        hide(runs * b),
+                        hide(b * asked_bytes),
+                    )
+                    scale_x, sums_x = hide(scales + at), hide(scaled_sums + SUMS * at)
+                    begin, begin_1 = begins(sums + SUMS * at)
+                    ask(p0 + y, to_next, left)
+                    t0 = add_block(p0, p0 + q, i, begin, begin_1, x, scale_x, sums_x, t0)
+                    ask(p1 + y, to_next, left)
+                    t1 = add_block(p1, p1 + q, i, begin, begin_1, x, scale_x, sums_x, t1)
+                    ask(p2 + y, to_next, left)
+                    t2 = add_block(p2, p2 + q, i, begin, begin_1, x, scale_x, sums_x, t2)
+                    ask(p3 + y, to_next, left)
+                    t3 = add_block(p3, p3 + q, i, begin, begin_1, x, scale_x, sums_x, t3)
+                    keep_order()
+                    x += 32
+                    at += 4
+                p += packed_bytes
             finish_four(out + 64 * g, t0, t1, t2, t3, accumulate)
         for g in range(last - (last - first) % 4, last):
-            finish(out + 64 * g, one_group(m.data + g * size, n_blocks, a, q, blocks), accumulate)
+            total = one_group(m.data + g * size, n_packed, a, row_x, row_at)
+            finish(out + 64 * g, total, accumulate)
 
     return product
-
-
-q4_0 = quantised_product(288, start_q4_0, step_q4_0, end_q4_0)
-q8_0 = quantised_product(544, start_q8_0, step_q8_0, end_q8_0)
 
 
 # --- types with float32 activations -----------------------------------------------------------
@@ -269,12 +266,12 @@ def float_product(column_bytes: int, weights: Callable[[int], Lanes]) -> KernelF
         for g in range(first, last - 3, 4):
             p = m.data + g * size
             t0, t1, t2, t3 = splat_f32(0.0), splat_f32(0.0), splat_f32(0.0), splat_f32(0.0)
-            for c in range(0, 4 * (m.n_cols - TAIL_COLUMNS), 8):
+            for c in range(0, 4 * (m.n_cols - TAIL_FLOATS), 8):
                 prefetch_ahead(p, size, 2 * column_bytes)
                 t0, t1, t2, t3 = add_two_columns(p, size, x + c, t0, t1, t2, t3)
                 p += 2 * column_bytes
-            for c in range(4 * (m.n_cols - TAIL_COLUMNS), 4 * m.n_cols, 8):
-                prefetch_next_four(p + TAIL_COLUMNS * column_bytes, size, 2 * column_bytes)
+            for c in range(4 * (m.n_cols - TAIL_FLOATS), 4 * m.n_cols, 8):
+                prefetch_next_four(p + TAIL_FLOATS * column_bytes, size, 2 * column_bytes)
                 t0, t1, t2, t3 = add_two_columns(p, size, x + c, t0, t1, t2, t3)
                 p += 2 * column_bytes
             finish_four(out + 64 * g, t0, t1, t2, t3, accumulate)
@@ -289,6 +286,13 @@ def float_product(column_bytes: int, weights: Callable[[int], Lanes]) -> KernelF
     return product
 
 
-f32 = float_product(64, weights_f32)
-f16 = float_product(32, weights_f16)
-bf16 = float_product(32, weights_bf16)
+FLOAT_TYPES = {"f32": (64, weights_f32), "f16": (32, weights_f16), "bf16": (32, weights_bf16)}
+"""Bytes of 16 rows of a column, and what reads it."""
+
+
+@cache
+def __getattr__(name: str) -> KernelFunction:
+    """Make the kernel of a type when it is asked for."""
+    if name in FLOAT_TYPES:
+        return float_product(*FLOAT_TYPES[name])
+    return quantised_product(format_named(name))

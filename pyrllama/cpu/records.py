@@ -82,8 +82,11 @@ FLOATS, BYTES, TILES = 1, 2, 4
 """Forms of activations, as bits: float32, quantised to int8, bfloat16 in matrix tiles."""
 ROWS_AT_ONCE = 6
 """Rows of activations that a product holds in registers: twelve 256-bit sums, of sixteen."""
-BLOCK_WORDS = 11
-"""Words of a block of one of those rows: eight of four columns, a scale, two starts."""
+BLOCK_WORDS = 15
+"""Words of a block of one of those rows: eight of four columns, a scale, three sums, and those
+three times the scale."""
+SUMS = 3
+"""Sums of a block of activations: of all 32 columns, of the first 16 and of the last 16."""
 TILE_ROWS = 32
 """Rows of activations that a product on matrix tiles takes at a time."""
 TILE_BLOCKS = 16
@@ -103,9 +106,9 @@ ACTIVATIONS = Record(
         "q",  # (rows, n_cols) int8, blocks of 32
         "q_stride",
         "scales",  # (rows, n_cols / 32) float32
-        "nibble_starts",  # (rows, n_cols / 32) int32: where sums of a block begin, isa.py
-        "signed_starts",
-        "block_stride",  # bytes from a row of scales, or of starts, to the next
+        "sums",  # (rows, n_cols / 32, 3) int32: of all 32, of the first and of the last 16 columns
+        "scaled_sums",  # the same as float32, times the scale
+        "block_stride",  # bytes from a row of scales to the next, a third of that of sums
         "n_cols",  # padded with zeros to whole blocks of 32
         "floats",  # the same rows six by six, as ``matmul`` reads them
         "floats_stride",  # bytes from six rows to the next six

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyrllama.cpu.formats import BLOCK, PANEL_BLOCK_BYTES
 from pyrllama.cpu.records import (
     ACTIVATIONS,
     BLOCK_WORDS,
@@ -15,6 +16,7 @@ from pyrllama.cpu.records import (
     PANEL_COLUMNS,
     PANELS_BYTES,
     ROWS_AT_ONCE,
+    SUMS,
     TILE_BLOCKS,
     TILE_ROWS,
     Records,
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
 HUGE_PAGE = 1 << 21
-BLOCK = 32
-"""Columns of a quantised block of activations."""
 
 
 def round_up(n: int, multiple: int) -> int:
@@ -76,7 +76,7 @@ def panel_bytes(rows: int, n_cols: int) -> int:
     One of: groups' blocks unpacked to bytes; some columns of one as floats, and the sums of all
     rows; the tiles of two groups.
     """
-    unpacked = max(PANELS_BYTES, round_up(n_cols, BLOCK) // BLOCK * (16 * BLOCK + 64))
+    unpacked = max(PANELS_BYTES, round_up(n_cols, BLOCK) // BLOCK * PANEL_BLOCK_BYTES)
     floats = 64 * (PANEL_COLUMNS + spare_rows(rows))
     tiles = LINE + 2 * 1024 * TILE_BLOCKS
     return max(unpacked, floats, tiles)
@@ -103,7 +103,8 @@ class ActivationRows:
         self.x = Rows(count, n)
         self.q = aligned_zeros((rows, n_cols), np.int8)
         self.scales = aligned_zeros((rows, n_blocks), np.float32)
-        self.starts = aligned_zeros((2, rows, n_blocks), np.int32)
+        self.sums = aligned_zeros((rows, n_blocks, SUMS), np.int32)
+        self.scaled_sums = aligned_zeros((rows, n_blocks, SUMS), np.float32)
         self.floats = aligned_zeros((sixes, n_cols, ROWS_AT_ONCE), np.float32)
         self.bytes = aligned_zeros((sixes, n_blocks, BLOCK_WORDS, ROWS_AT_ONCE), np.int32)
         self.tiles = aligned_zeros((round_up(rows, TILE_ROWS), n_cols), np.int16)
@@ -114,8 +115,8 @@ class ActivationRows:
             q=self.q.ctypes.data,
             q_stride=n_cols,
             scales=self.scales.ctypes.data,
-            nibble_starts=self.starts[0].ctypes.data,
-            signed_starts=self.starts[1].ctypes.data,
+            sums=self.sums.ctypes.data,
+            scaled_sums=self.scaled_sums.ctypes.data,
             block_stride=self.scales.strides[0],
             n_cols=n_cols,
             floats=self.floats.ctypes.data,

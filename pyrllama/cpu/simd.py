@@ -315,6 +315,31 @@ def first_lane(_typing: Any, vector: Any) -> Any:
 
 
 @instruction
+def lane_of(_typing: Any, vector: Any, lane: Any) -> Any:
+    """Return a lane, known only when a kernel runs, as a scalar; meant for what is not hot."""
+    number = {"f32": types.float32, "i32": types.int32}
+
+    def build(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        return builder.extract_element(args[0], args[1])
+
+    return number[vector.kind](vector, types.int64), build
+
+
+@constant_instruction
+def scratch(_typing: Any, n_bytes: Any) -> Any:
+    """Return the address of so many bytes on the stack, as a constant says."""
+    count = n_bytes.literal_value
+
+    def build(_context: Any, builder: Any, _sig: Any, _args: Any) -> Any:
+        with builder.goto_entry_block():  # or it would grow with every round of a loop
+            memory = builder.alloca(ir.ArrayType(I8, count))
+        memory.align = 64
+        return builder.ptrtoint(memory, I64)
+
+    return types.int64(n_bytes), build
+
+
+@instruction
 def maximum(_typing: Any, a: Any, b: Any) -> Any:
     """Return the greater of two ``f32x16`` lane by lane; a NaN in ``a`` gives ``b``."""
 
@@ -396,11 +421,16 @@ half_to_float = _machine("rllama_half_to_float", (i16x16,), f32x16)
 float_to_half = _machine("rllama_float_to_half", (f32x16,), i16x16)
 nibble_dot = _machine("rllama_nibble_dot", (i32x16, i8x64, i8x64), i32x16)
 nibble_sum = _machine("rllama_nibble_sum", (i32x16,), i32x16)
+wide_dot = _machine("rllama_wide_dot", (i32x16, i8x64, i8x64, i8x64, i8x64), i32x16)
 signed_dot = _machine("rllama_signed_dot", (i32x16, i8x64, i8x64), i32x16)
+symmetric_dot = _machine("rllama_symmetric_dot", (i32x16, i8x64, i8x64), i32x16)
 nibble_start = _machine("rllama_nibble_start", (types.int32,), types.int32)
+wide_start = _machine("rllama_wide_start", (types.int32,), types.int32)
 signed_start = _machine("rllama_signed_start", (types.int32,), types.int32)
 prefetch = _machine("rllama_prefetch", (types.int64,), types.void)
 prefetch_stream = _machine("rllama_prefetch_stream", (types.int64,), types.void)
+hide = _machine("rllama_hide", (types.int64,), types.int64)
+keep_order = _machine("rllama_keep_order", (), types.void)
 pause = _machine("rllama_pause", (), types.void)
 tile_configure = _machine("rllama_tile_configure", (types.int64,), types.void)
 tile_release = _machine("rllama_tile_release", (), types.void)
@@ -417,6 +447,20 @@ tile_dot = [
     _machine("rllama_tile_dot_{}_{}_{}".format(*tiles), (), types.void) for tiles in isa.TILE_DOTS
 ]
 """Operations on matrix tiles, one for each register, or for each pair whose product is taken."""
+
+
+def lookup_in(values: tuple[int, ...]) -> Callable[[Lanes], Lanes]:
+    """Return the instruction that takes bytes from 0 to 15 to those of a table."""
+    table = constant(i8x16, [*values, *[0] * (16 - len(values))])
+
+    @instruction
+    def lookup(_typing: Any, index: Any) -> Any:
+        def build(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+            return call_llvm(builder, "rllama_lookup", i8x64.llvm, [table, args[0]])
+
+        return i8x64(i8x64), build
+
+    return lookup
 
 
 # --- rows: a tuple of vectors, one for each of several rows of activations --------------------
@@ -455,19 +499,6 @@ def zero_rows(_typing: Any, rows: Any) -> Any:
         return context.make_tuple(builder, sig.return_type, [constant(f32x16, 0)] * count)
 
     return types.UniTuple(f32x16, count)(rows), build
-
-
-@constant_instruction
-def broadcast_rows(_typing: Any, rows: Any, address: Any) -> Any:
-    """Return as many ``i32x16`` as a constant says, each a neighbouring int32 in all lanes."""
-    count = _row_count(rows)
-
-    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        scalars = _row_scalars(builder, args[1], I32, count)
-        vectors = [spread(builder, scalar, i32x16.llvm) for scalar in scalars]
-        return context.make_tuple(builder, sig.return_type, vectors)
-
-    return types.UniTuple(i32x16, count)(rows, types.int64), build
 
 
 @constant_instruction
@@ -529,26 +560,64 @@ def fused_multiply_add_rows(_typing: Any, totals: Any, vector: Any, x: Any) -> A
     return totals(totals, vector, types.int64), build
 
 
-def _dot_rows(name: str) -> Callable[[Any, Lanes, int], Any]:
+def _dot_rows(name: str) -> Callable[[Any, Lanes, Lanes, int, int], Any]:
+    """Return what adds the products of two vectors with the words of every row at two places."""
+    at_once = len(isa.SIGNATURES[name][1]) // 2
+
+    def add(builder: Any, totals: list[Any], factors: list[tuple[Any, Any]]) -> list[Any]:
+        """Add one product, or as many as the operation takes, to all rows."""
+        words = [_row_scalars(builder, place, I32, len(totals)) for _, place in factors]
+        added = []
+        for row, total in enumerate(totals):
+            operands = [total]
+            for (vector, _), of_rows in zip(factors, words, strict=True):
+                x = builder.bitcast(spread(builder, of_rows[row], i32x16.llvm), i8x64.llvm)
+                operands += [vector, x]
+            added.append(call_llvm(builder, name, i32x16.llvm, operands))
+        return added
+
     @instruction
-    def dot(_typing: Any, sums: Any, weights: Any, x: Any) -> Any:
+    def dot(_typing: Any, sums: Any, w0: Any, w1: Any, x0: Any, x1: Any) -> Any:
         def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            scalars = _row_scalars(builder, args[2], I32, sig.return_type.count)
+            totals = cgutils.unpack_tuple(builder, args[0], sig.return_type.count)
+            factors = list(zip(args[1:3], args[3:], strict=True))  # (vector, place of words)
+            for i in range(0, 2, at_once):  # row by row would hold both vectors in registers
+                totals = add(builder, totals, factors[i : i + at_once])
+            return context.make_tuple(builder, sig.return_type, totals)
 
-            def change(row: int, total: Any) -> Any:
-                words = spread(builder, scalars[row], i32x16.llvm)
-                bytes_ = builder.bitcast(words, i8x64.llvm)
-                return call_llvm(builder, name, i32x16.llvm, [total, args[1], bytes_])
-
-            return _each_row(context, builder, sig, args[0], change)
-
-        return sums(sums, weights, types.int64), build
+        return sums(sums, w0, w1, types.int64, types.int64), build
 
     return dot
 
 
 nibble_dot_rows = _dot_rows("rllama_nibble_dot")
+wide_dot_rows = _dot_rows("rllama_wide_dot")
 signed_dot_rows = _dot_rows("rllama_signed_dot")
+
+
+def _start_rows(name: str) -> Callable[[int, int, int], Any]:
+    """Return what begins the sums of rows with an offset times the neighbouring int32 of each."""
+
+    @constant_instruction
+    def start(_typing: Any, rows: Any, address: Any, offset: Any) -> Any:
+        count = _row_count(rows)
+
+        def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            factor = builder.trunc(args[2], I32)
+            vectors = []
+            for scalar in _row_scalars(builder, args[1], I32, count):
+                begin = call_llvm(builder, name, I32, [builder.mul(scalar, factor)])
+                vectors.append(spread(builder, begin, i32x16.llvm))
+            return context.make_tuple(builder, sig.return_type, vectors)
+
+        return types.UniTuple(i32x16, count)(rows, types.int64, types.int64), build
+
+    return start
+
+
+nibble_start_rows = _start_rows("rllama_nibble_start")
+wide_start_rows = _start_rows("rllama_wide_start")
+signed_start_rows = _start_rows("rllama_signed_start")
 
 
 @instruction

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyrllama.cpu.scratch import BLOCK, aligned_zeros, round_up
+from pyrllama.cpu.formats import BLOCK
+from pyrllama.cpu.scratch import aligned_zeros, round_up
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

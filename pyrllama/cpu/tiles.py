@@ -17,11 +17,15 @@ about 0.3 % of a result's magnitude; they serve prompts, and rows beyond ``n_row
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pyrllama.cpu.blocks import blocks_of
+from pyrllama.cpu.formats import format_named
 from pyrllama.cpu.kernel import KernelFunction, inline, kernel, view
+from pyrllama.cpu.levels import PAIRS, over_pairs
 from pyrllama.cpu.records import ACTIVATIONS, MATRIX, TILE_BLOCKS, TILE_ROWS
 from pyrllama.cpu.simd import (
     Lanes,
@@ -31,8 +35,8 @@ from pyrllama.cpu.simd import (
     half_to_float,
     load_f32x16,
     load_i16x16,
-    load_i32x16,
     prefetch,
+    splat_f32,
     splat_i32,
     store,
     tile_configure,
@@ -46,6 +50,8 @@ from pyrllama.cpu.simd import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pyrllama.cpu.formats import Format
 
 Matrix = view(MATRIX)
 Activations = view(ACTIVATIONS)
@@ -133,18 +139,31 @@ def add_products(x: int, rows_bytes: int, panel: int, n_blocks: int) -> None:
         dot_11()
 
 
-def tile_product(block_bytes: int, unpack: Callable[[int, int], None]) -> KernelFunction:
-    """Return the product kernel of a type; ``unpack`` makes a tile of a block of 16 rows."""
+def tile_product(
+    packed_bytes: int, blocks: int, unpack: Callable[[int, int, int], None]
+) -> KernelFunction:
+    """Return the product kernel of a type whose packed blocks have ``blocks`` times 32 columns.
+
+    ``unpack(p, b, tile)`` makes a tile of block ``b`` of the packed one at ``p``.
+    """
+
+    @inline
+    def make_tiles(p: int, panel: int, n_blocks: int) -> None:
+        """Unpack blocks of a group to every other tile of a panel."""
+        for block in range(0, n_blocks, blocks):
+            for b in range(blocks):
+                unpack(p, b, panel + 2 * TILE_BYTES * (block + b))
+            p += packed_bytes
 
     @inline
     def make_panel(p: int, size: int, panel: int, n_blocks: int, both: bool) -> None:
         """Unpack blocks of two groups; a group that is not there counts as zeros."""
-        for b in range(n_blocks):
-            unpack(p + b * block_bytes, panel + 2 * TILE_BYTES * b)
-            second = panel + 2 * TILE_BYTES * b + TILE_BYTES
-            if both:
-                unpack(p + size + b * block_bytes, second)
-            else:
+        make_tiles(p, panel, n_blocks)
+        if both:
+            make_tiles(p + size, panel + TILE_BYTES, n_blocks)
+        else:
+            for b in range(n_blocks):
+                second = panel + 2 * TILE_BYTES * b + TILE_BYTES
                 for i in range(0, TILE_BYTES, 64):
                     store(second + i, splat_i32(0))
 
@@ -165,7 +184,7 @@ def tile_product(block_bytes: int, unpack: Callable[[int, int], None]) -> Kernel
             n = min(TILE_BLOCKS, n_blocks - block)
             fresh = block == 0 and accumulate == 0
             for g in range(first, last, 2):
-                p = m.data + g * m.bytes_a_group + block * block_bytes
+                p = m.data + g * m.bytes_a_group + block // blocks * packed_bytes
                 make_panel(p, m.bytes_a_group, panel, n, g + 1 < last)
                 x = a.tiles + TILE_BYTES * block
                 for row in range(0, n_rows, TILE_ROWS):
@@ -189,53 +208,66 @@ def pair(even: Lanes, odd: Lanes) -> Lanes:
 
 
 @inline
-def nibble(w: Lanes, up: int, down: int, scale: Lanes, offset: Lanes) -> Lanes:
-    """Return scaled nibbles less 8, from bits that a shift brings to a mantissa's top.
+def scaled_byte(w: Lanes, up: int, down: int, scale: Lanes, offset: Lanes) -> Lanes:
+    """Return scaled bytes from bits that a shift brings to a mantissa's top.
 
-    1 + n / 16 is a float32 whose highest mantissa bits are n; times 16 s, less 24 s, it is
-    s (n - 8), and exactly so.
+    1 + n / 256 is a float32 whose highest mantissa bits are n; times 256 s, less 256 s in the
+    offset, it is s n.
     """
-    bits = ((w << up) >> down) & 0x780000 | 0x3F800000
-    return fused_multiply_add(as_f32(bits), scale, offset)
-
-
-@inline
-def unpack_q4_0(p: int, tile: int) -> None:
-    """Unpack a block of Q4_0."""
-    scale = half_to_float(load_i16x16(p)) * float32(16.0)
-    offset = scale * float32(-1.5)
-    for j in range(4):
-        w = load_i32x16(p + 32 + 64 * j)
-        low, high = tile + 128 * j, tile + 128 * j + 512
-        store(low, pair(nibble(w, 19, 0, scale, offset), nibble(w, 11, 0, scale, offset)))
-        store(low + 64, pair(nibble(w, 3, 0, scale, offset), nibble(w, 0, 5, scale, offset)))
-        store(high, pair(nibble(w, 15, 0, scale, offset), nibble(w, 7, 0, scale, offset)))
-        store(high + 64, pair(nibble(w, 0, 1, scale, offset), nibble(w, 0, 9, scale, offset)))
-
-
-@inline
-def signed_byte(w: Lanes, up: int, down: int, scale: Lanes, offset: Lanes) -> Lanes:
-    """Return scaled bytes, given with 128 added: 256 s (1 + n / 256) - 384 s is s (n - 128)."""
     bits = ((w << up) >> down) & 0x7F8000 | 0x3F800000
     return fused_multiply_add(as_f32(bits), scale, offset)
 
 
 @inline
-def unpack_q8_0(p: int, tile: int) -> None:
-    """Unpack a block of Q8_0."""
-    scale = half_to_float(load_i16x16(p)) * float32(256.0)
-    offset = scale * float32(-1.5)
-    for j in range(8):
-        w = load_i32x16(p + 32 + 64 * j) ^ i32(-2139062144)  # 0x80 in every byte
-        out = tile + 128 * j
-        even, odd = signed_byte(w, 15, 0, scale, offset), signed_byte(w, 7, 0, scale, offset)
-        store(out, pair(even, odd))
-        even, odd = signed_byte(w, 0, 1, scale, offset), signed_byte(w, 0, 9, scale, offset)
-        store(out + 64, pair(even, odd))
+def store_columns(w: Lanes, scale: Lanes, offset: Lanes, out: int) -> None:
+    """Store four columns, given as bytes, as two rows of a tile."""
+    w = as_i32(w)
+    even, odd = scaled_byte(w, 15, 0, scale, offset), scaled_byte(w, 7, 0, scale, offset)
+    store(out, pair(even, odd))
+    even, odd = scaled_byte(w, 0, 1, scale, offset), scaled_byte(w, 0, 9, scale, offset)
+    store(out + 64, pair(even, odd))
+
+
+def unpack_quantised(format_: Format) -> Callable[[int, int, int], None]:
+    """Return what makes a tile of a block of a quantised type."""
+    operands, run_scale, addend, _ = blocks_of(format_)
+    runs, head_bytes, level_bytes = format_.runs, format_.head_bytes, format_.level_bytes
+    signed = format_.is_signed
+    flip = i32(-2139062144) if signed else i32(0)  # 0x80 in every byte adds 128
+    offset_of_bytes = float32(-256 - (128 if signed else format_.offset))
+    pairs = PAIRS // runs
+
+    @inline
+    def put(
+        state: tuple[Lanes, Lanes], first: Lanes, second: Lanes, tile: int, i: int
+    ) -> tuple[Lanes, Lanes]:
+        """Store a pair's columns; the state is the run's scale and offset."""
+        scale, offset = state
+        store_columns(as_i32(first) ^ flip, scale, offset, tile + 256 * i)
+        store_columns(as_i32(second) ^ flip, scale, offset, tile + 256 * i + 128)
+        return state
+
+    put_0, put_1 = (over_pairs(operands[i : i + pairs], i, put) for i in (0, PAIRS - pairs))
+
+    @inline
+    def scale_of(p: int, i: int) -> tuple[Lanes, Lanes]:
+        """Return a run's scale of bytes as ``scaled_byte`` takes it, and the offset."""
+        scale = run_scale(p, i)
+        offset = fused_multiply_add(scale, splat_f32(offset_of_bytes), addend(p, i))
+        return scale * float32(256.0), offset
+
+    @inline
+    def unpack(p: int, b: int, tile: int) -> None:
+        q = p + head_bytes + b * level_bytes
+        put_0(scale_of(p, runs * b), q, tile)
+        if runs == 2:
+            put_1(scale_of(p, runs * b + 1), q, tile)
+
+    return unpack
 
 
 @inline
-def unpack_f16(p: int, tile: int) -> None:
+def unpack_f16(p: int, _b: int, tile: int) -> None:
     """Round 32 columns of float16."""
     for j in range(0, 1024, 64):
         even, odd = half_to_float(load_i16x16(p + j)), half_to_float(load_i16x16(p + j + 32))
@@ -243,7 +275,7 @@ def unpack_f16(p: int, tile: int) -> None:
 
 
 @inline
-def unpack_bf16(p: int, tile: int) -> None:
+def unpack_bf16(p: int, _b: int, tile: int) -> None:
     """Put 32 columns of bfloat16 side by side in pairs."""
     for j in range(0, 1024, 64):
         even, odd = widen_u16(load_i16x16(p + j)), widen_u16(load_i16x16(p + j + 32))
@@ -251,14 +283,20 @@ def unpack_bf16(p: int, tile: int) -> None:
 
 
 @inline
-def unpack_f32(p: int, tile: int) -> None:
+def unpack_f32(p: int, _b: int, tile: int) -> None:
     """Round 32 columns of float32."""
     for j in range(0, 1024, 64):
         store(tile + j, pair(load_f32x16(p + 2 * j), load_f32x16(p + 2 * j + 64)))
 
 
-q4_0 = tile_product(288, unpack_q4_0)
-q8_0 = tile_product(544, unpack_q8_0)
-f16 = tile_product(1024, unpack_f16)
-bf16 = tile_product(1024, unpack_bf16)
-f32 = tile_product(2048, unpack_f32)
+_FLOATS = {"f16": (1024, unpack_f16), "bf16": (1024, unpack_bf16), "f32": (2048, unpack_f32)}
+
+
+@cache
+def __getattr__(name: str) -> KernelFunction:
+    """Make the kernel of a type when it is asked for."""
+    if name in _FLOATS:
+        block_bytes, unpack = _FLOATS[name]
+        return tile_product(block_bytes, 1, unpack)
+    format_ = format_named(name)
+    return tile_product(format_.bytes, format_.blocks, unpack_quantised(format_))

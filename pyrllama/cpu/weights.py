@@ -13,10 +13,12 @@ import numpy as np
 from pyrllama import quants
 from pyrllama.core import Tensor, TensorType
 from pyrllama.cpu import compiler, target
+from pyrllama.cpu.formats import BLOCK, FORMATS, ROWS
 from pyrllama.cpu.records import BYTES, FLOATS, LINE, MATRIX, PACKING, Records
 from pyrllama.cpu.scratch import huge_pages, round_up
 from pyrllama.errors import BackendError, UnsupportedTypeError
 from pyrllama.models.llama import is_router
+from pyrllama.quants import codebook
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -27,33 +29,42 @@ if TYPE_CHECKING:
     from pyrllama.core import TensorInfo
     from pyrllama.cpu.team import Team
 
-ROWS = 16
-"""Rows of a group."""
 SLICE_BYTES = 1 << 24
 """Stored bytes that are packed before the file's pages are given back."""
-BLOCK = 32
-"""Columns of a block; every matrix is padded to whole ones."""
+CODEBOOK_SLICE_BYTES = 1 << 20
+"""The same where every number takes a byte on the way."""
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """How a storage type is packed: the kernels' suffix and the bytes of 16 rows, 32 columns."""
+    """How the tensors of a storage type are held."""
 
-    suffix: str
+    kernels: str
+    """The name of its products' kernels, and of the one that unpacks a row."""
     interleave: str
-    block_bytes: int
+    columns: int
+    """Of a packed block of 16 rows."""
+    bytes: int
     form: int
     """The form of activations that its products read: ``FLOATS`` or ``BYTES``."""
 
 
 PACKED = {
-    TensorType.F32: Packed("f32", "layout.interleave_32bit", 64 * BLOCK, FLOATS),
-    TensorType.F16: Packed("f16", "layout.interleave_16bit", 32 * BLOCK, FLOATS),
-    TensorType.BF16: Packed("bf16", "layout.interleave_16bit", 32 * BLOCK, FLOATS),
-    TensorType.Q8_0: Packed("q8_0", "layout.interleave_q8_0", 544, BYTES),
-    TensorType.Q4_0: Packed("q4_0", "layout.interleave_q4_0", 288, BYTES),
+    TensorType.F32: Packed("f32", "layout.interleave_32bit", BLOCK, 64 * BLOCK, FLOATS),
+    TensorType.F16: Packed("f16", "layout.interleave_16bit", BLOCK, 32 * BLOCK, FLOATS),
+    TensorType.BF16: Packed("bf16", "layout.interleave_16bit", BLOCK, 32 * BLOCK, FLOATS),
+    **{
+        type_: Packed(
+            held.name, f"layout.interleave_{type_.name.lower()}", held.columns, held.bytes, BYTES
+        )
+        for type_, held in FORMATS.items()
+    },
 }
 """Every type that the kernels run."""
+MADE_TYPES = (
+    TensorType.F32, TensorType.F16, TensorType.BF16, TensorType.Q8_0, TensorType.Q4_0
+)  # fmt: skip
+"""The types that weights can be converted to while they are packed."""
 
 
 def packed_type(info: TensorInfo, wanted: TensorType | None) -> TensorType:
@@ -70,20 +81,23 @@ def packed_type(info: TensorInfo, wanted: TensorType | None) -> TensorType:
 
 def packed_bytes(shape: tuple[int, ...], kind: TensorType) -> int:
     """Return the bytes of a packed matrix, or of those of all experts."""
+    packed = PACKED[kind]
     *experts, rows, cols = shape
-    n_groups, n_blocks = -(-rows // ROWS), -(-cols // BLOCK)
-    n_bytes = n_groups * n_blocks * PACKED[kind].block_bytes
+    n_groups, n_blocks = -(-rows // ROWS), -(-cols // packed.columns)
+    n_bytes = n_groups * n_blocks * packed.bytes
     return math.prod(experts) * round_up(n_bytes, LINE) if experts else n_bytes
 
 
 def check_runs(checkpoint: Checkpoint, name: str, kind: TensorType) -> None:
-    """Raise ``UnsupportedTypeError`` for a type that no kernel runs."""
-    if kind not in PACKED:
-        running = ", ".join(known.name for known in PACKED)
+    """Raise ``UnsupportedTypeError`` for a type that no kernel runs, or converts to."""
+    possible: Iterable[TensorType] = PACKED
+    if kind is not checkpoint.tensors[name].type:
+        possible = MADE_TYPES
+    if kind not in possible:
         raise UnsupportedTypeError(
             checkpoint.path,
-            f"{name} would be held as {kind.name}, which cannot run yet; the types that run are "
-            f"{running}",
+            f"{name} would be held as {kind.name}, which cannot be; the types that can are "
+            f"{quants.names_of(possible)}",
         )
 
 
@@ -160,11 +174,15 @@ class Matrices:
         source = pad_columns(tensor)
         target = self._arena.take(packed_bytes(tensor.info.shape, kind))
         n_cols, n_groups = round_up(cols, BLOCK), round_up(rows, ROWS) // ROWS
-        bytes_a_group = n_cols // BLOCK * packed.block_bytes
-        job = PackingJob(tensor.info.type, kind, n_cols, team)
-        at_once = max(1, SLICE_BYTES // (ROWS * source.shape[1]))
+        bytes_a_group = n_cols // packed.columns * packed.bytes
+        stored = tensor.info.type
+        job = PackingJob(stored, kind, n_cols, team)
+        slice_bytes = CODEBOOK_SLICE_BYTES if stored in codebook.LEVELS else SLICE_BYTES
+        at_once = max(1, slice_bytes // (ROWS * source.shape[1]))
         for first in range(0, n_groups, at_once):
             part = source[first * ROWS : (first + at_once) * ROWS]
+            if stored in codebook.LEVELS:
+                part = codebook_levels(part, stored)
             job.run(part, target[first * bytes_a_group :], bytes_a_group)
             # The file's pages count as our memory while they are mapped in.
             self._checkpoint.release(tensor.info.name)
@@ -190,9 +208,15 @@ def matrices_of(tensor: Tensor) -> Iterator[Tensor]:
         yield Tensor(info, tensor.data[first : first + rows])
 
 
+def codebook_levels(rows: NDArray[np.uint8], kind: TensorType) -> NDArray[np.uint8]:
+    """Return stored rows without their codebook, as the kernels take them."""
+    blocks = rows.reshape(-1, quants.type_size(kind))
+    return codebook.as_levels(kind, blocks).reshape(len(rows), -1)
+
+
 def kernel_names(kind: TensorType) -> dict[str, str]:
     """Return the kernels of a storage type by the field of a MATRIX record that holds them."""
-    suffix = PACKED[kind].suffix
+    suffix = PACKED[kind].kernels
     names = {
         "matvec": f"matvec.{suffix}",
         "matmul": f"matmul.{suffix}",
@@ -228,14 +252,14 @@ class PackingJob:
             interleave=self._kernels[0].address, counter=self._counter.ctypes.data, n_cols=n_cols
         )
         if source is not target:
-            self._convert(f"layout.dequantise_{PACKED[source].suffix}", target, n_cols)
+            self._convert(f"conversions.dequantise_{source.name.lower()}", target, n_cols)
 
     def _convert(self, dequantise: str, target: TensorType, n_cols: int) -> None:
         """Go through float32 on the way."""
         row_bytes = quants.row_bytes(target, n_cols)
         work_bytes = round_up(4 * n_cols + ROWS * row_bytes, 64)
         self._work = np.zeros(self._team.n_threads * work_bytes, np.uint8)
-        quantise = f"layout.quantise_{PACKED[target].suffix}"
+        quantise = f"conversions.quantise_{target.name.lower()}"
         self._kernels += [compiler.load(dequantise), compiler.load(quantise)]
         self._record.set(
             dequantise=self._kernels[1].address,

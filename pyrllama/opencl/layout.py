@@ -63,12 +63,21 @@ def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
+def is_converted(stored: TensorType) -> bool:
+    """Whether matrices of a stored type are held in another one, as no kernel runs theirs."""
+    return stored not in LAYOUTS and stored in quants.RUNNABLE
+
+
 def held_type(stored: TensorType, cols: int, wanted: TensorType | None) -> TensorType:
     """Return the type in which a matrix is held: the wanted one, or as it is stored.
 
-    Columns that are no whole blocks cannot be quantised; such a matrix is held in F16.
+    A stored type that no kernel runs becomes Q8_0, which keeps its numbers to 1/254 of the
+    greatest in 32, in half the memory of F16.  Columns that are no whole blocks cannot be
+    quantised; such a matrix is held in F16.
     """
     kind = stored if wanted is None else wanted
+    if kind is stored and is_converted(stored):
+        kind = TensorType.Q8_0
     numbers = quants.block_size(kind)
     if numbers > 1 and cols % max(BLOCK, numbers):
         return stored if stored is TensorType.BF16 else TensorType.F16

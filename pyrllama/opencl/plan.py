@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pyrllama.core import BLOCK_TOKENS
 from pyrllama.errors import NotEnoughMemoryError, SettingError
 from pyrllama.opencl.batch import COLUMNS
-from pyrllama.opencl.layout import BLOCK, round_up
+from pyrllama.opencl.layout import BLOCK, is_converted, round_up
 from pyrllama.opencl.model import MAX_BATCH_TOKENS, check_kv_type, part_bytes
 from pyrllama.opencl.stage import Part, block_bytes
 from pyrllama.opencl.tuning import default_tuning
@@ -62,6 +62,8 @@ class Plan:
 
     needs: tuple[DeviceNeed, ...]
     n_layers: int
+    converted: tuple[TensorType, ...] = ()
+    """Stored types that devices hold as Q8_0, because they have no kernels for them."""
 
     @property
     def cpu_layers(self) -> int:
@@ -72,7 +74,11 @@ class Plan:
         parts = [str(need) for need in self.needs]
         if self.cpu_layers:
             parts.insert(0, f"{self.cpu_layers} layers on the CPU")
-        return "runs " + " and ".join(parts)
+        text = "runs " + " and ".join(parts)
+        if self.needs and self.converted:
+            names = ", ".join(type_.name for type_ in self.converted)
+            text += f"; there its {names} become Q8_0, as OpenCL has no kernels for them"
+        return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +103,7 @@ def make_plan(demand: Demand, devices: Sequence[Device], share: float | None) ->
         raise SettingError("percentage-to-gpu", share, "a number from 0 (none) to 1 (all layers)")
     wanted = n_layers if share is None else round(share * n_layers)
     for count in range(wanted, 0, -1):
-        plan = Plan(tuple(_needs(demand, devices, count)), n_layers)
+        plan = Plan(tuple(_needs(demand, devices, count)), n_layers, _converted(demand))
         if all(need.fits for need in plan.needs):
             return plan
         if share is not None:
@@ -106,6 +112,14 @@ def make_plan(demand: Demand, devices: Sequence[Device], share: float | None) ->
                 f"--quantize, or lower --max-seq-len"
             )
     return Plan((), n_layers)
+
+
+def _converted(demand: Demand) -> tuple[TensorType, ...]:
+    """Return the types of matrices that devices cannot hold as they are stored."""
+    if demand.weight_type is not None:
+        return ()
+    matrices = (info for info in demand.checkpoint.tensors.values() if len(info.shape) == 2)
+    return tuple(sorted({info.type for info in matrices if is_converted(info.type)}))
 
 
 def _needs(demand: Demand, devices: Sequence[Device], count: int) -> list[DeviceNeed]:

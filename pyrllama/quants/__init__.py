@@ -104,21 +104,13 @@ _CODECS = {
     TensorType.MXFP4: _Codec(tables.unpack_mxfp4, fit=tables.fit_mxfp4),
     TensorType.TQ1_0: _Codec(ternary.unpack_tq1_0, fit=ternary.fit_tq1_0),
     TensorType.TQ2_0: _Codec(ternary.unpack_tq2_0, fit=ternary.fit_tq2_0),
-    TensorType.IQ1_S: _Codec(codebook.unpack_iq1_s),
-    TensorType.IQ1_M: _Codec(codebook.unpack_iq1_m),
-    TensorType.IQ2_XXS: _Codec(codebook.unpack_iq2_xxs),
-    TensorType.IQ2_XS: _Codec(codebook.unpack_iq2_xs),
-    TensorType.IQ2_S: _Codec(codebook.unpack_iq2_s),
-    TensorType.IQ3_XXS: _Codec(codebook.unpack_iq3_xxs),
-    TensorType.IQ3_S: _Codec(codebook.unpack_iq3_s),
+    **{type_: _Codec(codebook.unpacker(type_)) for type_ in codebook.LEVELS},
 }
 
-RUNNABLE = frozenset(
-    {TensorType.F32, TensorType.F16, TensorType.BF16, TensorType.Q8_0, TensorType.Q4_0}
-)
-"""The types that the compiled kernels compute with."""
 READABLE = frozenset(_CODECS)
 """The types whose numbers can be had, so that they can be converted to others."""
+RUNNABLE = READABLE
+"""The types that the compiled kernels compute with."""
 WRITABLE = frozenset(type_ for type_, codec in _CODECS.items() if codec.pack or codec.fit)
 """The types that numbers can be stored as; the codebooks of IQ1 to IQ3 are only read."""
 

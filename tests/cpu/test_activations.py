@@ -20,13 +20,10 @@ TINIEST = 2.0**-149
 Array = NDArray[np.float32]
 
 
-def starts(q: NDArray[np.int8], isa: Isa) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Return where the integer sums of blocks begin: what takes the weights' offsets off."""
-    sums = q.reshape(len(q), -1, 32).sum(axis=2, dtype=np.int32)
-    vnni = isa.has("avx512vnni") or isa.has("avxvnni")
-    # AVX2 keeps sums of 16 bits: the lower of a pair begins with all of it.
-    halves = isa.has("avx2") and not vnni
-    return (-8 * sums & 0xFFFF if halves else -8 * sums), -128 * sums * vnni
+def sums_of(q: NDArray[np.int8]) -> NDArray[np.int32]:
+    """Return the sums of each block, of its first and of its last 16: ``(rows, blocks, 3)``."""
+    halves = q.reshape(len(q), -1, 2, 16).sum(axis=3, dtype=np.int32)
+    return np.concatenate([halves.sum(axis=2, keepdims=True, dtype=np.int32), halves], axis=2)
 
 
 def activation_cases() -> dict[str, Array]:
@@ -62,9 +59,11 @@ def test_activations_quantise_exactly_as_the_reference_says(isa: Isa, case: str)
     activations.prepare(isa, BYTES)
     np.testing.assert_array_equal(activations.q, q)
     np.testing.assert_array_equal(activations.scales, scales)
-    nibbles, signed = starts(q, isa)
-    np.testing.assert_array_equal(activations.nibble_starts, nibbles)
-    np.testing.assert_array_equal(activations.signed_starts, signed)
+    sums = sums_of(q)
+    np.testing.assert_array_equal(activations.sums, sums)
+    with np.errstate(over="ignore"):
+        scaled = sums.astype(F32) * scales[..., None]
+    np.testing.assert_array_equal(activations.scaled_sums, scaled)
 
 
 @each_isa
@@ -100,8 +99,8 @@ def test_rows_are_interleaved_six_by_six(isa: Isa, n_rows: int) -> None:
     np.testing.assert_array_equal(activations.floats, in_sixes(x, sixes))
     blocks = [activations.q.view(np.int32).reshape(n_rows, 3, 8)]
     blocks += [
-        part.view(np.int32).reshape(n_rows, 3, 1)
-        for part in (activations.scales, activations.nibble_starts, activations.signed_starts)
+        part.view(np.int32).reshape(n_rows, 3, -1)
+        for part in (activations.scales, activations.sums, activations.scaled_sums)
     ]
     words = in_sixes(np.concatenate(blocks, axis=2).reshape(n_rows, -1), sixes)
     np.testing.assert_array_equal(activations.bytes.reshape(words.shape), words)

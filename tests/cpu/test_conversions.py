@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from support.kernels import QUANTISED, TYPES, Guarded, call, each_isa
+from support.kernels import TYPES, Guarded, call, column_counts, each_isa, random_stored
 
 from pyrllama import quants
 from pyrllama.core import TensorType
-from pyrllama.cpu.weights import PACKED
+from pyrllama.cpu.weights import codebook_levels
+from pyrllama.quants import codebook
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pyrllama.cpu.target import Isa
 
 COLS = 32
+CONVERTED = (TensorType.Q8_0, TensorType.Q4_0)
 HALVES = np.arange(1 << 16, dtype=np.uint16)
 """The bits of every float16."""
 MAX_HALF, MIN_NORMAL_HALF, MIN_HALF = 65504.0, 2.0**-14, 2.0**-24
@@ -43,12 +45,14 @@ def convert(kernel: str, isa: Isa, source: NDArray[np.generic], n_bytes: int) ->
 def quantised(kind: TensorType, isa: Isa, values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Store rows of values by the kernel."""
     n_bytes = quants.row_bytes(kind, values.shape[1])
-    return convert(f"layout.quantise_{PACKED[kind].suffix}", isa, values, n_bytes)
+    return convert(f"conversions.quantise_{kind.name.lower()}", isa, values, n_bytes)
 
 
 def dequantised(kind: TensorType, isa: Isa, stored: NDArray[np.uint8], cols: int) -> Array:
     """Read stored rows by the kernel."""
-    return convert(f"layout.dequantise_{PACKED[kind].suffix}", isa, stored, 4 * cols).view("<f4")
+    rows = codebook_levels(stored, kind) if kind in codebook.LEVELS else stored
+    kernel = f"conversions.dequantise_{kind.name.lower()}"
+    return convert(kernel, isa, rows, 4 * cols).view("<f4")
 
 
 def as_rows(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -172,7 +176,7 @@ def block_cases() -> dict[str, NDArray[np.float32]]:
 
 
 @each_isa
-@pytest.mark.parametrize("kind", QUANTISED, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", CONVERTED, ids=lambda kind: kind.name)
 @pytest.mark.parametrize("case", block_cases())
 def test_blocks_quantise_as_numpy_does(isa: Isa, kind: TensorType, case: str) -> None:
     values = block_cases()[case]
@@ -183,14 +187,14 @@ def test_blocks_quantise_as_numpy_does(isa: Isa, kind: TensorType, case: str) ->
 @each_isa
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
 def test_rows_dequantise_as_numpy_does(isa: Isa, kind: TensorType) -> None:
-    values = np.random.default_rng(8).normal(0, 1, (20, 5 * COLS)).astype(np.float32)
-    stored = quants.quantize(kind, values)
-    expected = quants.dequantize(kind, stored, 5 * COLS)
-    np.testing.assert_array_equal(dequantised(kind, isa, stored, 5 * COLS), expected)
+    cols = column_counts(kind, (COLS, 5 * COLS))[-1]
+    stored = random_stored(kind, 20, cols, 8)
+    expected = quants.dequantize(kind, stored, cols)
+    np.testing.assert_array_equal(dequantised(kind, isa, stored, cols), expected)
 
 
 @each_isa
-@pytest.mark.parametrize("kind", QUANTISED, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", CONVERTED, ids=lambda kind: kind.name)
 def test_every_byte_of_a_block_means_what_numpy_says(isa: Isa, kind: TensorType) -> None:
     n_bytes = quants.type_size(kind)
     stored = np.zeros((256, n_bytes), np.uint8)
@@ -204,6 +208,6 @@ def test_every_byte_of_a_block_means_what_numpy_says(isa: Isa, kind: TensorType)
 def test_float32_rows_are_copied(isa: Isa) -> None:
     bits = np.random.default_rng(9).integers(0, 1 << 32, (3, COLS), dtype=np.uint32)
     values = bits.view(np.float32)
-    for kernel in ("layout.quantise_f32", "layout.dequantise_f32"):
+    for kernel in ("conversions.quantise_f32", "conversions.dequantise_f32"):
         got = convert(kernel, isa, values, 4 * COLS)
         np.testing.assert_array_equal(got.view(np.uint32), bits)

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 from sentencepiece import SentencePieceProcessor
 from support.cpu_models import cpu_model, reference_of
-from support.kernels import EXACT_ISAS, QUANTISED, TYPES, each_exact_isa, each_isa, use_isa
+from support.kernels import (
+    EXACT_ISAS,
+    QUANTISED,
+    TYPES,
+    UNQUANTISED,
+    each_exact_isa,
+    each_isa,
+    use_isa,
+)
+from support.stored_models import StoredCheckpoint
 from support.tiny_models import (
     GOLDEN,
     MemoryCheckpoint,
@@ -27,7 +36,9 @@ from pyrllama.checkpoints.llama2c import Llama2cCheckpoint
 from pyrllama.core import Batch, Llama3Rope, ModelConfig, TensorType
 from pyrllama.cpu.model import load_model
 from pyrllama.cpu.target import Isa, chosen
+from pyrllama.cpu.weights import MADE_TYPES
 from pyrllama.models.rope import ROPE_FACTORS, rope_frequencies
+from pyrllama.reference import ReferenceModel, ops
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,7 +73,7 @@ the reference with a float16 cache is as far from transformers as the kernels ar
 TRANSFORMERS_QUANTISED = 0.3
 """A Q8_0 cache, seen up to 0.19, where logits reach 6.4."""
 
-each_type = pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
+each_type = pytest.mark.parametrize("kind", MADE_TYPES, ids=lambda kind: kind.name)
 
 
 @dataclass(frozen=True)
@@ -196,6 +207,32 @@ def test_a_stored_type_needs_no_conversion(isa: Isa, kind: TensorType) -> None:
         checkpoint = MemoryCheckpoint(config, weights, kind)
         model = load_model(checkpoint, max_seq_len=96, threads=1)
     np.testing.assert_array_equal(logits_of(model, range(5)), converted)
+    model.close()
+
+
+# --- every type as it is stored ----------------------------------------------------------------
+
+
+WIDE = tiny_config(dim=256, head_dim=64, n_heads=4, n_kv_heads=2, ffn_dim=512)
+"""Rows of whole super-blocks."""
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
+def test_a_model_of_every_type_equals_the_reference(kind: TensorType) -> None:
+    checkpoint = StoredCheckpoint(WIDE, kind, WEIGHT_STD)
+    matmul = ops.matmul if kind in UNQUANTISED else ops.matmul_int8
+    reference = ReferenceModel(WIDE, checkpoint.numbers, 3, kv_dtype=np.float16, matmul=matmul)
+    tokens = np.random.default_rng(3).integers(0, WIDE.vocab_size, 40).tolist()
+    expected = logits_of(reference, tokens)
+    model = load_model(checkpoint, max_seq_len=96, threads=2)
+    whole = logits_of(model, tokens)
+    errors = np.abs(whole - expected) / expected.std()
+    assert np.median(errors) < 1e-2
+    assert errors.max() < 0.5
+    one_by_one = np.concatenate(
+        [model.forward(Batch((chunk_of([token], i),))) for i, token in enumerate(tokens)]
+    )
+    np.testing.assert_array_equal(one_by_one, whole)
     model.close()
 
 

@@ -119,9 +119,9 @@ def test_no_number_of_threads_takes_the_machines() -> None:
 
 
 def test_a_type_that_cannot_run_is_a_named_error() -> None:
-    with pytest.raises(UnsupportedTypeError, match="Q4_K"):
+    with pytest.raises(UnsupportedTypeError, match="Q8_1"):
         load_model(
-            MemoryCheckpoint(CONFIG, WEIGHTS), type=TensorType.Q4_K, max_seq_len=32, threads=1
+            MemoryCheckpoint(CONFIG, WEIGHTS), type=TensorType.Q8_1, max_seq_len=32, threads=1
         )
 
 

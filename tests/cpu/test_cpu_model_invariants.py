@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.cpu_models import cpu_model
-from support.kernels import EXACT_ISAS, TYPES
+from support.kernels import EXACT_ISAS
 from support.tiny_models import chunk_of, greedy, logits_of, random_weights, tiny_config
 
 from pyrllama.core import Batch, Chunk, TensorType
+from pyrllama.cpu.weights import MADE_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +35,7 @@ def isa(request: pytest.FixtureRequest) -> Isa:
     return chosen
 
 
-@pytest.fixture(scope="module", params=TYPES, ids=lambda kind: kind.name)
+@pytest.fixture(scope="module", params=MADE_TYPES, ids=lambda kind: kind.name)
 def kind(request: pytest.FixtureRequest) -> TensorType:
     chosen: TensorType = request.param
     return chosen

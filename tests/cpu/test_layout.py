@@ -16,17 +16,27 @@ from support.kernels import (
     OneMatrix,
     PackedMatrix,
     call,
+    column_counts,
     each_isa,
     pack,
-    rounded,
+    random_stored,
 )
+from support.packed_layout import interleaved
 
 from pyrllama import quants
 from pyrllama.core import TensorInfo, TensorType
 from pyrllama.cpu.records import BYTES, FLOATS
 from pyrllama.cpu.team import Team
-from pyrllama.cpu.weights import PACKED, Matrices, packed_bytes, packed_type
+from pyrllama.cpu.weights import (
+    MADE_TYPES,
+    PACKED,
+    Matrices,
+    codebook_levels,
+    packed_bytes,
+    packed_type,
+)
 from pyrllama.errors import BackendError
+from pyrllama.quants import codebook
 
 if TYPE_CHECKING:
     from pyrllama.cpu.target import Isa
@@ -45,39 +55,20 @@ def random(rows: int, cols: int, seed: int = 0) -> NDArray[np.float32]:
 
 def shapes(*kinds: TensorType) -> list[tuple[int, int]]:
     """Return the shapes that can be stored in all of these types."""
-    quantised = any((PACKED[kind].form == BYTES) for kind in kinds)
-    return list(product(ROWS, COLS[quantised]))
-
-
-def interleaved(stored: Bytes, kind: TensorType, cols: int) -> Bytes:
-    """State the layout: stored rows to ``(groups, bytes of a group)``, piece by piece."""
-    n_groups = -(-len(stored) // 16)
-    block_cols = 32 if (PACKED[kind].form == BYTES) else 1
-    unit = stored.shape[1] * block_cols // cols  # bytes of a block or of a number
-    n_units = -(-cols // 32) * 32 // block_cols
-    padded = np.zeros((16 * n_groups, unit * n_units), np.uint8)
-    padded[: len(stored), : stored.shape[1]] = stored
-    groups = []
-    for g in range(n_groups):
-        pieces = []
-        for u in range(n_units):
-            block = padded[16 * g : 16 * g + 16, u * unit : u * unit + unit]  # (16 rows, unit)
-            if block_cols == 1:
-                pieces.append(block.reshape(-1))
-                continue
-            pieces.append(block[:, :2].reshape(-1))  # the scales of 16 rows
-            pieces += [block[:, word : word + 4].reshape(-1) for word in range(2, unit, 4)]
-        groups.append(np.concatenate(pieces))
-    return np.array(groups)
+    widest = max(kinds, key=quants.block_size)
+    return list(product(ROWS, column_counts(widest, COLS[quants.block_size(widest) > 1])))
 
 
 def test_the_statement_of_the_layout_by_hand() -> None:
-    stored = np.arange(18, dtype=np.uint8)[None]  # one block of Q4_0
+    stored = np.arange(18, dtype=np.uint8)[None]  # one block of Q4_0, whose scale is 0x0100
     group = interleaved(stored, TensorType.Q4_0, 32)[0]
     assert group.shape == (32 + 4 * 64,)
     assert group[:3].tolist() == [0, 1, 0]  # the scale of row 0, then that of row 1
-    assert group[32:37].tolist() == [2, 3, 4, 5, 0]
-    assert group[96:101].tolist() == [6, 7, 8, 9, 0]
+    # Columns 0 to 3 are the low bits of bytes 2 to 5, columns 4 to 7 those of bytes 6 to 9.
+    assert group[32:37].tolist() == [0x62, 0x73, 0x84, 0x95, 0]
+    assert group[96:101].tolist() == [0xEA, 0xFB, 0x0C, 0x1D, 0]
+    assert group[160:165].tolist() == [0x00, 0x00, 0x00, 0x00, 0]  # the high bits
+    assert group[224:229].tolist() == [0x00, 0x00, 0x10, 0x10, 0]
     halves = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.uint8)  # two rows of two numbers
     group = interleaved(halves, TensorType.F16, 2)[0]
     assert group.shape == (32 * 32,)
@@ -89,10 +80,8 @@ def test_the_statement_of_the_layout_by_hand() -> None:
 @each_isa
 @each_type
 def test_packing_interleaves_rows_and_keeps_their_bits(isa: Isa, kind: TensorType) -> None:
-    rng = np.random.default_rng(1)
     for rows, cols in shapes(kind):
-        n_bytes = quants.row_bytes(kind, cols)
-        stored = rng.integers(0, 256, (rows, n_bytes), dtype=np.uint8)
+        stored = random_stored(kind, rows, cols, rows)
         matrix = PackedMatrix(stored, kind, cols, isa)
         assert matrix.kind is kind
         np.testing.assert_array_equal(matrix.data, interleaved(stored, kind, cols))
@@ -101,40 +90,43 @@ def test_packing_interleaves_rows_and_keeps_their_bits(isa: Isa, kind: TensorTyp
 @each_isa
 @each_type
 def test_interleaving_stays_inside_the_group(isa: Isa, kind: TensorType) -> None:
-    rng = np.random.default_rng(2)
+    (cols,) = column_counts(kind, (64,))
     for n_rows in (1, 5, 16):
-        n_bytes = quants.row_bytes(kind, 64)
-        source = Guarded((n_rows, n_bytes), np.uint8, misaligned=2)
-        source.array[...] = rng.integers(0, 256, source.array.shape, dtype=np.uint8)
-        target = Guarded(packed_bytes((16, 64), kind), np.uint8)
-        kernel = PACKED[kind].interleave
-        call(kernel, isa, source.address, n_bytes, n_rows, target.address, 64)
-        np.testing.assert_array_equal(target.array, interleaved(source.array, kind, 64)[0])
+        stored = random_stored(kind, n_rows, cols, n_rows)
+        rows = codebook_levels(stored, kind) if kind in codebook.LEVELS else stored
+        source = Guarded(rows.shape, np.uint8, misaligned=2)
+        source.array[...] = rows
+        target = Guarded(packed_bytes((16, cols), kind), np.uint8)
+        kernel, n_bytes = PACKED[kind].interleave, rows.shape[1]
+        call(kernel, isa, source.address, n_bytes, n_rows, target.address, cols)
+        np.testing.assert_array_equal(target.array, interleaved(stored, kind, cols)[0])
         target.check()
 
 
 @each_isa
-@pytest.mark.parametrize("held_as", TYPES, ids=lambda kind: f"to_{kind.name}")
+@pytest.mark.parametrize("held_as", MADE_TYPES, ids=lambda kind: f"to_{kind.name}")
 @each_type
 def test_packing_into_another_type_rounds_as_numpy_does(
     isa: Isa, kind: TensorType, held_as: TensorType
 ) -> None:
     for rows, cols in shapes(kind, held_as):
-        values = rounded(random(rows, cols), kind)
-        matrix = pack(values, kind, isa, held_as)
+        source = random_stored(kind, rows, cols, rows)
+        values = quants.dequantize(kind, source, cols)
+        matrix = PackedMatrix(source, kind, cols, isa, held_as)
         assert matrix.kind is held_as
-        stored = quants.quantize(held_as, values)
+        stored = source if held_as is kind else quants.quantize(held_as, values)
         np.testing.assert_array_equal(matrix.data, interleaved(stored, held_as, cols))
 
 
 @each_isa
 def test_the_record_says_how_the_matrix_lies(isa: Isa) -> None:
     for kind in TYPES:
-        matrix = pack(random(40, 96), kind, isa)
+        (cols,) = column_counts(kind, (96,))
+        matrix = PackedMatrix(random_stored(kind, 40, cols, 0), kind, cols, isa)
         record = matrix.record
         assert (record["n_groups"], record["n_rows"]) == (3, 40)
-        assert record["n_cols"] == 96
-        assert record["bytes_a_group"] == packed_bytes((16, 96), kind)
+        assert record["n_cols"] == cols
+        assert record["bytes_a_group"] == packed_bytes((16, cols), kind)
         assert record["data"] % 64 == 0
         assert record["form"] == (BYTES if kind in QUANTISED else FLOATS)
 
@@ -142,10 +134,9 @@ def test_the_record_says_how_the_matrix_lies(isa: Isa) -> None:
 @each_isa
 @each_type
 def test_a_team_packs_what_one_thread_packs(isa: Isa, kind: TensorType) -> None:
-    stored = quants.quantize(TensorType.F16, random(200, 64))
-    one, three = (
-        PackedMatrix(stored, TensorType.F16, 64, isa, kind, threads=n).data for n in (1, 3)
-    )
+    (cols,) = column_counts(kind, (64,))
+    stored = random_stored(kind, 200, cols, 1)
+    one, three = (PackedMatrix(stored, kind, cols, isa, threads=n).data for n in (1, 3))
     np.testing.assert_array_equal(one, three)
 
 
@@ -153,25 +144,28 @@ def test_a_team_packs_what_one_thread_packs(isa: Isa, kind: TensorType) -> None:
 @each_type
 def test_a_row_unpacks_to_its_stored_values(isa: Isa, kind: TensorType) -> None:
     for rows, cols in shapes(kind):
-        values = random(rows, cols, seed=2)
-        matrix = pack(values, kind, isa)
+        stored = random_stored(kind, rows, cols, 2)
+        matrix = PackedMatrix(stored, kind, cols, isa)
         expected = np.zeros((rows, matrix.record["n_cols"]), np.float32)
-        expected[:, :cols] = rounded(values, kind)
+        expected[:, :cols] = quants.dequantize(kind, stored, cols)
         out = Guarded(expected.shape[1], np.float32, misaligned=4)
         for row in range(rows):
-            call(f"layout.row_{PACKED[kind].suffix}", isa, matrix.address, row, out.address)
+            call(f"layout.row_{PACKED[kind].kernels}", isa, matrix.address, row, out.address)
             np.testing.assert_array_equal(out.array, expected[row])
         out.check()
 
 
 @each_isa
 def test_the_record_names_the_kernels_of_its_type(isa: Isa) -> None:
-    addresses = [
-        (record["matvec"], record["matmul"], record["row"])
-        for record in (pack(random(16, 32), kind, isa).record for kind in TYPES)
-    ]
-    assert all(map(all, addresses))
-    assert len(set(addresses)) == len(TYPES)
+    addresses = {}
+    for kind in TYPES:
+        (cols,) = column_counts(kind, (32,))
+        record = PackedMatrix(random_stored(kind, 16, cols, 0), kind, cols, isa).record
+        addresses[kind] = record["matvec"], record["matmul"], record["row"]
+    assert all(map(all, addresses.values()))
+    kernels = {kind: PACKED[kind].kernels for kind in TYPES}
+    assert len(set(addresses.values())) == len(set(kernels.values()))
+    assert addresses[TensorType.TQ1_0] == addresses[TensorType.TQ2_0]
 
 
 # --- which type a matrix is held in -----------------------------------------------------------
@@ -183,9 +177,9 @@ def info(kind: TensorType, cols: int) -> TensorInfo:
 
 @each_type
 def test_a_matrix_is_held_as_it_is_stored_unless_another_type_is_wanted(kind: TensorType) -> None:
-    assert packed_type(info(kind, 64), None) is kind
+    assert packed_type(info(kind, 256), None) is kind
     for wanted in TYPES:
-        assert packed_type(info(kind, 64), wanted) is wanted
+        assert packed_type(info(kind, 256), wanted) is wanted
 
 
 @pytest.mark.parametrize("cols", [1, 31, 33, 172])

@@ -9,12 +9,15 @@ from support.kernels import (
     QUANTISED,
     TYPES,
     UNQUANTISED,
-    PackedMatrix,
     Product,
+    alike_bytes,
+    column_counts,
     each_isa,
     pack,
+    random_stored,
     rounded,
-    stored_blocks,
+    stored_product,
+    with_scales_of_one,
 )
 
 from pyrllama import quants
@@ -27,6 +30,10 @@ COLS = (32, 64, 96, 352)
 N_TOKENS = (1, 2, 5, 6, 7, 13)
 FLOAT_ROUNDING = 1e-6
 """Of the sum of the magnitudes that a result adds up: some float32 roundings of 6e-8 each."""
+TINY = 1e-30
+"""Added to magnitudes: rows of scales that are all zero have none."""
+CONVERTED = (TensorType.Q8_0, TensorType.Q4_0)
+each_quantised = pytest.mark.parametrize("kind", QUANTISED, ids=lambda kind: kind.name)
 each_type = pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
 
 Array = NDArray[np.float32]
@@ -43,6 +50,12 @@ def exact(x: Array | Doubles, w: Array) -> tuple[Doubles, Doubles]:
     return a @ b.T, np.abs(a) @ np.abs(b).T
 
 
+def some_product(kind: TensorType, rows: int, n_tokens: int, isa: Isa, cols: int = 64) -> Product:
+    """Return the product of random stored rows and random activations."""
+    cols = column_counts(kind, (cols, cols))[-1]
+    return stored_product(random_stored(kind, rows, cols, 4), kind, random(n_tokens, cols, 5), isa)
+
+
 def as_int8(x: Array) -> Doubles:
     """Return what activations are after ``quantize_activations``."""
     q, scales = ops.quantize_activations(x)
@@ -53,7 +66,7 @@ def as_int8(x: Array) -> Doubles:
 def assert_close(got: Array, x: Array | Doubles, w: Array) -> None:
     expected, magnitudes = exact(x, w)
     assert got.shape == expected.shape
-    error = np.max(np.abs(got - expected) / magnitudes)
+    error = np.max(np.abs(got - expected) / (magnitudes + TINY))
     assert error < FLOAT_ROUNDING, f"{error:.1e} of the sum of magnitudes"
 
 
@@ -76,25 +89,21 @@ def test_float_products_equal_the_reference(isa: Isa, kind: TensorType) -> None:
 
 
 @each_isa
-@pytest.mark.parametrize("kind", QUANTISED, ids=lambda kind: kind.name)
+@each_quantised
 def test_quantised_products_equal_the_reference(isa: Isa, kind: TensorType) -> None:
     for rows in ROWS:
-        for cols in COLS:
-            w, x = random(rows, cols, rows), random(max(N_TOKENS), cols, cols)
-            stored = rounded(w, kind)
-            got = Product(pack(w, kind, isa), x, isa).run()
-            assert_close(got[:, :rows], as_int8(x), stored)
-            np.testing.assert_allclose(
-                got[:, :rows], ops.matmul_int8(x, stored), atol=4e-6 * np.sqrt(cols), rtol=1e-5
-            )
+        for cols in column_counts(kind, COLS)[-2:] if rows > 1 else column_counts(kind, COLS):
+            stored = random_stored(kind, rows, cols, rows + cols)
+            w, x = quants.dequantize(kind, stored, cols), random(max(N_TOKENS), cols, cols)
+            got = stored_product(stored, kind, x, isa).run()
+            assert_close(got[:, :rows], as_int8(x), w)
             assert not got[:, rows:].any(), "rows of padding"
 
 
 @each_isa
 @each_type
 def test_products_add_onto_what_is_there(isa: Isa, kind: TensorType) -> None:
-    w, x = random(48, 96, 1), random(5, 96, 2)
-    product = Product(pack(w, kind, isa), x, isa)
+    product = some_product(kind, 48, 5, isa)
     plain, onto = product.run(), random(5, 48, 3)
     np.testing.assert_array_equal(product.run(onto=onto), onto + plain)
 
@@ -102,10 +111,12 @@ def test_products_add_onto_what_is_there(isa: Isa, kind: TensorType) -> None:
 @each_isa
 @each_type
 def test_products_of_nothing_are_nothing(isa: Isa, kind: TensorType) -> None:
-    w = random(17, 64, 1)
-    assert not Product(pack(w, kind, isa), np.zeros((5, 64), np.float32), isa).run().any()
-    nothing = pack(np.zeros_like(w), kind, isa)
-    assert not Product(nothing, random(5, 64, 2), isa).run().any()
+    (cols,) = column_counts(kind, (64,))
+    stored = random_stored(kind, 17, cols, 1)
+    assert not stored_product(stored, kind, np.zeros((5, cols), np.float32), isa).run().any()
+    if kind in (*UNQUANTISED, *CONVERTED):
+        nothing = pack(np.zeros((17, 64), np.float32), kind, isa)
+        assert not Product(nothing, random(5, 64, 2), isa).run().any()
 
 
 # --- bit for bit ------------------------------------------------------------------------------
@@ -116,7 +127,7 @@ def test_products_of_nothing_are_nothing(isa: Isa, kind: TensorType) -> None:
 @pytest.mark.parametrize("n_tokens", N_TOKENS)
 def test_rows_in_a_batch_equal_rows_alone(isa: Isa, kind: TensorType, n_tokens: int) -> None:
     for rows, cols in ((17, 32), (100, 352)):
-        product = Product(pack(random(rows, cols, 4), kind, isa), random(n_tokens, cols, 5), isa)
+        product = some_product(kind, rows, n_tokens, isa, cols)
         together = product.run()
         np.testing.assert_array_equal(together, product.run_rows())
 
@@ -125,7 +136,7 @@ def test_rows_in_a_batch_equal_rows_alone(isa: Isa, kind: TensorType, n_tokens: 
 @each_type
 @pytest.mark.parametrize("n_tokens", [2, 7])
 def test_groups_in_pieces_equal_the_whole(isa: Isa, kind: TensorType, n_tokens: int) -> None:
-    product = Product(pack(random(100, 64, 6), kind, isa), random(n_tokens, 64, 7), isa)
+    product = some_product(kind, 100, n_tokens, isa)
     assert product.n_groups == 7
     whole = product.run()
     splits: list[tuple[int, ...]] = [(i,) for i in range(1, 7)]
@@ -139,7 +150,7 @@ def test_groups_in_pieces_equal_the_whole(isa: Isa, kind: TensorType, n_tokens: 
 @each_isa
 @each_type
 def test_groups_of_one_row_in_pieces_equal_the_whole(isa: Isa, kind: TensorType) -> None:
-    product = Product(pack(random(100, 64, 6), kind, isa), random(1, 64, 7), isa)
+    product = some_product(kind, 100, 1, isa)
     whole, onto = product.run_row(), random(1, 112, 8)[0]
     for pieces in ((1,), (6,), (2, 4, 6), (1, 3, 5), (1, 2, 3, 4, 5, 6)):
         np.testing.assert_array_equal(product.run_row(pieces=pieces), whole, f"cut at {pieces}")
@@ -149,72 +160,36 @@ def test_groups_of_one_row_in_pieces_equal_the_whole(isa: Isa, kind: TensorType)
 # --- extremes ---------------------------------------------------------------------------------
 
 
-def test_stored_blocks_mean_their_integers() -> None:
-    for kind, low, high in ((TensorType.Q8_0, -128, 128), (TensorType.Q4_0, -8, 8)):
-        weights = np.random.default_rng(9).integers(low, high, (3, 64))
-        values = quants.dequantize(kind, stored_blocks(weights, kind), 64)
-        np.testing.assert_array_equal(values, weights)
-
-
-def integer_cases(low: int, high: int) -> dict[str, NDArray[np.int64]]:
-    """Return weights at and between the ends of a type's range, ``(rows, cols)``."""
-    shape = (32, 64)
-    rng = np.random.default_rng(10)
-    ends = np.array([low, high])
-    return {
-        "all lowest": np.full(shape, low),
-        "all highest": np.full(shape, high),
-        "all zero": np.zeros(shape, np.int64),
-        "ends by turns": ends[np.indices(shape).sum(axis=0) % 2],
-        "ends at random": ends[rng.integers(0, 2, shape)],
-        "every value": rng.integers(low, high + 1, shape),
-    }
-
-
-X_SIGNS = {
-    "plus": np.ones((6, 64)),
-    "minus": -np.ones((6, 64)),
-    "by turns": 1 - 2 * (np.indices((6, 64)).sum(axis=0) % 2),
-    "random": np.sign(np.random.default_rng(11).normal(0, 1, (6, 64))),
-}
+def signs(cols: int) -> NDArray[np.float64]:
+    """Return six rows of activations at the ends of their range, by sign: ``(6, cols)``."""
+    by_turns = 1 - 2 * (np.indices((2, cols)).sum(axis=0) % 2)
+    at_random = np.sign(np.random.default_rng(11).normal(0, 1, (2, cols)))
+    return np.concatenate([np.ones((1, cols)), -np.ones((1, cols)), by_turns, at_random])
 
 
 @each_isa
-@pytest.mark.parametrize(
-    ("kind", "case"),
-    [
-        (kind, case)
-        for kind, ends in ((TensorType.Q8_0, (-128, 127)), (TensorType.Q4_0, (-8, 7)))
-        for case in integer_cases(*ends)
-    ],
-)
-def test_integer_sums_are_exact_at_the_ends_of_the_range(
-    isa: Isa, kind: TensorType, case: str
-) -> None:
-    weights = integer_cases(*((-128, 127) if kind is TensorType.Q8_0 else (-8, 7)))[case]
-    matrix = PackedMatrix(stored_blocks(weights, kind), kind, 64, isa)
-    for signs in X_SIGNS.values():
-        x = 127 * signs.astype(np.float32)  # the scale is 1, so float32 holds every sum
-        got = Product(matrix, x, isa).run()
-        np.testing.assert_array_equal(got, x.astype(np.int64) @ weights.T)
+@each_quantised
+def test_sums_hold_at_the_ends_of_the_range(isa: Isa, kind: TensorType) -> None:
+    stored = alike_bytes(kind)
+    (cols,) = column_counts(kind, (64,))
+    x = (127 * signs(cols)).astype(np.float32)
+    got = stored_product(stored, kind, x, isa).run()
+    assert_close(got, x, quants.dequantize(kind, stored, cols))
 
 
 @each_isa
-@pytest.mark.parametrize("kind", QUANTISED, ids=lambda kind: kind.name)
+@each_quantised
 def test_integer_sums_are_exact_for_any_bytes(isa: Isa, kind: TensorType) -> None:
-    rng = np.random.default_rng(12)
-    low, high = (-128, 128) if kind is TensorType.Q8_0 else (-8, 8)
-    weights = rng.integers(low, high, (48, 352))
-    x = rng.integers(-127, 128, (9, 352))
-    x[:, ::32] = 127  # every block's scale is 1
-    got = Product(
-        PackedMatrix(stored_blocks(weights, kind), kind, 352, isa), x.astype(np.float32), isa
-    ).run()
-    np.testing.assert_array_equal(got, x @ weights.T)
+    cols = column_counts(kind, (352, 352))[-1]
+    stored = with_scales_of_one(random_stored(kind, 48, cols, 12), kind)
+    x = np.random.default_rng(12).integers(-127, 128, (9, cols)).astype(np.float32)
+    x[:, ::32] = 127  # every block's scale is 1, so float32 holds every sum
+    w = quants.dequantize(kind, stored, cols).astype(np.float64)
+    np.testing.assert_array_equal(stored_product(stored, kind, x, isa).run(), x @ w.T)
 
 
 @each_isa
-@pytest.mark.parametrize("kind", QUANTISED, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", CONVERTED, ids=lambda kind: kind.name)
 def test_every_row_and_block_has_its_own_scale(isa: Isa, kind: TensorType) -> None:
     w = random(40, 96, 13) * np.geomspace(1e-3, 1e3, 40).astype(np.float32)[:, None]
     w[:, 32:64] *= 100
@@ -225,10 +200,12 @@ def test_every_row_and_block_has_its_own_scale(isa: Isa, kind: TensorType) -> No
 
 
 @each_isa
-def test_instruction_sets_agree_on_quantised_products(isa: Isa) -> None:
-    w, x = random(48, 352, 15), random(5, 352, 16)
-    for kind in QUANTISED:
-        here = Product(pack(w, kind, isa), x, isa).run()
-        plain = Product(pack(w, kind, GENERIC), x, GENERIC).run()
-        _, magnitudes = exact(x, rounded(w, kind))
-        assert np.max(np.abs(here - plain) / magnitudes) < FLOAT_ROUNDING
+@each_quantised
+def test_instruction_sets_agree_on_quantised_products(isa: Isa, kind: TensorType) -> None:
+    if isa is GENERIC:
+        return
+    cols = column_counts(kind, (352, 352))[-1]
+    stored, x = random_stored(kind, 48, cols, 15), random(5, cols, 16)
+    here, plain = (stored_product(stored, kind, x, each).run() for each in (isa, GENERIC))
+    _, magnitudes = exact(x, quants.dequantize(kind, stored, cols))
+    assert np.max(np.abs(here - plain) / (magnitudes + TINY)) < FLOAT_ROUNDING

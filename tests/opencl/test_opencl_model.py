@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from sentencepiece import SentencePieceProcessor
 from support.opencl_models import QUANTISED, each_type, opencl_model, reference_of
-from support.tiny_models import GOLDEN, chunk_of, greedy, logits_of, random_weights, tiny_config
+from support.stored_models import StoredCheckpoint
+from support.tiny_models import (
+    GOLDEN,
+    chunk_of,
+    greedy,
+    logits_of,
+    random_weights,
+    tiny_config,
+)
 from support.transformers_models import FIXTURES, load_fixture
 
 from pyrllama.checkpoints.llama2c import Llama2cCheckpoint
@@ -67,6 +75,19 @@ def check_against_reference(
 @each_type
 def test_logits_equal_the_reference(device: Device, kind: TensorType) -> None:
     check_against_reference(device, kind, {})
+
+
+def test_a_type_without_kernels_is_held_as_q8_0(device: Device) -> None:
+    config = tiny_config(dim=256, head_dim=64, n_heads=4, n_kv_heads=2, ffn_dim=256)
+    stored = StoredCheckpoint(config, TensorType.IQ3_S, WEIGHT_STD)
+    tokens = TOKENS[:20].tolist()
+    expected = logits_of(
+        reference_of(config, stored.numbers, TensorType.Q8_0, 1, int8=False), tokens
+    )
+    with opencl_model(device, config, stored) as model:
+        assert np.max(np.abs(logits_of(model, tokens) - expected)) < (
+            TENSOR_ROUNDING if device.is_nvidia else FLOAT_ROUNDING
+        )
 
 
 @pytest.mark.parametrize("shape", SHAPES)

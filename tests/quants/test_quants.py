@@ -25,7 +25,10 @@ from pyrllama.quants import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-TYPES = sorted(RUNNABLE)
+TYPES = [
+    TensorType.F32, TensorType.F16, TensorType.Q4_0, TensorType.Q8_0, TensorType.BF16
+]  # fmt: skip
+"""The types with a plain rule for rounding, in the order of their codes."""
 READ = sorted(READABLE)
 SCALE_OFFSETS = {
     TensorType.Q4_0: (0,),
@@ -96,7 +99,8 @@ def test_row_bytes_refuses_half_a_block() -> None:
 
 
 def test_runnable_names_are_listed() -> None:
-    assert runnable_names() == "F32, F16, Q4_0, Q8_0, BF16"
+    assert RUNNABLE == READABLE
+    assert runnable_names().startswith("F32, F16, Q4_0, Q4_1, Q5_0")
 
 
 @pytest.mark.parametrize("type_", TYPES)

@@ -56,6 +56,9 @@ def with_emulations(text: str, here: Isa) -> str:
     if found and not here.has("avx512vnni"):
         text = re.sub(r"^declare .*vpdpbusd.*$", "", text, flags=re.MULTILINE)
         text = text.replace(found[0], "@vpdpbusd") + vpdpbusd(int(found[1]))
+    if "pshuf.b.512" in text and not here.has("avx512bw"):
+        text = re.sub(r"^declare .*pshuf\.b\.512.*$", "", text, flags=re.MULTILINE)
+        text = text.replace('@"llvm.x86.avx512.pshuf.b.512"', "@pshufb") + PSHUFB
     if "llvm.x86.tdp" in text:
         names = "ldtilecfg|tilerelease|tilezero|tileloadd64|tilestored64|tdpbf16ps"
         text = re.sub(rf'^declare .*@"llvm\.x86\.(?:{names})".*$', "", text, flags=re.MULTILINE)
@@ -85,6 +88,27 @@ define {words} @vpdpbusd({words} %sum0, {operand} %a, {operand} %b) alwaysinline
 """
     return code + f"  ret {words} %sum4\n}}\n"
 
+
+def _bytes(first: int, count: int) -> str:
+    """Return the mask of a shuffle that takes some neighbouring bytes."""
+    return f"<{count} x i32> <{', '.join(f'i32 {first + i}' for i in range(count))}>"
+
+
+PSHUFB = f"""
+define <64 x i8> @pshufb(<64 x i8> %a, <64 x i8> %b) alwaysinline {{
+  %a0 = shufflevector <64 x i8> %a, <64 x i8> %a, {_bytes(0, 32)}
+  %a1 = shufflevector <64 x i8> %a, <64 x i8> %a, {_bytes(32, 32)}
+  %b0 = shufflevector <64 x i8> %b, <64 x i8> %b, {_bytes(0, 32)}
+  %b1 = shufflevector <64 x i8> %b, <64 x i8> %b, {_bytes(32, 32)}
+  %low = call <32 x i8> @llvm.x86.avx2.pshuf.b(<32 x i8> %a0, <32 x i8> %b0)
+  %high = call <32 x i8> @llvm.x86.avx2.pshuf.b(<32 x i8> %a1, <32 x i8> %b1)
+  %both = shufflevector <32 x i8> %low, <32 x i8> %high, {_bytes(0, 64)}
+  ret <64 x i8> %both
+}}
+
+declare <32 x i8> @llvm.x86.avx2.pshuf.b(<32 x i8>, <32 x i8>)
+"""
+"""A permutation of bytes within each 16, in two halves."""
 
 TILES = """
 @tiles = internal global [8192 x i8] zeroinitializer, align 64

@@ -20,6 +20,7 @@ from pyrllama.cpu.records import (
     FLOATS,
     MATRIX,
     ROWS_AT_ONCE,
+    SUMS,
     TILES,
     Record,
     Records,
@@ -27,7 +28,7 @@ from pyrllama.cpu.records import (
 from pyrllama.cpu.scratch import panel_bytes, round_up, spare_rows
 from pyrllama.cpu.team import Team
 from pyrllama.cpu.weights import PACKED, Matrices
-from pyrllama.quants import dequantize, quantize
+from pyrllama.quants import block_size, dequantize, quantize, row_bytes, type_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -137,6 +138,70 @@ class PackedMatrix:
         self.data = memory_at(self.record["data"], n_bytes).reshape(self.record["n_groups"], -1)
 
 
+# Where the float16 of a stored block stand, in bytes.
+_HALVES = {
+    TensorType.Q4_1: (0, 2), TensorType.Q5_1: (0, 2), TensorType.Q4_K: (0, 2),
+    TensorType.Q5_K: (0, 2), TensorType.Q2_K: (80, 82), TensorType.Q3_K: (108,),
+    TensorType.Q6_K: (208,), TensorType.TQ1_0: (52,), TensorType.TQ2_0: (64,),
+    TensorType.MXFP4: (), TensorType.IQ1_M: (),
+}  # fmt: skip
+_EXTREME_HALVES = np.array([0.0, -0.0, 2.0**-24, -(2.0**-20), 2.0**-14, -0.5, 1.0], np.float16)
+
+
+def random_halves(
+    rng: np.random.Generator, shape: tuple[int, ...], scale: float | None
+) -> NDArray[np.float16]:
+    """Return scales of every kind, mostly around 1/100 but some zero, denormal or negative.
+
+    With ``scale`` they are around that instead, and of the usual kind.
+    """
+    if scale is not None:
+        return rng.normal(0, scale, shape).astype(np.float16)
+    usual = rng.normal(0, 0.01, shape).astype(np.float16)
+    return np.where(rng.random(shape) < 0.2, rng.choice(_EXTREME_HALVES, shape), usual)
+
+
+def usual_stored(
+    kind: TensorType, shape: tuple[int, int], seed: int, std: float
+) -> NDArray[np.uint8]:
+    """Return stored rows whose numbers, ``(rows, cols)``, have a standard deviation."""
+    rows, cols = shape
+    first = dequantize(kind, random_stored(kind, rows, cols, seed, 0.01), cols)
+    return random_stored(kind, rows, cols, seed, 0.01 * std / float(first.std()))
+
+
+def random_stored(
+    kind: TensorType, rows: int, cols: int, seed: int, scale: float | None = None
+) -> NDArray[np.uint8]:
+    """Return stored rows of random bits whose numbers are finite, ``(rows, bytes of a row)``.
+
+    Scales are as ``random_halves`` says; MXFP4 and unquantised types have none to choose.
+    """
+    rng = np.random.default_rng(seed)
+    if kind in UNQUANTISED:
+        return quantize(kind, rng.normal(0, 1, (rows, cols)).astype(np.float32))
+    n_bytes = type_size(kind)
+    blocks = rng.integers(0, 256, (rows * cols // block_size(kind), n_bytes), dtype=np.uint8)
+    for place in _HALVES.get(kind, (0,)):
+        halves = random_halves(rng, (len(blocks), 1), scale)
+        blocks[:, place : place + 2] = halves.view(np.uint8)
+    if kind is TensorType.MXFP4:
+        usual = [121, 122] if scale else [0, 1, 2, 3, 118, 121, 124, 127, 130]
+        blocks[:, 0] = rng.choice(usual, len(blocks))
+    if kind is TensorType.IQ1_M:  # four bits of its scale stand above each of four words
+        bits = random_halves(rng, (len(blocks), 1), scale).view(np.uint16)
+        words = blocks[:, 48:].view(np.uint16)
+        words &= np.uint16(0x0FFF)
+        words |= (bits >> np.array([0, 4, 8, 12], np.uint16) & np.uint16(15)) << np.uint16(12)
+    return blocks.reshape(rows, -1)
+
+
+def column_counts(kind: TensorType, counts: tuple[int, ...]) -> tuple[int, ...]:
+    """Return numbers of columns that a type can have: those given, or as many super-blocks."""
+    columns = block_size(kind)
+    return counts if columns <= 32 else tuple(columns * n for n in range(1, len(counts) + 1))
+
+
 def pack(
     values: NDArray[np.float32], kind: TensorType, isa: Isa, held_as: TensorType | None = None
 ) -> PackedMatrix:
@@ -149,18 +214,32 @@ def rounded(values: NDArray[np.float32], kind: TensorType) -> NDArray[np.float32
     return dequantize(kind, quantize(kind, values), values.shape[1])
 
 
-def stored_blocks(weights: NDArray[np.int64], kind: TensorType) -> NDArray[np.uint8]:
-    """Return integer weights, ``(rows, cols)``, as stored blocks with a scale of 1."""
-    rows, cols = weights.shape
-    blocks = weights.reshape(rows, cols // 32, 32)
-    numbers: NDArray[np.uint8]
-    scale = np.broadcast_to(np.float16(1).reshape(1).view(np.uint8), (*blocks.shape[:2], 2))
-    if kind is TensorType.Q8_0:
-        numbers = blocks.astype(np.int8).view(np.uint8)
-    else:
-        nibbles = (blocks + 8).astype(np.uint8)
-        numbers = nibbles[..., :16] | (nibbles[..., 16:] << np.uint8(4))
-    return np.concatenate([scale, numbers], axis=-1).reshape(rows, -1)
+def with_scales_of_one(stored: NDArray[np.uint8], kind: TensorType) -> NDArray[np.uint8]:
+    """Return stored rows whose float16 are all 1 (or 2^0), so that their numbers are whole.
+
+    They are multiples of an eighth in the codebooks' types.
+    """
+    blocks = stored.reshape(-1, type_size(kind)).copy()
+    for place in _HALVES.get(kind, (0,)):
+        blocks[:, place : place + 2] = np.float16(1).reshape(1).view(np.uint8)
+    if kind is TensorType.MXFP4:
+        blocks[:, 0] = 128
+    if kind is TensorType.IQ1_M:
+        words = blocks[:, 48:].view(np.uint16)
+        words &= np.uint16(0x0FFF)
+        words[:, 2:] |= np.array([0xC000, 0x3000], np.uint16)  # 0x3C00, four bits a word
+    return blocks.reshape(stored.shape)
+
+
+def alike_bytes(kind: TensorType) -> NDArray[np.uint8]:
+    """Return 32 rows of one super-block or two blocks that have all levels alike, or nearly so.
+
+    All their bytes are the same, but that scales of a float16 are 1.
+    """
+    fills = np.array([*range(0, 256, 17), 0x80, 0x7F, 0x0F, 0xF0], np.uint8)
+    (cols,) = column_counts(kind, (64,))
+    rows = np.resize(fills, 32)[:, None]
+    return with_scales_of_one(np.repeat(rows, row_bytes(kind, cols), axis=1), kind)
 
 
 def read_record(record: Record, address: int) -> dict[str, int]:
@@ -179,15 +258,14 @@ class ActivationArrays:
         self._x = Guarded((rows, self.n_cols), np.float32)
         self._q = Guarded((rows, self.n_cols), np.int8)
         self._scales = Guarded((rows, n_blocks), np.float32)
-        self._nibble_starts = Guarded((rows, n_blocks), np.int32)
-        self._signed_starts = Guarded((rows, n_blocks), np.int32)
+        self._sums = Guarded((rows, n_blocks, SUMS), np.int32)
+        self._scaled_sums = Guarded((rows, n_blocks, SUMS), np.float32)
         self._floats = Guarded((sixes, self.n_cols, ROWS_AT_ONCE), np.float32)
         self._bytes = Guarded((sixes, n_blocks, BLOCK_WORDS, ROWS_AT_ONCE), np.int32)
         self._tiles = Guarded((spare_rows(rows), self.n_cols), np.uint16)
         self._x.array[:, :cols] = x
         self.x, self.q, self.scales = self._x.array, self._q.array, self._scales.array
-        self.nibble_starts = self._nibble_starts.array
-        self.signed_starts = self._signed_starts.array
+        self.sums, self.scaled_sums = self._sums.array, self._scaled_sums.array
         self.floats, self.bytes, self.tiles = (
             self._floats.array, self._bytes.array, self._tiles.array
         )  # fmt: skip
@@ -198,8 +276,8 @@ class ActivationArrays:
             q=self._q.address,
             q_stride=self.n_cols,
             scales=self._scales.address,
-            nibble_starts=self._nibble_starts.address,
-            signed_starts=self._signed_starts.address,
+            sums=self._sums.address,
+            scaled_sums=self._scaled_sums.address,
             block_stride=4 * n_blocks,
             n_cols=self.n_cols,
             floats=self._floats.address,
@@ -220,6 +298,13 @@ class ActivationArrays:
                 guarded.check()
 
 
+def stored_product(
+    stored: NDArray[np.uint8], kind: TensorType, x: NDArray[np.float32], isa: Isa
+) -> Product:
+    """Return the product of stored rows, packed as they are, with rows of activations."""
+    return Product(PackedMatrix(stored, kind, x.shape[1], isa), x, isa)
+
+
 class Product:
     """A packed matrix times rows of activations, by the product kernels of its type.
 
@@ -238,7 +323,7 @@ class Product:
         self.n_groups = matrix.record["n_groups"]
         self.activations = ActivationArrays(x)
         self.activations.prepare(isa)
-        suffix = PACKED[matrix.kind].suffix
+        suffix = PACKED[matrix.kind].kernels
         if not tiled:
             self._matvec = compiler.load(f"matvec.{suffix}", isa)
         self._matmul = compiler.load(f"{'tiles' if tiled else 'matmul'}.{suffix}", isa)
