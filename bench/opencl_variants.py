@@ -5,7 +5,8 @@ r"""Time sizes of the OpenCL kernels against each other on one device: one row f
 
 Every variant is all combinations of the named fields of ``Tuning``.  The weights are loaded once.
 A decode row gives the time of a step on the device (steps enqueued without waiting) and of a
-whole ``forward``; its logits are compared with those of the batch's kernels.
+whole ``forward``; its logits are compared with those of the
+batch's kernels, and a prompt's last logits with those of one token.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from pyrllama.opencl.stage import Part, Sizes, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
 
     from pyrllama.opencl.tuning import Tuning
 
@@ -58,6 +61,8 @@ def main() -> None:
         report(stage, tuning, changed, lambda: decode(stage, arguments.contexts, copy))
     for tuning, changed in variants(base, arguments.prefill):
         report(stage, tuning, changed, lambda: prefill(stage, arguments.tokens))
+        if arguments.launches:
+            report(stage, tuning, changed, lambda: launches(stage, arguments.tokens))
     stage.close()
 
 
@@ -71,6 +76,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--base", default="", help="what all variants have: name=value ...")
     parser.add_argument("--decode", help="variants of decoding; '' is the default alone")
     parser.add_argument("--prefill", help="variants of a prompt; '' is the default alone")
+    parser.add_argument("--launches", action="store_true", help="a prompt's time by kernel")
     parser.add_argument("--contexts", type=int, nargs="+", default=[512])
     parser.add_argument("--tokens", type=int, nargs="+", default=[512])
     return parser.parse_args()
@@ -116,7 +122,7 @@ def decode(stage: Stage, contexts: list[int], copy: float) -> Iterator[str]:
             stage.forward(batch_at(first, min(256, context - first), outputs=0))
         expected = stage.forward(batch_at(context - 2, 2))[-1]
         logits = stage.forward(step)[-1]
-        error = float(np.max(np.abs(logits - expected)) / np.std(expected))
+        error = difference(logits, expected)
         again = stage.forward(step)[-1]
         on_device = median(stage.repeat, step, STEPS) / STEPS
         whole = median(stage.forward, step)
@@ -135,8 +141,28 @@ def prefill(stage: Stage, counts: list[int]) -> Iterator[str]:
     """Yield a line for each number of tokens."""
     for count in counts:
         prompt = batch_at(0, count)
+        logits = stage.forward(prompt)[-1]
+        again = stage.forward(prompt)[-1]
+        error = difference(logits, stage.forward(batch_at(count - 1, 1))[-1])
         seconds = median(stage.forward, prompt)
-        yield f"prefill {count}: {seconds * 1e3:.2f} ms, {count / seconds:.0f} tokens/s"
+        yield (
+            f"prefill {count}: {seconds * 1e3:.2f} ms, {count / seconds:.0f} tokens/s; "
+            f"error {error:.1e}, repeats {bool(np.array_equal(again, logits))}"
+        )
+
+
+def launches(stage: Stage, counts: list[int]) -> Iterator[str]:
+    """Yield a line for each kernel that reads a prompt: its launches and the time of them all."""
+    for count in counts:
+        times: dict[str, list[float]] = {}
+        stage.timed(batch_at(0, count))
+        for name, seconds in stage.timed(batch_at(0, count)):
+            times.setdefault(name, []).append(seconds)
+        for name, all_of_it in sorted(times.items(), key=lambda item: -sum(item[1])):
+            yield (
+                f"prefill {count}: {sum(all_of_it) * 1e3:7.3f} ms in {len(all_of_it):3d} launches "
+                f"of {name}, median {statistics.median(all_of_it) * 1e6:.1f} us"
+            )
 
 
 def batch_at(start: int, count: int, outputs: int = 1) -> Batch:
@@ -144,6 +170,11 @@ def batch_at(start: int, count: int, outputs: int = 1) -> Batch:
     tokens = np.random.default_rng(0).integers(0, 32_000, start + count)[start:].tolist()
     blocks = tuple(range(-(-(start + count) // BLOCK_TOKENS)))
     return Batch((Chunk(tuple(tokens), start, blocks, outputs),))
+
+
+def difference(logits: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """Return the greatest difference, in standard deviations of the logits."""
+    return float(np.max(np.abs(logits - expected)) / np.std(expected))
 
 
 def median(call: Callable[..., object], *arguments: object) -> float:
