@@ -5,8 +5,8 @@ r"""Time sizes of the OpenCL kernels against each other on one device: one row f
 
 Every variant is all combinations of the named fields of ``Tuning``.  The weights are loaded once.
 A decode row gives the time of a step on the device (steps enqueued without waiting) and of a
-whole ``forward``; its logits are compared with those of the
-batch's kernels, and a prompt's last logits with those of one token.
+whole ``forward``; its logits are compared with those of the batch's kernels, and a prompt's last
+logits with those of one token.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def main() -> None:
     print(f"{device}, {device.driver}; {arguments.shape} {kind.name}")
     copy = copy_bandwidth(device)
     print(f"copy bandwidth {copy / 1e12:.3f} TB/s", flush=True)
-    sizes = Sizes(context, -(-context // BLOCK_TOKENS), min(512, context), TensorType.F16)
+    n_blocks = -(-context // BLOCK_TOKENS) * max(arguments.sequences, default=1)
+    sizes = Sizes(context, n_blocks, min(512, context), TensorType.F16)
     part = Part(range(config.n_layers), embeds=True, ends=True)
     start = time.perf_counter()
     stage = Stage(device, RandomCheckpoint(config, kind), part, sizes, wanted=None,
@@ -61,6 +62,7 @@ def main() -> None:
         report(stage, tuning, changed, lambda: decode(stage, arguments.contexts, copy))
     for tuning, changed in variants(base, arguments.prefill):
         report(stage, tuning, changed, lambda: prefill(stage, arguments.tokens))
+        report(stage, tuning, changed, lambda: together(stage, arguments.sequences, context))
         if arguments.launches:
             report(stage, tuning, changed, lambda: launches(stage, arguments.tokens))
     stage.close()
@@ -76,6 +78,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--base", default="", help="what all variants have: name=value ...")
     parser.add_argument("--decode", help="variants of decoding; '' is the default alone")
     parser.add_argument("--prefill", help="variants of a prompt; '' is the default alone")
+    parser.add_argument("--sequences", type=int, nargs="+", default=[], help="decoded together")
     parser.add_argument("--launches", action="store_true", help="a prompt's time by kernel")
     parser.add_argument("--contexts", type=int, nargs="+", default=[512])
     parser.add_argument("--tokens", type=int, nargs="+", default=[512])
@@ -148,6 +151,24 @@ def prefill(stage: Stage, counts: list[int]) -> Iterator[str]:
         yield (
             f"prefill {count}: {seconds * 1e3:.2f} ms, {count / seconds:.0f} tokens/s; "
             f"error {error:.1e}, repeats {bool(np.array_equal(again, logits))}"
+        )
+
+
+def together(stage: Stage, counts: list[int], context: int) -> Iterator[str]:
+    """Yield a line for each number of sequences, of each of which the last token is decoded."""
+    n_blocks = -(-context // BLOCK_TOKENS)
+    for count in counts:
+        chunks = (
+            Chunk((7 + i,), context - 1, tuple(range(i * n_blocks, (i + 1) * n_blocks)), 1)
+            for i in range(count)
+        )
+        step = Batch(tuple(chunks))
+        on_device = median(stage.repeat, step, STEPS) / STEPS
+        whole = median(stage.forward, step)
+        yield (
+            f"{count} sequences at {context}: {on_device * 1e3:.3f} ms on the device "
+            f"({count / on_device:.0f} tokens/s), forward {whole * 1e3:.3f} ms "
+            f"({count / whole:.0f} tokens/s)"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -16,9 +16,9 @@ from pyrllama.opencl.tuning import (
     ATTENTION_GROUP,
     FEW_GROUP,
     FEW_ROWS,
+    LANES,
     TENSOR_ATTENTION_ROWS,
-    WIDE_GROUP,
-    WIDE_ROWS,
+    WIDE_HEIGHTS,
     WIDE_TOKENS,
     heads_at_once,
 )
@@ -35,6 +35,8 @@ TILE_GROUP, TILE_ROWS, TILE_TOKENS = 64, 32, 32
 """Of the portable tile product; see ``kernels/tile.cl``."""
 AS_FLOATS, AS_HALVES = 0, 1
 """Orders of the activations that a product reads; others are for wide tiles, see ``rows.cl``."""
+TALL_TILE_TIME = 1.25
+"""Of a wide tile of 192 rows, one of 128 rows taking 1, as measured on an H200."""
 MANY = 0
 """Instead of the number of rows that a product of few takes."""
 
@@ -59,9 +61,28 @@ class BatchLaunch:
     rows_at_once: int = 1
     rows: Rows = Rows.TOKENS
 
-    def times(self, counts: dict[Rows, int]) -> int:
-        """Return how many times its groups so many rows need."""
-        return -(-counts[self.rows] // self.rows_at_once)
+    def sized(self, counts: dict[Rows, int]) -> tuple[Launch, int]:
+        """Return the launch, and how many times its groups so many rows need."""
+        return self.launch, -(-counts[self.rows] // self.rows_at_once)
+
+
+@dataclass(frozen=True, slots=True)
+class WideLaunch:
+    """A product in tiles of 192 or of 128 rows of the matrix, whichever keeps the device busier."""
+
+    tall: Launch
+    low: Launch
+    compute_units: int
+    rows: Rows
+
+    def sized(self, counts: dict[Rows, int]) -> tuple[Launch, int]:
+        """Return the launch that ends first, and how many times its groups so many rows need."""
+        times = -(-counts[self.rows] // WIDE_TOKENS)
+        tall, low = (-(-times * n.groups // self.compute_units) for n in (self.tall, self.low))
+        return (self.tall if tall * TALL_TILE_TIME <= low else self.low), times
+
+
+AnyLaunch: TypeAlias = BatchLaunch | WideLaunch
 
 
 def count_rows(batch: Batch) -> dict[Rows, int]:
@@ -86,7 +107,7 @@ class BatchSteps:
         self.layers = list(self._layer_launches())
         self.end = list(self._end_launches())
 
-    def _layer_launches(self) -> Iterator[BatchLaunch]:
+    def _layer_launches(self) -> Iterator[AnyLaunch]:
         part = self._stage.part
         if part.embeds:
             yield BatchLaunch(embed(self._stage, self._program))
@@ -99,12 +120,12 @@ class BatchSteps:
             yield from self._activated(index, f"{layer}.gate_up", matrix)
             yield self._product(matrix, "hidden_rows", "x", add=True)
 
-    def _end_launches(self) -> Iterator[BatchLaunch]:
+    def _end_launches(self) -> Iterator[AnyLaunch]:
         part = self._stage.part
         if part.ends:
             yield from self._normalised(2 * len(part.layers), "output", "logits")
 
-    def _normalised(self, norm: int, group: str, out: str) -> Iterator[BatchLaunch]:
+    def _normalised(self, norm: int, group: str, out: str) -> Iterator[AnyLaunch]:
         """Normalise the rows as each matrix of a group reads them, and multiply."""
         order, row = None, 0
         for matrix in self._stage.matrices(group):
@@ -131,7 +152,7 @@ class BatchSteps:
         )
         return BatchLaunch(launch, rows=Rows.OUTPUTS if outputs else Rows.TOKENS)
 
-    def _attended(self, index: int, matrix: Matrix) -> Iterator[BatchLaunch]:
+    def _attended(self, index: int, matrix: Matrix) -> Iterator[AnyLaunch]:
         """Store keys and values, and attend to them, singly or by tiles, as a matrix reads it."""
         config, tuning, buffer = self._config, self._tuning, self._stage.buffer
         attention = attention_arguments(self._stage, index)
@@ -149,7 +170,7 @@ class BatchSteps:
             arguments = config.n_heads, ATTENTION_GROUP, *attention, *out
             yield BatchLaunch(self._program.launch(kernel, *arguments), tile_rows, Rows.RUNS)
 
-    def _activated(self, index: int, group: str, down: Matrix) -> Iterator[BatchLaunch]:
+    def _activated(self, index: int, group: str, down: Matrix) -> Iterator[AnyLaunch]:
         """Multiply by gates and ups, and leave their SwiGLU as the matrix after them reads it."""
         config, buffer, matrices = self._config, self._stage.buffer, self._stage.matrices(group)
         width, order = round_up(config.ffn_dim, ROW_ALIGN), np.int32(self._order(down))
@@ -165,7 +186,7 @@ class BatchSteps:
 
     def _product(
         self, matrix: Matrix, source: str, out: str, *, row: int = 0, add: bool = False
-    ) -> BatchLaunch:
+    ) -> AnyLaunch:
         """Multiply the rows of a buffer, each tile of the matrix by each tile of rows."""
         tuning, outputs, buffer = self._tuning, out == "logits", self._stage.buffer
         count, rows = (N_OUTPUTS, Rows.OUTPUTS) if outputs else (N_TOKENS, Rows.TOKENS)
@@ -195,7 +216,7 @@ class BatchSteps:
         target: tuple[Any, ...],
         n_rows: int,
         order: np.int32 | int = AS_FLOATS,
-    ) -> BatchLaunch:
+    ) -> AnyLaunch:
         """Multiply by a kernel that takes gates and ups, too: few rows, or wide tiles of many."""
         rows = Rows.OUTPUTS if target[0] == N_OUTPUTS else Rows.TOKENS
         buffer = self._stage.buffer
@@ -204,9 +225,17 @@ class BatchSteps:
             name, groups = f"few_product_{self._few}_{suffix(matrix)}", -(-n_rows // FEW_ROWS)
             launch = self._program.launch(name, groups, FEW_GROUP, *arguments)
             return BatchLaunch(launch, self._few, rows)
-        name, groups = f"wide_product_{suffix(matrix)}", -(-n_rows // WIDE_ROWS)
-        launch = self._program.launch(name, groups, WIDE_GROUP, *arguments, np.int32(order))
-        return BatchLaunch(launch, WIDE_TOKENS, rows)
+        tall, low = (
+            self._program.launch(
+                f"wide_product_{height}_{suffix(matrix)}",
+                -(-n_rows // height),
+                (height // 16 + 1) * LANES,  # a warp for 16 rows, and one that copies
+                *arguments,
+                np.int32(order),
+            )
+            for height in WIDE_HEIGHTS
+        )
+        return WideLaunch(tall, low, self._stage.device.compute_units, rows)
 
     def _stride(self, rows: str) -> int:
         """Return the floats from a row of a buffer to the next."""

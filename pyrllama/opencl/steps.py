@@ -51,8 +51,9 @@ class Steps:
         layers = self._batches[self._few(counts[Rows.TOKENS])].layers
         end = self._batches[self._few(counts[Rows.OUTPUTS])].end
         for batch_launch in (*layers, *end):
-            if times := batch_launch.times(counts):
-                yield batch_launch.launch, times
+            launch, times = batch_launch.sized(counts)
+            if times:
+                yield launch, times
 
     def _few(self, n_rows: int) -> int:
         """Return the products that take so many rows: those of few, if there are such."""

@@ -34,7 +34,7 @@ ATTENTION_PAD = 4
 """Floats between the rows of its local memory; see ``kernels/attention_tiles.cl``."""
 TENSOR_ATTENTION_ROWS = ATTENTION_GROUP // LANES * 16
 """Rows of a tile that attends on Tensor Cores, 16 a warp; see ``kernels/attention_tensor.cl``."""
-WIDE_GROUP, WIDE_ROWS, WIDE_TOKENS = 384, 192, 128
+WIDE_HEIGHTS, WIDE_TOKENS = (192, 128), 128
 """Of a tile that warpgroups multiply; see ``kernels/wide.cl``."""
 FEW_GROUP, FEW_ROWS = 256, 32
 """Of a product of few rows of activations; see ``kernels/few.cl``."""

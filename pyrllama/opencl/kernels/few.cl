@@ -10,11 +10,16 @@
 typedef struct {
   uint4 unit[FEW_ROWS / 8];
   ushort scale[FEW_ROWS / 8];
+  uint4 rows[UNIT_PARTS];  // activations of the first 8 tokens
 } KIND(Few);
 
-// Behind the end of a row the activations are zeros.
-FUNCTION void KIND(ask_few)(KIND(Few) *raw, Matrix m, const int *first, int quad) {
-  const int unit = min(4 * quad + (lane_id() & 3), m.n_units - 1);
+// Ask for a quad of units; behind the end of a row, where the activations are zeros, for its last.
+FUNCTION void KIND(ask_few)(
+    KIND(Few) *raw, Matrix m, const int *first, __global const uint4 *rows, int quad) {
+  const int place = min(4 * quad + (lane_id() & 3), ROUND_UP(m.n_units, 4) - 1);
+  const int unit = min(place, m.n_units - 1);
+  #pragma unroll
+  for (int part = 0; part < UNIT_PARTS; part++) raw->rows[part] = rows[place * UNIT_PARTS + part];
   #pragma unroll
   for (int r = 0; r < FEW_ROWS / 8; r++) {
     raw->unit[r] = load_stream(m.units + first[r] + unit);
@@ -35,7 +40,7 @@ FUNCTION void KIND(multiply_few)(
     uint4 rows[FEW_BLOCKS];
     #pragma unroll
     for (int b = 0; b < FEW_BLOCKS; b++) {
-      if (b < blocks) rows[b] = x[b][place + part];
+      if (b < blocks) rows[b] = b ? x[b][place + part] : raw->rows[part];
     }
     #pragma unroll
     for (int step = 2 * part; step < 2 * part + 2; step++) {
@@ -78,12 +83,12 @@ FUNCTION void KIND(few)(
   const int n_quads = (m.n_units + 3) / 4;
   KIND(Few) raw[2];
   int quad = team_in_group();
-  KIND(ask_few)(raw, m, first, quad);
+  KIND(ask_few)(raw, m, first, rows[0], quad);
   for (; quad < n_quads; quad += 2 * FEW_WARPS) {
     #pragma unroll
     for (int i = 0; i < 2; i++) {
       const int at = quad + i * FEW_WARPS;
-      KIND(ask_few)(raw + 1 - i, m, first, at + FEW_WARPS);
+      KIND(ask_few)(raw + 1 - i, m, first, rows[0], at + FEW_WARPS);
       if (at < n_quads) {
         KIND(multiply_few)(sums, raw + i, rows, (4 * at + (lane & 3)) * UNIT_PARTS, blocks);
       }

@@ -104,12 +104,16 @@ __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void normalise_rows(
   int row = get_group_id(0);
   __global const float *source = x + (long)(gather ? batch[BATCH_OUTPUTS + row] : row) * stride;
   float squares = 0.0f;
-  for (int i = get_local_id(0); i < stride; i += GROUP) squares += source[i] * source[i];
+  for (int i = get_local_id(0); i < stride / 4; i += GROUP) {
+    float4 v = vload4(i, source), square = v * v;
+    squares += (square.x + square.y) + (square.z + square.w);
+  }
   float factor = rsqrt(group_sum(squares, scratch) / (float)n + eps);
-  for (int i = get_local_id(0); i < out_stride / 2; i += GROUP) {
-    float2 v = (float2)(0.0f);
-    if (2 * i < stride) v = vload2(i, source) * vload2(i, weight) * factor;
-    put_pair(out, row, 2 * i, out_stride, v, order);
+  for (int i = get_local_id(0); i < out_stride / 4; i += GROUP) {
+    float4 v = (float4)(0.0f);
+    if (4 * i < stride) v = vload4(i, source) * vload4(i, weight) * factor;
+    put_pair(out, row, 4 * i, out_stride, v.lo, order);
+    put_pair(out, row, 4 * i + 2, out_stride, v.hi, order);
   }
 }
 

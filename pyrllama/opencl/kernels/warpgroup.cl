@@ -91,11 +91,31 @@ FUNCTION void warpgroup_product(float *s, const uint *a, ulong b) {
 }
 
 // Sizes of wide.cl.
-#define WIDE_GROUP 384
-#define WIDE_ROWS (WIDE_GROUP / LANES * 16)
 #define WIDE_STEPS (WIDE_COLS / 16)
 #define WIDE_BYTES (WIDE_TOKENS * WIDE_COLS * 2)  // of a stage
 #define WIDE_SLOTS 5  // of stages in local memory
 #define WIDE_UNROLL (ROW_ALIGN / WIDE_COLS)
+
+// Barriers of the slots for stages: filled by a copy, emptied when all warps have read them.
+FUNCTION void make_slots(uint filled, uint emptied, int warps) {
+  for (int slot = 0; slot < WIDE_SLOTS; slot++) {
+    make_barrier(filled + 8 * slot, 1);
+    make_barrier(emptied + 8 * slot, warps);
+  }
+  publish_barriers();
+}
+
+// Copy all stages, each into the slot that is the next to be empty.
+FUNCTION void fill_slots(
+    uint first_slot, uint filled, uint emptied, __global const uchar *x, int n_stages) {
+  int slot = 0, parity = 1;
+  for (int stage = 0; stage < n_stages; stage++) {
+    if (stage >= WIDE_SLOTS) wait_for(emptied + 8 * slot, parity);
+    copy_bulk(
+        first_slot + slot * WIDE_BYTES, x + (long)stage * WIDE_BYTES, WIDE_BYTES, filled + 8 * slot);
+    slot = slot == WIDE_SLOTS - 1 ? 0 : slot + 1;
+    parity ^= slot == 0;
+  }
+}
 
 #endif

@@ -1,5 +1,5 @@
 // Matrix times many rows of activations on Hopper's Tensor Cores, for one storage type: tiles of
-// WIDE_ROWS rows of the matrix by 128 tokens, 32 columns a stage. The weights go from global memory
+// 128 or 192 rows of the matrix by 128 tokens, 32 columns a stage. The weights go from global memory
 // to the registers that the products read; the activations are copied to local memory in bulk.
 //
 // A work-item loads whole units of weights, so the columns of a product come in another order than
@@ -58,21 +58,18 @@ FUNCTION void KIND(open)(uint *fragments, const KIND(Raw) *raw, int part, uint n
   }
 }
 
-// The sums of a work-item: those of 16 tokens a row, for rows r and r + 8 of a warp's 16.
+// The sums of a work-item: those of 16 tokens a row, for rows r and r + 8 of a warp's 16. The warp
+// after those of the products fills the slots again, as soon as all of them have read one.
 FUNCTION void KIND(sum_tile)(
     float *sums, Matrix m, const KIND(Place) *place, __global const uchar *x, int n_stages,
-    __local uint4 *slots, __local ulong *barriers) {
+    __local uint4 *slots, __local ulong *barriers, const int warps) {
   const uint first_slot = local_address(slots);
   const uint filled = local_address(barriers), emptied = filled + 8 * WIDE_SLOTS;
-  if (get_local_id(0) == 0) {
-    for (int slot = 0; slot < WIDE_SLOTS; slot++) {
-      make_barrier(filled + 8 * slot, 1);
-      make_barrier(emptied + 8 * slot, WIDE_GROUP / LANES);
-    }
-    publish_barriers();
-    for (int slot = 0; slot < min(WIDE_SLOTS, n_stages); slot++) {
-      copy_bulk(first_slot + slot * WIDE_BYTES, x + slot * WIDE_BYTES, WIDE_BYTES, filled + 8 * slot);
-    }
+  if (get_local_id(0) == 0) make_slots(filled, emptied, warps);
+  LOCAL_FENCE;
+  if (team_in_group() == warps) {
+    if (lane_id() == 0) fill_slots(first_slot, filled, emptied, x, n_stages);
+    return;
   }
   KIND(Raw) raw[WIDE_RAW];
   uint fragments[2][4 * WIDE_STEPS];
@@ -80,7 +77,6 @@ FUNCTION void KIND(sum_tile)(
   for (int i = 0; i < 64; i++) sums[i] = 0.0f;
   #pragma unroll
   for (int i = 0; i < WIDE_RAW; i++) KIND(ask_wide)(raw + i, m, place, i * RAW_STAGES);
-  LOCAL_FENCE;
   const uint nothing = (uint)m.rows >> 31;
   int slot = 0, before = WIDE_SLOTS - 1, parity = 0;
   for (int first = 0; first < n_stages; first += WIDE_UNROLL) {
@@ -101,16 +97,7 @@ FUNCTION void KIND(sum_tile)(
       if ((i + 1) % RAW_STAGES == 0) {
         KIND(ask_wide)(of_stage, m, place, stage + 1 + (WIDE_RAW - 1) * RAW_STAGES);
       }
-      if (stage > 0 && stage - 1 + WIDE_SLOTS < n_stages) {
-        if (lane_id() == 0) arrive(emptied + 8 * before);
-        if (get_local_id(0) == 0) {
-          wait_for(emptied + 8 * before, slot ? parity : parity ^ 1);
-          copy_bulk(
-              first_slot + before * WIDE_BYTES, x + (long)(stage - 1 + WIDE_SLOTS) * WIDE_BYTES,
-              WIDE_BYTES, filled + 8 * before);
-        }
-        team_fence();
-      }
+      if (stage > 0 && lane_id() == 0) arrive(emptied + 8 * before);
       before = slot;
       slot = slot == WIDE_SLOTS - 1 ? 0 : slot + 1;
       parity ^= slot == 0;
@@ -119,26 +106,21 @@ FUNCTION void KIND(sum_tile)(
   PRODUCTS_WAIT(0);
 }
 
-// A group for every tile; those of the same rows are neighbours. With `pair` the matrix has that
-// many rows of gates and as many of ups: a warp takes 8 of each, and what comes out is their
-// SwiGLU, as the next product reads it in `order`. Else see tile_product.
-__kernel __attribute__((reqd_work_group_size(WIDE_GROUP, 1, 1))) void KIND(wide_product)(
-    __global const uint4 *units, __global const ushort *scales, int rows, int n_units,
-    __global const uchar *x, __global const int *batch, int count_at, __global float *out,
-    int out_first, int out_stride, int add, int pair, int order) {
-  __local uint4 slots[WIDE_SLOTS * WIDE_BYTES / 16] __attribute__((aligned(1024)));
-  __local ulong barriers[2 * WIDE_SLOTS];
-  const int n_tokens = batch[count_at];
+FUNCTION void KIND(wide)(
+    Matrix m, __global const uchar *x, int n_tokens, __global float *out, int out_first,
+    int out_stride, int add, int pair, int order, __local uint4 *slots, __local ulong *barriers,
+    const int warps) {
   const int token_tiles = (n_tokens + WIDE_TOKENS - 1) / WIDE_TOKENS;
   const int tile = get_group_id(0) / token_tiles, token_tile = get_group_id(0) % token_tiles;
-  const int warp_row = (tile * (WIDE_GROUP / LANES) + team_in_group()) * (pair ? 8 : 16);
+  const int warp_row = (tile * warps + team_in_group()) * (pair ? 8 : 16);
   const int row = warp_row + (lane_id() >> 2), second = row + (pair ? pair : 8);
-  const int n_stages = wide_stride(n_units * UNIT_COLS) / WIDE_COLS;
-  Matrix m = {units, scales, rows, n_units};
-  KIND(Place) place = {{min(row, rows - 1) * n_units, min(second, rows - 1) * n_units}, n_units};
+  const int n_stages = wide_stride(m.n_units * UNIT_COLS) / WIDE_COLS;
+  KIND(Place) place = {
+      {min(row, m.rows - 1) * m.n_units, min(second, m.rows - 1) * m.n_units}, m.n_units};
   x += (long)token_tile * n_stages * WIDE_BYTES;
   float sums[64];
-  KIND(sum_tile)(sums, m, &place, x, n_stages, slots, barriers);
+  KIND(sum_tile)(sums, m, &place, x, n_stages, slots, barriers, warps);
+  if (team_in_group() == warps) return;
   const int token0 = token_tile * WIDE_TOKENS + (lane_id() & 3) * 2;
   #pragma unroll
   for (int i = 0; i < 64; i += 4) {
@@ -151,11 +133,30 @@ __kernel __attribute__((reqd_work_group_size(WIDE_GROUP, 1, 1))) void KIND(wide_
     #pragma unroll
     for (int j = 0; j < 4; j++) {
       int of = j < 2 ? row : second;
-      if (of >= rows || token + (j & 1) >= n_tokens) continue;
+      if (of >= m.rows || token + (j & 1) >= n_tokens) continue;
       long at = (long)(token + (j & 1)) * out_stride + out_first + of;
       out[at] = add ? out[at] + sums[i + j] : sums[i + j];
     }
   }
 }
+
+// A group for every tile of 16 rows a warp; those of the same rows are neighbours. With `pair` the
+// matrix has that many rows of gates and as many of ups: a warp takes 8 of each, and what comes out
+// is their SwiGLU, as the next product reads it in `order`. Else see tile_product.
+#define WIDE_KERNEL(name, warps)                                                                  \
+  __kernel __attribute__((reqd_work_group_size((warps + 1) * LANES, 1, 1))) void name(            \
+      __global const uint4 *units, __global const ushort *scales, int rows, int n_units,          \
+      __global const uchar *x, __global const int *batch, int count_at, __global float *out,      \
+      int out_first, int out_stride, int add, int pair, int order) {                              \
+    __local uint4 slots[WIDE_SLOTS * WIDE_BYTES / 16] __attribute__((aligned(1024)));             \
+    __local ulong barriers[2 * WIDE_SLOTS];                                                       \
+    Matrix m = {units, scales, rows, n_units};                                                    \
+    KIND(wide)(                                                                                   \
+        m, x, batch[count_at], out, out_first, out_stride, add, pair, order, slots, barriers,     \
+        warps);                                                                                   \
+  }
+
+WIDE_KERNEL(KIND(wide_product_128), 8)
+WIDE_KERNEL(KIND(wide_product_192), 12)
 
 #endif
