@@ -1,6 +1,6 @@
 // Products of a warpgroup - 128 work-items, four warps - on the Tensor Cores of NVIDIA's Hopper, and
 // copies that go past the registers. Sums and weights stand in registers; the other operand stands
-// in local memory, in rows of 32 or 64 float16.
+// in local memory, in rows of 32 float16.
 
 #ifdef WARPGROUP
 
