@@ -5,7 +5,8 @@ r"""Time sizes of the OpenCL kernels against each other on one device: one row f
 
 Every variant is all combinations of the named fields of ``Tuning``.  The weights are loaded once.
 A decode row gives the time of a step on the device (steps enqueued without waiting) and of a
-whole ``forward``; its logits are compared with those of the batch's kernels.
+whole ``forward``; its logits are compared with those of the batch's kernels, and a prompt's last
+logits with those of one token.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from pyrllama.opencl.stage import Part, Sizes, Stage
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from numpy.typing import NDArray
+
     from pyrllama.opencl.tuning import Tuning
 
 STEPS, REPETITIONS = 20, 7
@@ -47,7 +50,8 @@ def main() -> None:
     print(f"{device}, {device.driver}; {arguments.shape} {kind.name}")
     copy = copy_bandwidth(device)
     print(f"copy bandwidth {copy / 1e12:.3f} TB/s", flush=True)
-    sizes = Sizes(context, -(-context // BLOCK_TOKENS), min(512, context), TensorType.F16)
+    n_blocks = -(-context // BLOCK_TOKENS) * max(arguments.sequences, default=1)
+    sizes = Sizes(context, n_blocks, min(512, context), TensorType.F16)
     part = Part(range(config.n_layers), embeds=True, ends=True)
     start = time.perf_counter()
     stage = Stage(device, RandomCheckpoint(config, kind), part, sizes, wanted=None,
@@ -58,6 +62,9 @@ def main() -> None:
         report(stage, tuning, changed, lambda: decode(stage, arguments.contexts, copy))
     for tuning, changed in variants(base, arguments.prefill):
         report(stage, tuning, changed, lambda: prefill(stage, arguments.tokens))
+        report(stage, tuning, changed, lambda: together(stage, arguments.sequences, context))
+        if arguments.launches:
+            report(stage, tuning, changed, lambda: launches(stage, arguments.tokens))
     stage.close()
 
 
@@ -71,6 +78,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--base", default="", help="what all variants have: name=value ...")
     parser.add_argument("--decode", help="variants of decoding; '' is the default alone")
     parser.add_argument("--prefill", help="variants of a prompt; '' is the default alone")
+    parser.add_argument("--sequences", type=int, nargs="+", default=[], help="decoded together")
+    parser.add_argument("--launches", action="store_true", help="a prompt's time by kernel")
     parser.add_argument("--contexts", type=int, nargs="+", default=[512])
     parser.add_argument("--tokens", type=int, nargs="+", default=[512])
     return parser.parse_args()
@@ -116,7 +125,7 @@ def decode(stage: Stage, contexts: list[int], copy: float) -> Iterator[str]:
             stage.forward(batch_at(first, min(256, context - first), outputs=0))
         expected = stage.forward(batch_at(context - 2, 2))[-1]
         logits = stage.forward(step)[-1]
-        error = float(np.max(np.abs(logits - expected)) / np.std(expected))
+        error = difference(logits, expected)
         again = stage.forward(step)[-1]
         on_device = median(stage.repeat, step, STEPS) / STEPS
         whole = median(stage.forward, step)
@@ -135,8 +144,46 @@ def prefill(stage: Stage, counts: list[int]) -> Iterator[str]:
     """Yield a line for each number of tokens."""
     for count in counts:
         prompt = batch_at(0, count)
+        logits = stage.forward(prompt)[-1]
+        again = stage.forward(prompt)[-1]
+        error = difference(logits, stage.forward(batch_at(count - 1, 1))[-1])
         seconds = median(stage.forward, prompt)
-        yield f"prefill {count}: {seconds * 1e3:.2f} ms, {count / seconds:.0f} tokens/s"
+        yield (
+            f"prefill {count}: {seconds * 1e3:.2f} ms, {count / seconds:.0f} tokens/s; "
+            f"error {error:.1e}, repeats {bool(np.array_equal(again, logits))}"
+        )
+
+
+def together(stage: Stage, counts: list[int], context: int) -> Iterator[str]:
+    """Yield a line for each number of sequences, of each of which the last token is decoded."""
+    n_blocks = -(-context // BLOCK_TOKENS)
+    for count in counts:
+        chunks = (
+            Chunk((7 + i,), context - 1, tuple(range(i * n_blocks, (i + 1) * n_blocks)), 1)
+            for i in range(count)
+        )
+        step = Batch(tuple(chunks))
+        on_device = median(stage.repeat, step, STEPS) / STEPS
+        whole = median(stage.forward, step)
+        yield (
+            f"{count} sequences at {context}: {on_device * 1e3:.3f} ms on the device "
+            f"({count / on_device:.0f} tokens/s), forward {whole * 1e3:.3f} ms "
+            f"({count / whole:.0f} tokens/s)"
+        )
+
+
+def launches(stage: Stage, counts: list[int]) -> Iterator[str]:
+    """Yield a line for each kernel that reads a prompt: its launches and the time of them all."""
+    for count in counts:
+        times: dict[str, list[float]] = {}
+        stage.timed(batch_at(0, count))
+        for name, seconds in stage.timed(batch_at(0, count)):
+            times.setdefault(name, []).append(seconds)
+        for name, all_of_it in sorted(times.items(), key=lambda item: -sum(item[1])):
+            yield (
+                f"prefill {count}: {sum(all_of_it) * 1e3:7.3f} ms in {len(all_of_it):3d} launches "
+                f"of {name}, median {statistics.median(all_of_it) * 1e6:.1f} us"
+            )
 
 
 def batch_at(start: int, count: int, outputs: int = 1) -> Batch:
@@ -144,6 +191,11 @@ def batch_at(start: int, count: int, outputs: int = 1) -> Batch:
     tokens = np.random.default_rng(0).integers(0, 32_000, start + count)[start:].tolist()
     blocks = tuple(range(-(-(start + count) // BLOCK_TOKENS)))
     return Batch((Chunk(tuple(tokens), start, blocks, outputs),))
+
+
+def difference(logits: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """Return the greatest difference, in standard deviations of the logits."""
+    return float(np.max(np.abs(logits - expected)) / np.std(expected))
 
 
 def median(call: Callable[..., object], *arguments: object) -> float:

@@ -33,6 +33,7 @@ class Feature(enum.StrEnum):
     SUBGROUPS = "subgroups"
     INLINE_PTX = "inline PTX"
     TENSOR_CORES = "Tensor Cores"
+    WARPGROUPS = "warpgroup products"
     GRID_BARRIER = "waiting across the grid"
 
 

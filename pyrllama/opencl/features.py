@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyrllama.opencl.device import Feature, pyopencl
-from pyrllama.opencl.program import OPTIONS, source_text
+from pyrllama.opencl.program import OPTIONS, compiled, source_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +48,23 @@ __kernel void trial(__global int *out) {
   if (get_global_id(0) == 0) out[0] = (int)sum[3] + 5;
 }
 """
+WARPGROUPS = """
+__kernel void trial(__global int *out) {
+  __local uint4 ones[WIDE_BYTES / 16] __attribute__((aligned(1024)));
+  for (int i = get_local_id(0); i < WIDE_BYTES / 16; i += 128) ones[i] = (uint4)(0x3c003c00u);
+  publish_barriers();
+  LOCAL_FENCE;
+  uint fragments[4] = {0x3c003c00u, 0x3c003c00u, 0x3c003c00u, 0x3c003c00u};
+  float sums[64];
+  #pragma unroll
+  for (int i = 0; i < 64; i++) sums[i] = 5.0f;
+  products_fence();
+  warpgroup_product(sums, fragments, local_operand(local_address(ones)));
+  products_commit();
+  PRODUCTS_WAIT(0);
+  if (get_global_id(0) == 0) out[0] = (int)sums[63] * out[0];
+}
+"""
 GRID_BARRIER = """
 __kernel void trial(__global int *out, volatile __global int *words) {
   for (int round = 1; round <= 10; round++) grid_barrier(words, round);
@@ -74,6 +91,7 @@ def features(device: Device) -> frozenset[Feature]:
         ),
         Feature.INLINE_PTX: lambda: device.is_nvidia and _works(device, INLINE_PTX),
         Feature.TENSOR_CORES: lambda: device.is_nvidia and _tensor_cores(device),
+        Feature.WARPGROUPS: lambda: device.is_nvidia and _warpgroups(device),
         Feature.GRID_BARRIER: lambda: device.is_nvidia and grid_waits(device),
     }
     return frozenset(feature for feature, trial in found.items() if trial())
@@ -83,6 +101,13 @@ def _tensor_cores(device: Device) -> bool:
     prelude = "#define NVIDIA\n#define TENSOR\n#define GROUP 32\n"
     source = prelude + source_text("primitives") + source_text("tensor") + TENSOR_CORES
     return _works(device, source)
+
+
+def _warpgroups(device: Device) -> bool:
+    prelude = "#define NVIDIA\n#define TENSOR\n#define WARPGROUP\n#define GROUP 128\n"
+    sizes = "#define WIDE_TOKENS 128\n#define WIDE_COLS 32\n"
+    source = prelude + sizes + source_text("primitives") + source_text("warpgroup") + WARPGROUPS
+    return _works(device, source, group=128)
 
 
 def grid_waits(device: Device, group: int = 256) -> bool:
@@ -108,7 +133,7 @@ def _works(
             warnings.simplefilter("ignore")
             context = cl.Context([device.handle])
             queue = cl.CommandQueue(context)
-            program = cl.Program(context, source).build(list(options), cache_dir=False)
+            program = compiled(device, context, source, options)
         flags = cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR
         out = np.array([2, 0, 0, 0], np.int32)
         buffers = [cl.Buffer(context, flags, hostbuf=out)]

@@ -22,6 +22,8 @@ UNIT_BYTES = 16
 BLOCK = 32
 """Columns of a block; every row is padded to whole ones."""
 SCALE_BYTES = 2
+ROW_ALIGN = 256
+"""Columns to which the rows of activations of a batch are padded; see ``kernels/rows.cl``."""
 ALIGNMENT = 1024
 """Bytes to which a matrix is aligned: every device lets a part of a buffer begin there."""
 

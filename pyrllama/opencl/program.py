@@ -23,9 +23,22 @@ if TYPE_CHECKING:
 OPTIONS = ("-cl-std=CL1.2", "-cl-mad-enable")
 UNOPTIMISED = "-cl-opt-disable"
 
+_TARGET, _HOPPER_TARGET = b".target sm_90,", b".target sm_90a,"
+_HOPPER = b"//sm_90a "
+"""What makes a comment of a line of PTX for sm_90a; see ``kernels/warpgroup.cl``."""
 _LOG_CHARACTERS = 600
-BEFORE_TYPES = ("primitives", "tensor", "sides", "common", "attention", "rows", "attention_tiles")
-A_TYPE = ("planes", "weights", "product", "decode", "tile")
+BEFORE_TYPES = (
+    "primitives",
+    "tensor",
+    "sides",
+    "common",
+    "attention",
+    "rows",
+    "warpgroup",
+    "attention_tiles",
+    "attention_tensor",
+)
+A_TYPE = ("planes", "weights", "product", "decode", "tile", "fragments", "few", "wide")
 """Sources that are built once for each storage type of a model's weights."""
 
 
@@ -72,10 +85,10 @@ class Launch:
     arguments: tuple[Any, ...]
     """Kept, because a kernel does not keep the buffers that it is given."""
 
-    def enqueue(self, queue: Any, times: int = 1) -> None:
-        """Put the launch into a queue, with ``times`` as many groups; does not wait."""
+    def enqueue(self, queue: Any, times: int = 1) -> Any:
+        """Put the launch into a queue, with ``times`` as many groups; return its event."""
         size = self.groups * times * self.group
-        pyopencl().enqueue_nd_range_kernel(queue, self.kernel, (size,), (self.group,))
+        return pyopencl().enqueue_nd_range_kernel(queue, self.kernel, (size,), (self.group,))
 
 
 class Program:
@@ -107,7 +120,7 @@ def _build(device: Device, context: Any, source: str, options: Sequence[str]) ->
             with contextlib.suppress(cl.Error):  # a driver may refuse what it once made
                 return cl.Program(context, [device.handle], [binary]).build()
         try:
-            program = cl.Program(context, source).build(list(options), cache_dir=False)
+            program = compiled(device, context, source, options)
         except cl.RuntimeError as error:
             raise DeviceError(
                 f"OpenCL device {device} cannot build the kernels: "
@@ -120,6 +133,19 @@ def _build(device: Device, context: Any, source: str, options: Sequence[str]) ->
         with contextlib.suppress(OSError):  # what cannot be kept, the next start builds again
             code_cache.write(file, binary)
     return program
+
+
+def compiled(device: Device, context: Any, source: str, options: Sequence[str]) -> Any:
+    """Build a program from source, for sm_90a where it has lines of PTX that need that target."""
+    cl = pyopencl()
+    program = cl.Program(context, source).build(list(options), cache_dir=False)
+    if not device.is_nvidia:
+        return program
+    ptx = program.get_info(cl.program_info.BINARIES)[0]
+    if _HOPPER not in ptx or _TARGET not in ptx:
+        return program
+    ptx = ptx.replace(_TARGET, _HOPPER_TARGET, 1).replace(_HOPPER, b"")
+    return cl.Program(context, [device.handle], [ptx]).build()
 
 
 def _key(device: Device, source: str, options: Sequence[str]) -> str:

@@ -17,11 +17,18 @@ from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING
 from pyrllama.models.rope import ROPE_FACTORS, rope_table
 from pyrllama.opencl.batch import BatchWords
 from pyrllama.opencl.device import device_errors, pyopencl
-from pyrllama.opencl.layout import BLOCK, round_up
+from pyrllama.opencl.layout import BLOCK, ROW_ALIGN, round_up
 from pyrllama.opencl.persistent import can_persist, persistent_source, places
 from pyrllama.opencl.program import OPTIONS, UNOPTIMISED, Program, model_source
 from pyrllama.opencl.steps import Steps
-from pyrllama.opencl.tuning import default_tuning, defines, local_memory, norm_stride
+from pyrllama.opencl.tuning import (
+    WIDE_TOKENS,
+    default_tuning,
+    defines,
+    local_memory,
+    norm_stride,
+    tensor_attention,
+)
 from pyrllama.opencl.weights import DeviceMemory, Matrix, read_vector, stacks, upload
 
 if TYPE_CHECKING:
@@ -170,6 +177,11 @@ class Stage:
         return self.tuning.persistent and can_persist(self._matrices, self.part, n_buffers)
 
     @property
+    def attends_on_tensor_cores(self) -> bool:
+        """Whether rows of a prompt attend on Tensor Cores."""
+        return tensor_attention(self.tuning, self._sizes.kv_type)
+
+    @property
     def weight_buffers(self) -> list[Any]:
         """The large buffers that hold the matrices."""
         return self._memory.buffers
@@ -203,9 +215,11 @@ class Stage:
             "parts": round_up(config.q_dim, BLOCK) * self.tuning.splits,
             "shares": 2 * config.n_heads * self.tuning.splits,
             "gate_up": 2 * config.ffn_dim,
-            "rows": max(config.dim, config.q_dim, config.ffn_dim),
         }
         buffers = {name: self._buffer(4 * rows * round_up(n, BLOCK)) for name, n in width.items()}
+        tiled = 4 * round_up(rows, WIDE_TOKENS)  # bytes of a column of what products read
+        buffers["rows"] = self._buffer(tiled * round_up(max(config.dim, config.q_dim), ROW_ALIGN))
+        buffers["hidden_rows"] = self._buffer(tiled * round_up(config.ffn_dim, ROW_ALIGN))
         buffers["hidden"] = self._buffer(4 * round_up(config.ffn_dim, BLOCK))
         # One number behind the logits tells whether a group gave up waiting.
         buffers["logits"] = self._buffer(4 * (rows * config.vocab_size * part.ends + 1))
@@ -293,6 +307,20 @@ class Stage:
             for _ in range(times):
                 self._steps.enqueue(self._queue, batch)
             self._queue.finish()
+
+    def timed(self, batch: Batch) -> list[tuple[str, float]]:
+        """Run a batch and return the name of every launch and the seconds it took."""
+        cl, words = pyopencl(), self.batch.fill(batch)
+        with device_errors(self.device, "timing the model"):
+            profiling = cl.command_queue_properties.PROFILING_ENABLE
+            queue = cl.CommandQueue(self._context, properties=profiling)
+            cl.enqueue_copy(queue, self._buffers["batch"], words)
+            events = [
+                (launch.kernel.function_name, launch.enqueue(queue, times))
+                for launch, times in self._steps.launches(batch)
+            ]
+            queue.finish()
+            return [(name, 1e-9 * (e.profile.end - e.profile.start)) for name, e in events]
 
     def _logits(self, n_outputs: int, *, single: bool) -> NDArray[np.float32]:
         """Wait for the step and return its logits; raises ``DeviceError`` if it gave up."""

@@ -32,6 +32,14 @@ ATTENTION_GROUP = 128
 """Work-items of a group that attends from a tile of rows."""
 ATTENTION_PAD = 4
 """Floats between the rows of its local memory; see ``kernels/attention_tiles.cl``."""
+TENSOR_ATTENTION_ROWS = ATTENTION_GROUP // LANES * 16
+"""Rows of a tile that attends on Tensor Cores, 16 a warp; see ``kernels/attention_tensor.cl``."""
+WIDE_HEIGHTS, WIDE_TOKENS = (192, 128), 128
+"""Of a tile that warpgroups multiply; see ``kernels/wide.cl``."""
+FEW_GROUP, FEW_ROWS = 256, 32
+"""Of a product of few rows of activations; see ``kernels/few.cl``."""
+FEW_COUNTS = (8, 16, 32)
+"""For how many it is built."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +61,12 @@ class Tuning:
     tensor_tokens: int = 128
     warp_rows: int = 64
     warp_tokens: int = 64
+    warpgroups: bool = False
+    """Whether tiles are multiplied by warpgroups, as Hopper's Tensor Cores do it fastest."""
+    few_tokens: int = 0
+    """Rows of activations for which each weight is read only once, on Tensor Cores."""
+    tensor_attention: bool = False
+    """Whether rows of a sequence attend on Tensor Cores, where the KV cache is float16."""
     persistent: bool = False
     """Whether a step of one token is one kernel that waits across the grid."""
     prefetch: int = 0
@@ -88,6 +102,9 @@ def default_tuning(
             splits=min(MAX_SPLITS, max(1, splits)),
             attention_rows=attention_rows(device, config),
             tensor_cores=Feature.TENSOR_CORES in found,
+            warpgroups=Feature.WARPGROUPS in found,
+            few_tokens=FEW_COUNTS[-1] if Feature.TENSOR_CORES in found else 0,
+            tensor_attention=Feature.TENSOR_CORES in found and _has_room_for_blocks(config),
             persistent=Feature.GRID_BARRIER in found,
             nvidia=True,
         )
@@ -116,6 +133,17 @@ def attention_rows(device: Device, config: ModelConfig) -> int:
         if (rows + LANES) * head_pitch + rows * (LANES + ATTENTION_PAD + 2) <= room:
             return rows
     return 0
+
+
+def _has_room_for_blocks(config: ModelConfig) -> bool:
+    """Whether two blocks of the cache of a head fit into local memory, as float16."""
+    units = -(-config.head_dim // 8)
+    return 2 * LANES * UNIT_BYTES * (units + (units | 1)) <= MAX_LOCAL
+
+
+def tensor_attention(tuning: Tuning, kv_type: TensorType) -> bool:
+    """Whether rows of a sequence attend on Tensor Cores, given what the cache holds."""
+    return tuning.tensor_attention and kv_type is TensorType.F16
 
 
 def heads_at_once(config: ModelConfig) -> int:
@@ -171,6 +199,8 @@ def defines(
     flags = {
         "NVIDIA": tuning.nvidia,
         "TENSOR": tuning.tensor_cores,
+        "WARPGROUP": tuning.warpgroups,
+        "TENSOR_ATTENTION": tensor_attention(tuning, kv_type),
         "INTEGER_DOT": tuning.integer_dot,
         "KV_F32": kv_type is TensorType.F32,
     }

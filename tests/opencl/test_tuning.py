@@ -16,7 +16,7 @@ from pyrllama.opencl.device import Feature
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-NVIDIA = {Feature.INLINE_PTX, Feature.TENSOR_CORES, Feature.GRID_BARRIER}
+NVIDIA = {Feature.INLINE_PTX, Feature.TENSOR_CORES, Feature.WARPGROUPS, Feature.GRID_BARRIER}
 
 
 @pytest.mark.parametrize(
@@ -34,8 +34,17 @@ def test_nvidia(monkeypatch: pytest.MonkeyPatch, kinds: Collection[TensorType], 
     chosen = tuning.default_tuning(fake_device(compute_units=132), tiny_config(), kinds)
     assert (chosen.loads, chosen.prefetch) == (loads, 0)
     assert (chosen.groups, chosen.group) == (132, 512)
-    assert chosen.tensor_cores
+    assert (chosen.tensor_cores, chosen.warpgroups, chosen.tensor_attention) == (True,) * 3
+    assert chosen.few_tokens == 32
     assert chosen.persistent
+
+
+def test_attention_on_tensor_cores_needs_room_and_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "features", lambda _: NVIDIA)
+    for head_dim, fits in ((128, True), (256, False)):
+        chosen = tuning.default_tuning(fake_device(), tiny_config(head_dim=head_dim))
+        assert tuning.tensor_attention(chosen, TensorType.F16) is fits
+        assert not tuning.tensor_attention(chosen, TensorType.F32)
 
 
 def test_another_gpu() -> None:

@@ -10,10 +10,10 @@ from support.tiny_models import tiny_config
 
 from pyrllama.core import TensorType
 from pyrllama.opencl.batch import HEADER, N_TOKENS
+from pyrllama.opencl.batch_steps import TILE_GROUP, TILE_ROWS, TILE_TOKENS
 from pyrllama.opencl.device import pyopencl
-from pyrllama.opencl.layout import extent_of, pack, round_up
+from pyrllama.opencl.layout import ROW_ALIGN, extent_of, pack, round_up
 from pyrllama.opencl.program import OPTIONS, UNOPTIMISED, Program, model_source
-from pyrllama.opencl.steps import TILE_GROUP, TILE_ROWS, TILE_TOKENS
 from pyrllama.opencl.tuning import defines, local_memory
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ class Kernels:
         group, tile_rows, tokens = TILE_GROUP, TILE_ROWS, TILE_TOKENS
         if tuning.tensor_cores:
             group, tile_rows, tokens = tuning.tensor_group, tuning.tensor_rows, tuning.tensor_tokens
-        stored = self._buffer(x.astype(np.float16) if self.reads_halves else x)
+        padded = np.pad(x, ((0, 0), (0, -x.shape[1] % ROW_ALIGN)))
+        stored = self._buffer(padded.astype(np.float16) if self.reads_halves else padded)
         groups = -(-len(rows) // tile_rows) * -(-len(x) // tokens)
         return self._run(
             f"tile_product_{kind.name.lower()}",

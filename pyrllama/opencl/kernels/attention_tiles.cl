@@ -14,7 +14,6 @@
 // Floats from a row to the next: whole float4, and eight neighbours in different banks.
 #define HEAD_PITCH (HEAD_STRIDE + 4)
 #define KEY_PITCH (LANES + 4)
-#define Q_PADDING (Q_STRIDE - Q_DIM)
 #define EIGHTS (LANES * HEAD_UNITS)  // of the keys, or the values, of a block
 #define EIGHTS_EACH ((EIGHTS + ATTENTION_GROUP - 1) / ATTENTION_GROUP)
 #define PART_KEYS (LANES / 4)  // keys of a row whose weights a work-item computes
@@ -28,14 +27,6 @@ typedef struct {
   __local float *shrinks;  // (ATTENTION_ROWS): what a block makes of the results before it
   __local float *sums;     // (ATTENTION_ROWS)
 } TileMemory;
-
-// Rows [row, row + n_rows) of a batch: one sequence from `position` on.
-typedef struct {
-  int row;
-  int n_rows;
-  int position;
-  __global const int *table;
-} Run;
 
 // Four by eight neighbours share the rows and columns of a warp: few banks, many broadcasts.
 FUNCTION int row_lane(void) {
@@ -177,31 +168,23 @@ FUNCTION void tile_gather(float4 *results, TileMemory m) {
   }
 }
 
-// Write the rows as the next product reads them; the last head's also their padding.
 FUNCTION void put_tile(
-    const float4 *results, Run run, int head, TileMemory m, __global uint *out, int as_half) {
+    const float4 *results, Run run, int head, TileMemory m, __global uint *out, int order) {
   UNROLL_ON_GPU
   for (int i = 0; i < ROWS_EACH * QUADS_EACH; i++) {
     int row = row_lane() + ROW_LANES * (i / QUADS_EACH);
     int col = 4 * (col_lane() + COL_LANES * (i % QUADS_EACH));
     if (row >= run.n_rows) continue;
     float4 v = results[i] / m.sums[row];
-    long place = (long)(run.row + row) * Q_STRIDE + head * HEAD_DIM + col;
-    if (col < HEAD_DIM) put_pair(out, place, v.lo, as_half);
-    if (col + 2 < HEAD_DIM) put_pair(out, place + 2, v.hi, as_half);
+    const int token = run.row + row, column = head * HEAD_DIM + col;
+    if (col < HEAD_DIM) put_pair(out, token, column, ATTENDED_STRIDE, v.lo, order);
+    if (col + 2 < HEAD_DIM) put_pair(out, token, column + 2, ATTENDED_STRIDE, v.hi, order);
   }
-#if Q_PADDING > 0
-  if (head < N_HEADS - 1) return;
-  for (int i = get_local_id(0); i < run.n_rows * Q_PADDING / 2; i += ATTENTION_GROUP) {
-    int row = run.row + 2 * i / Q_PADDING, col = Q_DIM + 2 * i % Q_PADDING;
-    put_pair(out, (long)row * Q_STRIDE + col, (float2)(0.0f), as_half);
-  }
-#endif
 }
 
 FUNCTION void attend_run(
     Attention a, Run run, int head, TileMemory m, __local float *scratch, __global uint *out,
-    int as_half) {
+    int order) {
   const int last = run.position + run.n_rows - 1, kv_head = head / KV_SHARED;
   float top = -INFINITY, sum = 0.0f;
   float4 results[ROWS_EACH * QUADS_EACH];
@@ -225,13 +208,13 @@ FUNCTION void attend_run(
     ask_plane(eights, head_in_block(a, run.table[next], kv_head));
     tile_gather(results, m);
   }
-  put_tile(results, run, head, m, out, as_half);
+  put_tile(results, run, head, m, out, order);
 }
 
 // A group for every (rows from a multiple of ATTENTION_ROWS on, head); a row that is all that a
 // batch has of its sequence is left to attend_rows. The last rows, which see most, begin first.
 __kernel __attribute__((reqd_work_group_size(ATTENTION_GROUP, 1, 1))) void attend_tiles(
-    ATTENTION_PARAMETERS, __global uint *out, int as_half) {
+    ATTENTION_PARAMETERS, __global uint *out, int order) {
   __local float4 queries[ATTENTION_ROWS * HEAD_PITCH / 4], block[LANES * HEAD_PITCH / 4];
   __local float4 weights[ATTENTION_ROWS * KEY_PITCH / 4];
   __local float shrinks[ATTENTION_ROWS], sums[ATTENTION_ROWS], scratch[ATTENTION_GROUP];
@@ -243,13 +226,11 @@ __kernel __attribute__((reqd_work_group_size(ATTENTION_GROUP, 1, 1))) void atten
   int row = tile * ATTENTION_ROWS;
   const int end = min(row + ATTENTION_ROWS, batch[BATCH_N_TOKENS]);
   while (row < end) {
-    const int start = batch[BATCH_TABLE_STARTS + row];
-    int next = row + 1;
-    while (next < end && batch[BATCH_TABLE_STARTS + next] == start) next++;
-    Run run = {row, next - row, batch[BATCH_POSITIONS + row], batch + BATCH_TABLES + start};
-    if (!is_alone(batch, row)) attend_run(a, run, head, m, scratch, out, as_half);
-    row = next;
+    Run run = next_run(batch, row, end);
+    if (!is_alone(batch, row)) attend_run(a, run, head, m, scratch, out, order);
+    row += run.n_rows;
   }
+  if (head == N_HEADS - 1) pad_attended(tile * ATTENTION_ROWS, end, out, order);
 }
 
 #endif

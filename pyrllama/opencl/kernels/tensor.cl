@@ -10,6 +10,14 @@ FUNCTION uint4 load_fragments(__local const uint4 *row) {
   return v;
 }
 
+// The same, each of the four turned.
+FUNCTION uint4 load_turned_fragments(__local const uint4 *row) {
+  uint4 v;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"((uint)(size_t)row) : "memory");
+  return v;
+}
+
 // sum (16, 8) += a (16, 16) * b (16, 8)
 FUNCTION void tensor_product(float *sum, uint4 a, uint b0, uint b1) {
   asm volatile(

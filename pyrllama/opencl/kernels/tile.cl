@@ -201,7 +201,7 @@ FUNCTION void KIND(ask)(
 #endif
 #endif
   }
-  const int row_chunks = m.n_units * UNIT_COLS / TILE_COLS * CHUNKS;
+  const int row_chunks = wide_stride(m.n_units * UNIT_COLS) / TILE_COLS * CHUNKS;
   #pragma unroll
   for (int j = 0; j < ROW_LOADS; j++) {
     int i = j * TILE_GROUP + (int)get_local_id(0);
@@ -233,8 +233,8 @@ FUNCTION void KIND(take)(const KIND(Stage) *s, __local uint4 *weights, __local u
 }
 
 // A group for every tile; those of the same rows are neighbours, so that weights are read once.
-// `x` is (tokens, columns), of which the batch's word `count_at` says how many. `out` is (tokens,
-// out_stride) float, rows from `out_first` on; with `add` the product is added to it.
+// `x` is (tokens, padded columns), of which the batch's word `count_at` says how many. `out` is
+// (tokens, out_stride) float, rows from `out_first` on; with `add` the product is added to it.
 __kernel __attribute__((reqd_work_group_size(TILE_GROUP, 1, 1))) void KIND(tile_product)(
     __global const uint4 *units, __global const ushort *scales, int rows, int n_units,
     __global const uint4 *x, __global const int *batch, int count_at, __global float *out,
