@@ -29,7 +29,7 @@ UNOPTIMISED = "-cl-opt-disable"
 
 _DIGEST_BYTES = 32
 _LOG_CHARACTERS = 600
-BEFORE_TYPES = ("primitives", "tensor", "common", "attention", "rows", "attention_tiles")
+BEFORE_TYPES = ("primitives", "tensor", "common", "shares", "attention", "rows", "attention_tiles")
 A_TYPE = ("weights", "product", "decode", "tile")
 """Sources that are built once for each storage type of a model's weights."""
 
