@@ -1,12 +1,13 @@
 r"""Time sizes of the OpenCL kernels against each other on one device: one row for each variant.
 
     python bench/opencl_variants.py --shape 7b --type q4_0 \
-        --decode "loads=2,4 group=512,1024 prefetch=0,1,2" --prefill "warp_tokens=32,64"
+        --decode "loads=2,4 group=512,1024 splits=2,4" --prefill "warp_tokens=32,64"
 
 Every variant is all combinations of the named fields of ``Tuning``.  The weights are loaded once.
 A decode row gives the time of a step on the device (steps enqueued without waiting) and of a
 whole ``forward``; its logits are compared with those of the batch's kernels, and a prompt's last
-logits with those of one token.
+logits with those of one token.  With ``--phases`` the persistent kernel notes when its phases begin
+and end, and a table tells where a step's time goes.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from pyrllama.opencl.tuning import Tuning
 
 STEPS, REPETITIONS = 20, 7
+ROLES_OF_A_LAYER = ("qkv", "attention", "attn_output", "gate_up", "ffn_down")
 
 
 def main() -> None:
@@ -60,6 +62,9 @@ def main() -> None:
     base = dataclasses.replace(stage.tuning, **fields(arguments.base))
     for tuning, changed in variants(base, arguments.decode):
         report(stage, tuning, changed, lambda: decode(stage, arguments.contexts, copy))
+        if arguments.phases:
+            noting = dataclasses.replace(tuning, phase_times=True)
+            report(stage, noting, changed, lambda: phases(stage, max(arguments.contexts)))
     for tuning, changed in variants(base, arguments.prefill):
         report(stage, tuning, changed, lambda: prefill(stage, arguments.tokens))
         report(stage, tuning, changed, lambda: together(stage, arguments.sequences, context))
@@ -76,8 +81,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
     parser.add_argument("--type", default="q4_0")
     parser.add_argument("--base", default="", help="what all variants have: name=value ...")
-    parser.add_argument("--decode", help="variants of decoding; '' is the default alone")
-    parser.add_argument("--prefill", help="variants of a prompt; '' is the default alone")
+    parser.add_argument(
+        "--decode", action="append", default=[], help="variants of decoding; '' is the default"
+    )
+    parser.add_argument("--phases", action="store_true", help="tell where a step's time goes")
+    parser.add_argument(
+        "--prefill", action="append", default=[], help="variants of a prompt; '' is the default"
+    )
     parser.add_argument("--sequences", type=int, nargs="+", default=[], help="decoded together")
     parser.add_argument("--launches", action="store_true", help="a prompt's time by kernel")
     parser.add_argument("--contexts", type=int, nargs="+", default=[512])
@@ -96,21 +106,20 @@ def named(text: str) -> dict[str, list[int]]:
     return {name: [int(value) for value in values.split(",")] for name, values in pairs}
 
 
-def variants(base: Tuning, text: str | None) -> Iterator[tuple[Tuning, str]]:
-    """Yield every combination of the named values."""
-    if text is None:
-        return
-    choices = named(text)
-    for values in itertools.product(*choices.values()):
-        changed: dict[str, Any] = dict(zip(choices, values, strict=True))
-        name = " ".join(f"{name}={value}" for name, value in changed.items())
-        yield dataclasses.replace(base, **changed), name or "default"
+def variants(base: Tuning, texts: list[str]) -> Iterator[tuple[Tuning, str]]:
+    """Yield every combination of the values that a text names, text by text."""
+    for choices in map(named, texts):
+        for values in itertools.product(*choices.values()):
+            changed: dict[str, Any] = dict(zip(choices, values, strict=True))
+            name = " ".join(f"{name}={value}" for name, value in changed.items())
+            yield dataclasses.replace(base, **changed), name or "default"
 
 
 def report(stage: Stage, tuning: Tuning, changed: str, measure: Any) -> None:
     """Print a variant's figures, or why it cannot run."""
     try:
-        stage.tune(tuning)
+        if stage.tuning != tuning:
+            stage.tune(tuning)
         for line in measure():
             print(f"{changed:40s} {line}", flush=True)
     except RllamaError as error:
@@ -137,6 +146,33 @@ def decode(stage: Stage, contexts: list[int], copy: float) -> Iterator[str]:
             f"{read / on_device / 1e12:.3f} TB/s of weights, {read / on_device / copy:.1%} of the "
             f"copy), forward {whole * 1e3:.3f} ms ({1 / whole:.1f}/s); "
             f"error {error:.1e}, repeats {bool(np.array_equal(again, logits))}"
+        )
+
+
+def phases(stage: Stage, context: int) -> Iterator[str]:
+    """Yield a line for each phase of the persistent kernel: microseconds, means over the layers.
+
+    A phase begins when the first group leaves the barrier before it, and ends with the last group.
+    """
+    step = batch_at(context - 1, 1)
+    gathered: dict[str, list[tuple[float, ...]]] = {}
+    for _ in range(REPETITIONS):
+        stage.repeat(step, 1)
+        times = stage.phase_times().astype(np.int64)
+        came, left = times[:, :, 0], times[:, :, 1]
+        names = ["embedding"] * stage.part.embeds + [*ROLES_OF_A_LAYER] * len(stage.part.layers)
+        for i, name in enumerate([*names, "output"]):
+            if i:
+                start = left[:, i - 1].min()
+                ends = came[:, i].min() - start, came[:, i].mean() - start, came[:, i].max() - start
+                barrier = left[:, i].mean() - came[:, i].max() if i < len(names) else 0
+                gathered.setdefault(name, []).append((*ends, barrier))
+    for name, rows in gathered.items():
+        first, mean, last, barrier = np.mean(rows, axis=0) / 1e3
+        total = (last + barrier) * len(rows) / REPETITIONS / 1e3
+        yield (
+            f"{name:12s} ends {first:6.2f} (first group) {mean:6.2f} (mean) {last:6.2f} (last), "
+            f"barrier {barrier:5.2f}; {total:.3f} ms a step"
         )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pyrllama.core import BLOCK_TOKENS, TensorType
-from pyrllama.errors import SettingError
+from pyrllama.errors import BackendError, SettingError
 from pyrllama.models.llama import OUTPUT
 from pyrllama.opencl.stage import KV_BYTES, Part, Sizes, Stage, block_bytes, stage_stacks
 from pyrllama.opencl.supported import check_supported
@@ -14,7 +16,6 @@ from pyrllama.opencl.supported import check_supported
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from pyrllama.checkpoints.base import Checkpoint
@@ -72,6 +73,9 @@ class OpenClModel:
             self.close()
             raise
         n_layers = sum(len(part.layers) for _, part in parts)
+        layers = parts[0][1].layers.start, parts[-1][1].layers.stop - 1
+        self.block_format = f"opencl/1 {kv_type.name} layers {layers[0]}-{layers[1]}"
+        self._block_bytes = block_bytes(config, n_layers, kv_type)
         self.kv_bytes_per_token = block_bytes(config, n_layers, kv_type) // BLOCK_TOKENS
         self.weight_bytes = sum(stage.weight_bytes for stage in self._stages)
         self.decode_bytes = self.weight_bytes
@@ -90,6 +94,39 @@ class OpenClModel:
                 hidden = stage.forward(batch, hidden)
             assert hidden is not None  # noqa: S101 - a model has a stage
             return hidden
+
+    def read_block(self, block: int) -> NDArray[np.uint8]:
+        """Return the bytes of a block of the KV cache, the stages' parts joined, as a copy.
+
+        ``block_format`` names how they are laid out: keys and values of all layers in order, the
+        same wherever the layers are cut into stages.  Raises ``BackendError`` for a number
+        outside the cache.
+        """
+        self._check_block(block)
+        with self._lock:
+            return np.concatenate([stage.read_block(block) for stage in self._stages])
+
+    def write_block(self, block: int, data: NDArray[np.uint8]) -> None:
+        """Fill a block of the KV cache with what ``read_block`` gave for the same format.
+
+        Raises ``BackendError`` for a number outside the cache, or data of another size or type.
+        """
+        self._check_block(block)
+        if data.shape != (self._block_bytes,) or data.dtype != np.uint8:
+            raise BackendError(
+                f"a cache block of {data.shape} {data.dtype}; this model's have "
+                f"{self._block_bytes} bytes ({self.block_format})"
+            )
+        with self._lock:
+            start = 0
+            for stage in self._stages:
+                end = start + stage.block_bytes
+                stage.write_block(block, np.ascontiguousarray(data[start:end]))
+                start = end
+
+    def _check_block(self, block: int) -> None:
+        if not 0 <= block < self.n_blocks:
+            raise BackendError(f"cache block {block}; there are {self.n_blocks}")
 
     def close(self) -> None:
         """Free the devices' memory; the model must not be used any more."""

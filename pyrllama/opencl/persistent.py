@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyrllama.opencl.layout import BLOCK, LAYOUTS
 from pyrllama.opencl.program import source_text
 from pyrllama.opencl.tuning import norm_stride
 
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
 
 ROLES = ("qkv", "attn_output", "gate_up", "ffn_down")
 """Matrices of a layer, in the order of the kernel's table."""
+BARRIERS = len(ROLES) + 1
+"""Of a layer: one after each product, and one after attention."""
 MAX_BUFFERS = 6
 """Large buffers of weights that the kernel takes."""
 PLACE = 3
@@ -39,13 +40,18 @@ def can_persist(matrices: Mapping[str, Sequence[Matrix]], part: Part, n_buffers:
     return True
 
 
+def n_barriers(part: Part) -> int:
+    """Return how often all groups meet in a step."""
+    return part.embeds + BARRIERS * len(part.layers)
+
+
 def persistent_source(
     matrices: Mapping[str, Sequence[Matrix]],
     config: ModelConfig,
     part: Part,
     *,
     n_buffers: int,
-    prefetch: int,
+    phase_times: bool,
     activation_bytes: int,
 ) -> str:
     """Return the kernel for a part, to stand behind the functions that it calls."""
@@ -54,22 +60,19 @@ def persistent_source(
     roles |= {end: matrices[end][0] for end in ("embedding", "output") if end in matrices}
     lines = [
         f"#define N_BUFFERS {n_buffers}",
-        f"#define PREFETCH {prefetch}",
         f"#define ACTIVATION_BYTES_MOST {activation_bytes}",
         f"#define NORM_STRIDE {norm_stride(config)}",
         f"#define DIM {config.dim}",
         f"#define FFN_DIM {config.ffn_dim}",
         f"#define VOCAB_SIZE {config.vocab_size if part.ends else 0}",
     ]
-    lines += [f"#define {name} 1" for name in ("EMBEDS", "ENDS") if getattr(part, name.lower())]
+    lines += [f"#define EMBEDS {int(part.embeds)}", f"#define ENDS {int(part.ends)}"]
+    lines += ["#define PHASE_TIMES"] if phase_times else []
     for role, matrix in roles.items():
         name, kind = role.upper(), matrix.extent.kind
-        layout = LAYOUTS[kind]
-        plain = not layout.quantised or layout.planes is not None  # no scale for each block
         lines += [
             f"#define {name}(name) name##_{kind.name.lower()}",
             f"#define {name}_UNITS {matrix.extent.n_units}",
-            f"#define {name}_BLOCK {0 if plain else BLOCK // layout.unit_cols}",
         ]
     return "\n".join(lines) + f'\n#line 1 "persistent.cl"\n{source_text("persistent")}\n'
 
@@ -79,6 +82,7 @@ def persistent_launch(stage: Stage, program: Program, attention: tuple[Any, ...]
     buffers = stage.weight_buffers
     weights = [buffers[min(i, len(buffers) - 1)] for i in range(MAX_BUFFERS)]
     named = (stage.buffer(name) for name in ("x", "qkv", "hidden", "logits", "words"))
+    times = (stage.buffer("times"),) if stage.tuning.phase_times else ()
     return program.launch(
         "persistent_step",
         stage.tuning.groups,
@@ -89,6 +93,7 @@ def persistent_launch(stage: Stage, program: Program, attention: tuple[Any, ...]
         *attention,
         *named,
         np.float32(stage.config.norm_eps),
+        *times,
     )
 
 

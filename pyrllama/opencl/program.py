@@ -32,6 +32,7 @@ BEFORE_TYPES = (
     "tensor",
     "sides",
     "common",
+    "shares",
     "attention",
     "rows",
     "warpgroup",

@@ -18,7 +18,7 @@ from pyrllama.models.rope import ROPE_FACTORS, rope_table
 from pyrllama.opencl.batch import BatchWords
 from pyrllama.opencl.device import device_errors, pyopencl
 from pyrllama.opencl.layout import BLOCK, ROW_ALIGN, round_up
-from pyrllama.opencl.persistent import can_persist, persistent_source, places
+from pyrllama.opencl.persistent import can_persist, n_barriers, persistent_source, places
 from pyrllama.opencl.program import OPTIONS, UNOPTIMISED, Program, model_source
 from pyrllama.opencl.steps import Steps
 from pyrllama.opencl.tuning import (
@@ -149,7 +149,7 @@ class Stage:
 
     def _source(self) -> str:
         kinds = self._kinds()
-        memory = local_memory(self.device, self.config, self.tuning.group)
+        memory = local_memory(self.device, self.config, self.tuning)
         sizes = self._sizes
         words = defines(
             self.tuning, self.config, memory, kv_type=sizes.kv_type, max_tokens=sizes.max_tokens
@@ -161,7 +161,7 @@ class Stage:
             self.config,
             self.part,
             n_buffers=len(self.weight_buffers),
-            prefetch=self.tuning.prefetch,
+            phase_times=self.tuning.phase_times,
             activation_bytes=memory.n_bytes(kinds),
         )
         return model_source(words, kinds, after)
@@ -180,6 +180,11 @@ class Stage:
     def attends_on_tensor_cores(self) -> bool:
         """Whether rows of a prompt attend on Tensor Cores."""
         return tensor_attention(self.tuning, self._sizes.kv_type)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block of this stage's part of the KV cache."""
+        return block_bytes(self.config, len(self.part.layers), self._sizes.kv_type)
 
     @property
     def weight_buffers(self) -> list[Any]:
@@ -224,10 +229,12 @@ class Stage:
         # One number behind the logits tells whether a group gave up waiting.
         buffers["logits"] = self._buffer(4 * (rows * config.vocab_size * part.ends + 1))
         buffers["words"] = self._buffer(4 * GRID_WORDS)
+        if self.tuning.phase_times:
+            n_times = 2 * self.tuning.groups * (n_barriers(part) + 1)
+            buffers["times"] = self._buffer(8 * n_times)
         if self.persists:
             buffers["places"] = self._filled(places(self._matrices, part))
-        cache_bytes = sizes.n_blocks * block_bytes(config, len(part.layers), sizes.kv_type)
-        buffers["cache"] = self._buffer(cache_bytes)
+        buffers["cache"] = self._buffer(sizes.n_blocks * self.block_bytes)
         buffers["batch"] = self._buffer(self.batch.n_bytes)
         return buffers | self._constants
 
@@ -321,6 +328,30 @@ class Stage:
             ]
             queue.finish()
             return [(name, 1e-9 * (e.profile.end - e.profile.start)) for name, e in events]
+
+    def read_block(self, block: int) -> NDArray[np.uint8]:
+        """Return a copy of a block of this stage's part of the KV cache."""
+        out = np.empty(self.block_bytes, np.uint8)
+        with device_errors(self.device, "reading the KV cache"):
+            offset = block * self.block_bytes
+            pyopencl().enqueue_copy(self._queue, out, self._buffers["cache"], src_offset=offset)
+        return out
+
+    def write_block(self, block: int, data: NDArray[np.uint8]) -> None:
+        """Fill a block of this stage's part of the KV cache with what ``read_block`` gave."""
+        with device_errors(self.device, "writing the KV cache"):
+            offset = block * self.block_bytes
+            pyopencl().enqueue_copy(self._queue, self._buffers["cache"], data, dst_offset=offset)
+
+    def phase_times(self) -> NDArray[np.uint64]:
+        """Return when groups came to the barriers of the last step of one token, and left them.
+
+        ``(groups, barriers + 1, 2)`` nanoseconds; the last ones, which have no barrier, only came.
+        """
+        times = np.empty((self.tuning.groups, n_barriers(self.part) + 1, 2), np.uint64)
+        with device_errors(self.device, "reading the times of phases"):
+            pyopencl().enqueue_copy(self._queue, times, self._buffers["times"])
+        return times
 
     def _logits(self, n_outputs: int, *, single: bool) -> NDArray[np.float32]:
         """Wait for the step and return its logits; raises ``DeviceError`` if it gave up."""

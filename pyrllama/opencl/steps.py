@@ -64,7 +64,7 @@ class Steps:
     def _takes_single(self) -> bool:
         """Whether gate and up are one matrix, whose results come out as pairs at once."""
         config = self._config
-        memory = local_memory(self._stage.device, config, self._tuning.group)
+        memory = local_memory(self._stage.device, config, self._tuning)
         whole = round_up(config.dim, BLOCK) <= min(
             memory.segment_floats, memory.segment_blocks * BLOCK
         )

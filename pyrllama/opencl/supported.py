@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from pyrllama.core import ModelConfig
 
 
+MAX_HEAD_DIM = 256
+"""A work-item has eight numbers of a head, and a team of 32 has a head at least."""
+
+
 def check_supported(config: ModelConfig, max_seq_len: int) -> None:
     """Raise ``BackendError``, naming it, for what a model has that no kernel here computes.
 
@@ -21,6 +25,7 @@ def check_supported(config: ModelConfig, max_seq_len: int) -> None:
         "the normalisation of heads": config.qk_norm,
         f"a sliding window of {window} positions": window is not None and window < max_seq_len,
         "experts": config.experts is not None,
+        f"heads of more than {MAX_HEAD_DIM} numbers": config.head_dim > MAX_HEAD_DIM,
     }
     wanted = [feature for feature, is_there in missing.items() if is_there]
     if wanted:

@@ -69,8 +69,8 @@ class Tuning:
     """Whether rows of a sequence attend on Tensor Cores, where the KV cache is float16."""
     persistent: bool = False
     """Whether a step of one token is one kernel that waits across the grid."""
-    prefetch: int = 0
-    """Lines of 128 bytes that each work-item of it asks for before it waits."""
+    phase_times: bool = False
+    """Whether it notes when every phase began and ended; see ``Stage.phase_times``."""
     nvidia: bool = False
     """Whether kernels are lowered to PTX."""
     integer_dot: bool = False
@@ -167,10 +167,17 @@ class LocalMemory:
         )
 
 
-def local_memory(device: Device, config: ModelConfig, group: int) -> LocalMemory:
+def scratch_floats(tuning: Tuning) -> int:
+    """Return the floats in which a group joins its sums; see ``kernels/shares.cl``."""
+    teams = tuning.group // LANES
+    kept, results = (1, tuning.group) if tuning.nvidia else (LANES, LANES)
+    return 2 * results * kept + teams * (kept + 1)
+
+
+def local_memory(device: Device, config: ModelConfig, tuning: Tuning) -> LocalMemory:
     """Cut rows of activations into segments that fit into a work-group's local memory."""
     longest = longest_row(config)
-    room = min(device.local_memory, MAX_LOCAL) - group * FLOAT - RESERVED_LOCAL
+    room = min(device.local_memory, MAX_LOCAL) - scratch_floats(tuning) * FLOAT - RESERVED_LOCAL
     floats = min(longest, room // FLOAT // BLOCK * BLOCK)
     # The blocks of some types are eight of these long, and segments hold whole ones.
     blocks = min(longest // BLOCK, room // BLOCK_BYTES // 8 * 8)

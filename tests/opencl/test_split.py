@@ -19,9 +19,9 @@ from support.tiny_models import (
 )
 
 from pyrllama import cpu, opencl
-from pyrllama.core import Batch, TensorType
+from pyrllama.core import Batch, Chunk, TensorType
 from pyrllama.cpu import CpuModel
-from pyrllama.errors import UnsupportedTypeError
+from pyrllama.errors import BackendError, UnsupportedTypeError
 from pyrllama.loading import load_model
 from pyrllama.opencl import OpenClModel, stage
 from pyrllama.opencl.stage import Part
@@ -97,6 +97,31 @@ def test_layers_on_two_devices(device: Device) -> None:
     np.testing.assert_allclose(logits_of(model, TOKENS), logits_of(whole, TOKENS), atol=tolerance)
     model.close()
     whole.close()
+
+
+def test_blocks_of_the_cache_go_from_stages_to_stages(device: Device) -> None:
+    def load_parts(*cuts: tuple[int, int]) -> OpenClModel:
+        parts = [
+            (device, Part(range(*cut), embeds=cut[0] == 0, ends=cut[1] == CONFIG.n_layers))
+            for cut in cuts
+        ]
+        tuning = tuning_for(device, CONFIG)
+        return OpenClModel(CHECKPOINT, parts, max_seq_len=96, tuning=tuning)
+
+    source, target = load_parts((0, 1), (1, 2)), load_parts((0, 2))
+    expected_rows = logits_of(source, TOKENS)
+    assert source.block_format == target.block_format == "opencl/1 F16 layers 0-1"
+    assert source.read_block(0).size == source.kv_bytes_per_token * 32
+    target.write_block(2, source.read_block(0))
+    chunk = Chunk(tuple(TOKENS[32:]), 32, (2, 1), len(TOKENS) - 32)
+    np.testing.assert_allclose(
+        target.forward(Batch((chunk,))), expected_rows[32:], atol=TENSOR_ROUNDING
+    )
+    for block, data in ((3, source.read_block(0)), (-1, source.read_block(0)), (0, b"")):
+        with pytest.raises(BackendError, match="cache block"):
+            target.write_block(block, np.frombuffer(data, np.uint8))
+    source.close()
+    target.close()
 
 
 # --- what needs no device ---------------------------------------------------------------------

@@ -32,7 +32,7 @@ NVIDIA = {Feature.INLINE_PTX, Feature.TENSOR_CORES, Feature.WARPGROUPS, Feature.
 def test_nvidia(monkeypatch: pytest.MonkeyPatch, kinds: Collection[TensorType], loads: int) -> None:
     monkeypatch.setattr(tuning, "features", lambda _: NVIDIA)
     chosen = tuning.default_tuning(fake_device(compute_units=132), tiny_config(), kinds)
-    assert (chosen.loads, chosen.prefetch) == (loads, 0)
+    assert chosen.loads == loads
     assert (chosen.groups, chosen.group) == (132, 512)
     assert (chosen.tensor_cores, chosen.warpgroups, chosen.tensor_attention) == (True,) * 3
     assert chosen.few_tokens == 32

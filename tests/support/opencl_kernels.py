@@ -47,7 +47,7 @@ class Kernels:
         config = tiny_config(dim=cols)
         self._tuning = tuning_for(device, config)
         self.reads_halves = self._tuning.tensor_cores
-        memory = local_memory(device, config, self._tuning.group)
+        memory = local_memory(device, config, self._tuning)
         words = defines(self._tuning, config, memory, kv_type=TensorType.F16, max_tokens=MAX_TOKENS)
         words["SEGMENT_BLOCKS"] = segment_blocks or words["SEGMENT_BLOCKS"]
         cl = pyopencl()

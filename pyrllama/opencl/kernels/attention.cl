@@ -9,28 +9,46 @@
 #define PLANE (LANES * HEAD_STRIDE)  // the keys, or the values, of a head in a block
 #define KV_SHARED (N_HEADS / N_KV_HEADS)
 #define HEAD_GROUPS (N_HEADS / HEADS_AT_ONCE)
+#define ITEMS (HEAD_GROUPS * SPLITS)  // of a row; see item_of
+
+// A team attends to SLICE_TOKENS tokens at a time, so few that it has about 4 loads of 16 bytes for
+// their keys and 4 for their values in each lane.
+#define SLICE_TOKENS (HEAD_UNITS >= 16 ? 8 : HEAD_UNITS >= 8 ? 16 : 32)
+#define SLICES (LANES / SLICE_TOKENS)  // in a block
+#define PASS_UNITS (LANES / SLICE_TOKENS)  // units of keys that a team reads at a time
 #define PASS_TOKENS (LANES / HEAD_UNITS)  // tokens whose values a team reads at a time
+#define KEY_LOADS ((HEAD_UNITS + PASS_UNITS - 1) / PASS_UNITS)
+#define VALUE_LOADS ((SLICE_TOKENS + PASS_TOKENS - 1) / PASS_TOKENS)
 #define LOG2_E 1.44269504f
 
 #ifdef KV_F32
 typedef float Cached;
 typedef float8 Eight;  // numbers as they are stored
 FUNCTION Eight stored8(__global const Cached *p) { return vload8(0, p); }
+FUNCTION Eight stored8_if(int there, __global const Cached *p) {
+  return there ? vload8(0, p) : (float8)(0.0f);
+}
 FUNCTION float8 opened8(Eight v) { return v; }
-FUNCTION void cache_put(__global Cached *p, int i, float2 pair) { vstore2(pair, 0, p + i); }
+FUNCTION float2 cache_put(__global Cached *p, int i, float2 pair) {
+  vstore2(pair, 0, p + i);
+  return pair;
+}
 #else
 typedef ushort Cached;
 typedef uint4 Eight;
 FUNCTION Eight stored8(__global const Cached *p) { return *(__global const uint4 *)p; }
+FUNCTION Eight stored8_if(int there, __global const Cached *p) {
+  return load_stream_if(there, (__global const uint4 *)p);
+}
 FUNCTION float8 opened8(Eight v) {
   return (float8)(halves(v.x), halves(v.y), halves(v.z), halves(v.w));
 }
-FUNCTION void cache_put(__global Cached *p, int i, float2 pair) {
-  *(__global uint *)(p + i) = pack_halves(pair.x, pair.y);
+FUNCTION float2 cache_put(__global Cached *p, int i, float2 pair) {
+  uint bits = pack_halves(pair.x, pair.y);
+  *(__global uint *)(p + i) = bits;
+  return halves(bits);
 }
 #endif
-
-FUNCTION float8 cached8(__global const Cached *p) { return opened8(stored8(p)); }
 
 typedef struct {
   __global const float *qkv;   // (rows, QKV_STRIDE)
@@ -62,149 +80,258 @@ FUNCTION int is_alone(__global const int *batch, int row) {
   return !follows && !(row + 1 < batch[BATCH_N_TOKENS] && start[1] == start[0]);
 }
 
-// Put the key and the value of a row into the cache.
-FUNCTION void store_key_value(Attention a, int row, int kv_head) {
-  int position = a.batch[BATCH_POSITIONS + row];
+// Pair i of a row's key, turned, or of its value; zeros behind the head's end.
+FUNCTION float2 key_pair(Attention a, int row, int position, int kv_head, int i) {
+  __global const float *k = a.qkv + (long)row * QKV_STRIDE + Q_DIM + kv_head * HEAD_DIM;
+  return 2 * i < HEAD_DIM ? rotated(a, position, k, i) : (float2)(0.0f);
+}
+
+FUNCTION float2 value_pair(Attention a, int row, int kv_head, int i) {
+  __global const float *v = a.qkv + (long)row * QKV_STRIDE + Q_DIM + KV_DIM + kv_head * HEAD_DIM;
+  if (2 * i >= HEAD_DIM) return (float2)(0.0f);
+  return (float2)(load_shared(v + 2 * i), load_shared(v + 2 * i + 1));
+}
+
+// Put pair i of the key and the value of a row into the cache, and what the cache keeps of them
+// into `kept`, (2, HEAD_STRIDE).
+FUNCTION void store_pair(Attention a, int row, int kv_head, int i, float2 *kept) {
+  const int position = a.batch[BATCH_POSITIONS + row], slot = position % LANES;
   __global const int *table = a.batch + BATCH_TABLES + a.batch[BATCH_TABLE_STARTS + row];
   __global Cached *keys = head_in_block(a, table[position / LANES], kv_head);
-  __global Cached *values = keys + PLANE;
-  __global const float *k = a.qkv + (long)row * QKV_STRIDE + Q_DIM + kv_head * HEAD_DIM;
-  __global const float *v = k + KV_DIM;
-  int slot = position % LANES;
-  for (int i = get_local_id(0); i < HEAD_STRIDE / 2; i += GROUP) {
-    int there = 2 * i < HEAD_DIM;
-    float2 key = there ? rotated(a, position, k, i) : (float2)(0.0f);
-    float2 value = (float2)(0.0f);
-    if (there) value = (float2)(load_shared(v + 2 * i), load_shared(v + 2 * i + 1));
-    cache_put(keys, (i / 4 * LANES + slot) * 8 + 2 * i % 8, key);
-    cache_put(values, slot * HEAD_STRIDE + 2 * i, value);
+  kept[0] = cache_put(keys, (i / 4 * LANES + slot) * 8 + 2 * i % 8,
+                      key_pair(a, row, position, kv_head, i));
+  kept[1] = cache_put(keys + PLANE, slot * HEAD_STRIDE + 2 * i, value_pair(a, row, kv_head, i));
+}
+
+// What a lane asks for of a slice at a time.
+typedef struct {
+  Eight keys[KEY_LOADS];
+  Eight values[VALUE_LOADS];
+} Slice;
+
+// What a group attends to: `heads` of a row, and the slices of its team, every TEAMS-th from `next`.
+typedef struct {
+  int row;
+  int first_head;
+  int split;
+  int n_tokens;  // of the sequence that are in the cache
+  int next;
+  int end;
+  __global const int *table;
+} Item;
+
+// An item is (row, heads, split). `fresh` rows are not in the cache yet; whoever attends to the
+// last split puts them there.
+FUNCTION Item item_of(Attention a, int index, const int fresh) {
+  const int row = index / ITEMS, rest = index % ITEMS;
+  const int split = rest % SPLITS;
+  const int n_tokens = a.batch[BATCH_POSITIONS + row] + !fresh;
+  const int n_slices = (n_tokens + SLICE_TOKENS - 1) / SLICE_TOKENS;
+  Item item = {row, rest / SPLITS * HEADS_AT_ONCE, split, n_tokens,
+               cut(n_slices, SPLITS, split) + team_in_group(), cut(n_slices, SPLITS, split + 1),
+               a.batch + BATCH_TABLES + a.batch[BATCH_TABLE_STARTS + row]};
+  return item;
+}
+
+// Ask for the keys and the values of slice `index`; those of no token are zeros.
+FUNCTION void ask_slice(Slice *slice, Attention a, Item item, int index) {
+  const int lane = lane_id(), slot = index % SLICES * SLICE_TOKENS;
+  const int n = index < item.end ? min(item.n_tokens - index * SLICE_TOKENS, SLICE_TOKENS) : 0;
+  const int block = n > 0 ? item.table[index / SLICES] : 0;
+  __global const Cached *keys = head_in_block(a, block, item.first_head / KV_SHARED);
+  #pragma unroll
+  for (int j = 0; j < KEY_LOADS; j++) {
+    const int token = lane % SLICE_TOKENS, unit = lane / SLICE_TOKENS + j * PASS_UNITS;
+    slice->keys[j] = stored8_if(
+        token < n && unit < HEAD_UNITS, keys + (unit * LANES + slot + token) * 8);
+  }
+  #pragma unroll
+  for (int j = 0; j < VALUE_LOADS; j++) {
+    const int token = lane / HEAD_UNITS + j * PASS_TOKENS, unit = lane % HEAD_UNITS;
+    slice->values[j] = stored8_if(
+        lane < PASS_TOKENS * HEAD_UNITS && token < n,
+        keys + PLANE + ((slot + token) * HEAD_UNITS + unit) * 8);
   }
 }
 
-// Attend from HEADS_AT_ONCE heads of a row to one of SPLITS runs of its positions. `fresh` rows
-// are not in the cache yet: whoever attends to the last position stores it first. Memory needed:
-// ATTEND_FLOATS floats.
-#define WEIGHTS_FLOATS (TEAMS * HEADS_AT_ONCE * LANES)
-#define GATHER_FLOATS (TEAMS * LANES * 8)
-#define WORK_FLOATS (WEIGHTS_FLOATS > GATHER_FLOATS ? WEIGHTS_FLOATS : GATHER_FLOATS)
-#define ATTEND_FLOATS (HEADS_AT_ONCE * HEAD_STRIDE + 2 * TEAMS * HEADS_AT_ONCE + WORK_FLOATS)
+// A group's local memory while it attends.
+#define ATTEND_QUERIES 0                                                 // (heads, HEAD_STRIDE)
+#define ATTEND_FRESH (ATTEND_QUERIES + HEADS_AT_ONCE * HEAD_STRIDE)      // (2, HEAD_STRIDE)
+#define ATTEND_TOPS (ATTEND_FRESH + 2 * HEAD_STRIDE)                     // (teams, heads)
+#define ATTEND_SUMS (ATTEND_TOPS + TEAMS * HEADS_AT_ONCE)                // (teams, heads)
+#define ATTEND_WEIGHTS (ATTEND_SUMS + TEAMS * HEADS_AT_ONCE)             // (teams, heads, slice)
+#define ATTEND_GATHER (ATTEND_WEIGHTS + TEAMS * HEADS_AT_ONCE * SLICE_TOKENS)  // (teams, lanes, 8)
+#define ATTEND_FLOATS (ATTEND_GATHER + TEAMS * LANES * 8)
 
-FUNCTION void attend(
-    Attention a, int row, int heads, int split, const int fresh,
-    __local float *memory, __local float *scratch) {
-  __local float *queries = memory;                             // (heads, HEAD_STRIDE)
-  __local float *tops = queries + HEADS_AT_ONCE * HEAD_STRIDE; // (teams, heads)
-  __local float *sums = tops + TEAMS * HEADS_AT_ONCE;          // (teams, heads)
-  __local float *work = sums + TEAMS * HEADS_AT_ONCE;
-  const int lane = lane_id(), team = team_in_group();
-  const int first_head = heads * HEADS_AT_ONCE, kv_head = first_head / KV_SHARED;
-  const int position = a.batch[BATCH_POSITIONS + row];
-  __global const int *table = a.batch + BATCH_TABLES + a.batch[BATCH_TABLE_STARTS + row];
-  const int n_blocks = position / LANES + 1;
-  const int first = n_blocks * split / SPLITS, last = n_blocks * (split + 1) / SPLITS;
+// What a team has gathered from HEADS_AT_ONCE heads: the greatest score, the sum of powers to it,
+// in lanes, and the values, 8 columns in each lane, so weighted.
+typedef struct {
+  float top[HEADS_AT_ONCE];
+  float sum[HEADS_AT_ONCE];
+  float8 values[HEADS_AT_ONCE];
+} Gathered;
 
-  LOCAL_FENCE;  // others may still read what stood in the memory
-  for (int i = get_local_id(0); i < HEADS_AT_ONCE * HEAD_STRIDE / 2; i += GROUP) {
-    int h = i / (HEAD_STRIDE / 2), pair = i % (HEAD_STRIDE / 2);
-    __global const float *q = a.qkv + (long)row * QKV_STRIDE + (first_head + h) * HEAD_DIM;
-    float2 turned = 2 * pair < HEAD_DIM ? rotated(a, position, q, pair) : (float2)(0.0f);
-    vstore2(turned * (LOG2_E * rsqrt((float)HEAD_DIM)), i, queries);
-  }
-  if (fresh && last == n_blocks) store_key_value(a, row, kv_head);
-  GROUP_FENCE;
+// Let the top be at least a score.
+FUNCTION void raise_top(Gathered *g, int h, float score) {
+  const float top = fmax(g->top[h], score);
+  const float shrink = g->top[h] == -INFINITY ? 0.0f : exp2(g->top[h] - top);
+  g->top[h] = top;
+  g->sum[h] *= shrink;
+  g->values[h] *= shrink;
+}
 
-  float top[HEADS_AT_ONCE], sum[HEADS_AT_ONCE];
-  float8 gathered[HEADS_AT_ONCE];
+FUNCTION float sum8(float8 v) {
+  const float4 four = v.lo + v.hi;
+  return (four.x + four.y) + (four.z + four.w);
+}
+
+// Attend to slice `index`, whose keys and values are in `slice`.
+FUNCTION void attend_slice(
+    Gathered *g, const Slice *slice, Item item, int index, __local float *memory,
+    __local float *scratch) {
+  const int lane = lane_id();
+  const int there = index < item.end && index * SLICE_TOKENS + lane % SLICE_TOKENS < item.n_tokens;
+  __local const float *queries = memory + ATTEND_QUERIES;
+  __local float *weights =
+      memory + ATTEND_WEIGHTS + team_in_group() * HEADS_AT_ONCE * SLICE_TOKENS;
+  float score[HEADS_AT_ONCE];
   UNROLL_ON_GPU
-  for (int h = 0; h < HEADS_AT_ONCE; h++) {
-    top[h] = -INFINITY;
-    sum[h] = 0.0f;
-    gathered[h] = (float8)(0.0f);
-  }
-  for (int base = first; base < last; base += TEAMS) {
-    const int index = base + team;
-    const int there = index < last;
-    const int n_visible = there ? min(position - index * LANES + 1, LANES) : 0;
-    __global const Cached *keys = head_in_block(a, there ? table[index] : 0, kv_head);
-    __global const Cached *values = keys + PLANE;
-    float score[HEADS_AT_ONCE];
-    UNROLL_ON_GPU
-    for (int h = 0; h < HEADS_AT_ONCE; h++) score[h] = 0.0f;
-    if (there) {
-      #pragma unroll
-      for (int unit = 0; unit < HEAD_UNITS; unit++) {
-        float8 key = cached8(keys + (unit * LANES + lane) * 8);
-        UNROLL_ON_GPU
-        for (int h = 0; h < HEADS_AT_ONCE; h++) {
-          float8 product = key * vload8(unit, queries + h * HEAD_STRIDE);
-          float4 four = product.lo + product.hi;
-          score[h] += (four.x + four.y) + (four.z + four.w);
-        }
-      }
-    }
+  for (int h = 0; h < HEADS_AT_ONCE; h++) score[h] = 0.0f;
+  #pragma unroll
+  for (int j = 0; j < KEY_LOADS; j++) {
+    const int unit = min(lane / SLICE_TOKENS + j * PASS_UNITS, HEAD_UNITS - 1);
+    const float8 key = opened8(slice->keys[j]);
     UNROLL_ON_GPU
     for (int h = 0; h < HEADS_AT_ONCE; h++) {
-      if (lane >= n_visible) score[h] = -INFINITY;
-      float new_top = fmax(top[h], team_max(score[h], scratch));
-      float weight = lane < n_visible ? exp2(score[h] - new_top) : 0.0f;
-      float shrink = top[h] == -INFINITY ? 0.0f : exp2(top[h] - new_top);
-      top[h] = new_top;
-      sum[h] = sum[h] * shrink + weight;
-      gathered[h] *= shrink;
-      work[(team * HEADS_AT_ONCE + h) * LANES + lane] = weight;
+      score[h] += sum8(key * vload8(unit, queries + h * HEAD_STRIDE));
     }
-    team_fence();
-    if (lane < PASS_TOKENS * HEAD_UNITS) {
-      #pragma unroll 4
-      for (int t = lane / HEAD_UNITS; t < n_visible; t += PASS_TOKENS) {
-        float8 value = cached8(values + (t * HEAD_UNITS + lane % HEAD_UNITS) * 8);
-        UNROLL_ON_GPU
-        for (int h = 0; h < HEADS_AT_ONCE; h++) {
-          gathered[h] += work[(team * HEADS_AT_ONCE + h) * LANES + t] * value;
-        }
-      }
-    }
-    team_fence();
   }
+  UNROLL_ON_GPU
+  for (int h = 0; h < HEADS_AT_ONCE; h++) {
+    score[h] = apart_sum(score[h], SLICE_TOKENS, scratch);
+    if (!there) score[h] = -INFINITY;
+    raise_top(g, h, near_max(score[h], SLICE_TOKENS, scratch));
+    if (lane < SLICE_TOKENS) {
+      const float weight = there ? exp2(score[h] - g->top[h]) : 0.0f;
+      g->sum[h] += weight;
+      weights[h * SLICE_TOKENS + lane] = weight;
+    }
+  }
+  team_fence();
+  #pragma unroll
+  for (int j = 0; j < VALUE_LOADS; j++) {
+    const int token = min(lane / HEAD_UNITS + j * PASS_TOKENS, SLICE_TOKENS - 1);
+    const float8 value = opened8(slice->values[j]);
+    UNROLL_ON_GPU
+    for (int h = 0; h < HEADS_AT_ONCE; h++) g->values[h] += weights[h * SLICE_TOKENS + token] * value;
+  }
+  team_fence();
+}
 
+// Attend to the row's own token, which stands in local memory.
+FUNCTION void attend_fresh_token(
+    Gathered *g, int attends, __local float *memory, __local float *scratch) {
+  const int lane = lane_id();
+  __local const float *fresh = memory + ATTEND_FRESH;
+  const float8 value = vload8(lane % HEAD_UNITS, fresh + HEAD_STRIDE);
   UNROLL_ON_GPU
   for (int h = 0; h < HEADS_AT_ONCE; h++) {
-    float team_total = team_sum(sum[h], scratch);
-    if (lane == 0) {
-      tops[team * HEADS_AT_ONCE + h] = top[h];
-      sums[team * HEADS_AT_ONCE + h] = team_total;
+    float score = 0.0f;
+    if (lane < HEAD_UNITS) {
+      score = sum8(vload8(lane, fresh) * vload8(lane, memory + ATTEND_QUERIES + h * HEAD_STRIDE));
+    }
+    score = team_sum(score, scratch);
+    if (!attends) continue;
+    raise_top(g, h, score);
+    const float weight = exp2(score - g->top[h]);
+    if (lane == 0) g->sum[h] += weight;
+    if (lane < HEAD_UNITS) g->values[h] += weight * value;
+  }
+}
+
+// Join what the teams gathered, head by head.
+FUNCTION void put_gathered(
+    Attention a, Item item, Gathered *g, __local float *memory, __local float *scratch) {
+  __local float *tops = memory + ATTEND_TOPS, *sums = memory + ATTEND_SUMS;
+  __local float *gather = memory + ATTEND_GATHER;
+  const long part = (long)item.row * SPLITS + item.split;
+  UNROLL_ON_GPU
+  for (int h = 0; h < HEADS_AT_ONCE; h++) {
+    const float of_team = team_sum(g->sum[h], scratch);
+    if (lane_id() == 0) {
+      tops[team_in_group() * HEADS_AT_ONCE + h] = g->top[h];
+      sums[team_in_group() * HEADS_AT_ONCE + h] = of_team;
     }
   }
   UNROLL_ON_GPU
   for (int h = 0; h < HEADS_AT_ONCE; h++) {
-    LOCAL_FENCE;
-    vstore8(gathered[h], team * LANES + lane, work);
+    if (h) LOCAL_FENCE;  // the head before is read
+    vstore8(g->values[h], get_local_id(0), gather);
     LOCAL_FENCE;
     float greatest = -INFINITY;
     for (int t = 0; t < TEAMS; t++) greatest = fmax(greatest, tops[t * HEADS_AT_ONCE + h]);
-    const long part = (long)row * SPLITS + split;
+    float total = 0.0f;
+    for (int t = 0; t < TEAMS; t++) {
+      const float top = tops[t * HEADS_AT_ONCE + h];
+      if (top != -INFINITY) total += exp2(top - greatest) * sums[t * HEADS_AT_ONCE + h];
+    }
     for (int d = get_local_id(0); d < HEAD_DIM; d += GROUP) {
-      float total = 0.0f;
+      float value = 0.0f;
       for (int t = 0; t < TEAMS; t++) {
-        float team_top = tops[t * HEADS_AT_ONCE + h];
-        if (team_top == -INFINITY) continue;
+        const float top = tops[t * HEADS_AT_ONCE + h];
         float of_team = 0.0f;
         for (int pass = 0; pass < PASS_TOKENS; pass++) {
-          of_team += work[(t * LANES + pass * HEAD_UNITS) * 8 + d];
+          of_team += gather[(t * LANES + pass * HEAD_UNITS) * 8 + d];
         }
-        total += exp2(team_top - greatest) * of_team;
+        if (top != -INFINITY) value += exp2(top - greatest) * of_team;
       }
-      a.parts[part * Q_STRIDE + (first_head + h) * HEAD_DIM + d] = total;
+      a.parts[part * Q_STRIDE + (item.first_head + h) * HEAD_DIM + d] = value;
     }
     if (get_local_id(0) == 0) {
-      float total = 0.0f;
-      for (int t = 0; t < TEAMS; t++) {
-        float team_top = tops[t * HEADS_AT_ONCE + h];
-        if (team_top != -INFINITY) total += exp2(team_top - greatest) * sums[t * HEADS_AT_ONCE + h];
-      }
-      a.shares[part * N_HEADS + first_head + h] = (float2)(greatest, total);
+      a.shares[part * N_HEADS + item.first_head + h] = (float2)(greatest, total);
     }
   }
+}
+
+// Attend to an item. `slice` is the team's first, which has been asked for.
+FUNCTION void attend(
+    Attention a, Item item, Slice *slice, const int fresh, __local float *memory,
+    __local float *scratch) {
+  const int team = team_in_group(), kv_head = item.first_head / KV_SHARED;
+  const int with_fresh = fresh && item.split == SPLITS - 1;
+  const int position = a.batch[BATCH_POSITIONS + item.row];
+  LOCAL_FENCE;  // others may still read what stood in the memory
+  for (int i = get_local_id(0); i < (HEADS_AT_ONCE + with_fresh) * HEAD_STRIDE / 2; i += GROUP) {
+    const int h = i / (HEAD_STRIDE / 2), pair = i % (HEAD_STRIDE / 2);
+    if (h < HEADS_AT_ONCE) {
+      __global const float *q =
+          a.qkv + (long)item.row * QKV_STRIDE + (item.first_head + h) * HEAD_DIM;
+      float2 turned = 2 * pair < HEAD_DIM ? rotated(a, position, q, pair) : (float2)(0.0f);
+      vstore2(turned * (LOG2_E * rsqrt((float)HEAD_DIM)), i, memory + ATTEND_QUERIES);
+    } else {
+      float2 kept[2];
+      store_pair(a, item.row, kv_head, pair, kept);
+      vstore2(kept[0], pair, memory + ATTEND_FRESH);
+      vstore2(kept[1], pair, memory + ATTEND_FRESH + HEAD_STRIDE);
+    }
+  }
+  LOCAL_FENCE;
+
+  Gathered g;
+  UNROLL_ON_GPU
+  for (int h = 0; h < HEADS_AT_ONCE; h++) {
+    g.top[h] = -INFINITY;
+    g.sum[h] = 0.0f;
+    g.values[h] = (float8)(0.0f);
+  }
+  for (int index = item.next; index - team < item.end; index += TEAMS) {
+    const Slice present = *slice;
+    ask_slice(slice, a, item, index + TEAMS);
+    attend_slice(&g, &present, item, index, memory, scratch);
+  }
+  // The last team has fewer slices than the others, if any has.
+  if (with_fresh) attend_fresh_token(&g, team == TEAMS - 1, memory, scratch);
+  put_gathered(a, item, &g, memory, scratch);
 }
 
 #define ATTENTION_PARAMETERS                                                                      \
@@ -213,26 +340,21 @@ FUNCTION void attend(
       int n_layers
 #define ATTENTION {qkv, rope, cache, batch, parts, shares, layer, n_layers}
 
-// A group for every (row, KV head).
-__kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void store_rows(ATTENTION_PARAMETERS) {
-  Attention a = ATTENTION;
-  store_key_value(a, get_group_id(0) / N_KV_HEADS, get_group_id(0) % N_KV_HEADS);
-}
-
-// A group for every (row, heads, split).
 FUNCTION void attend_item(
-    Attention a, int item, const int fresh, __local float *memory, __local float *scratch) {
-  int row = item / (HEAD_GROUPS * SPLITS), rest = item % (HEAD_GROUPS * SPLITS);
-  attend(a, row, rest / SPLITS, rest % SPLITS, fresh, memory, scratch);
+    Attention a, int index, const int fresh, __local float *memory, __local float *scratch) {
+  Item item = item_of(a, index, fresh);
+  Slice slice;
+  ask_slice(&slice, a, item, item.next);
+  attend(a, item, &slice, fresh, memory, scratch);
 }
 
-// Rows of sequences that attention_tiles.cl does not take.
+// A group for every item: rows of sequences that attention_tiles.cl does not take.
 __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void attend_rows(ATTENTION_PARAMETERS) {
   __local float memory[ATTEND_FLOATS];
   __local float scratch[GROUP];
   Attention a = ATTENTION;
 #if ATTENTION_ROWS > 0
-  if (!is_alone(batch, get_group_id(0) / (HEAD_GROUPS * SPLITS))) return;
+  if (!is_alone(batch, get_group_id(0) / ITEMS)) return;
 #endif
   attend_item(a, get_group_id(0), 0, memory, scratch);
 }

@@ -26,7 +26,7 @@ typedef struct {
   int n_units;  // of a row
 } Matrix;
 
-// What a lane asks for at a time.
+// What a lane has asked for of a product.
 typedef struct {
   uint4 unit[LOADS];
   ushort scale[LOADS];
@@ -42,11 +42,6 @@ typedef struct {
   float eps;
   int norm;
 } Source;
-
-// Consecutive numbers for the teams of the whole grid, neighbours on different processors.
-FUNCTION int team_in_grid(void) {
-  return team_in_group() * (int)get_num_groups(0) + (int)get_group_id(0);
-}
 
 FUNCTION float8 load_shared8(__global const float *p) {
   return (float8)(load_shared4(p), load_shared4(p + 4));
@@ -74,18 +69,21 @@ FUNCTION float8 joined8(Source source, int column) {
   float top = -INFINITY, sum = 0.0f;
   float8 value = (float8)(0.0f);
   float tops[SPLITS], sums[SPLITS];
+  float8 parts[SPLITS];
   #pragma unroll
-  for (int s = 0; s < SPLITS; s++) {
+  for (int s = 0; s < SPLITS; s++) {  // all are on their way before the first is needed
     __global const float *share = (__global const float *)(source.shares + s * N_HEADS + head);
     tops[s] = load_shared(share);
     sums[s] = load_shared(share + 1);
-    top = fmax(top, tops[s]);
+    parts[s] = load_shared8(source.x + s * Q_STRIDE + column);
   }
+  #pragma unroll
+  for (int s = 0; s < SPLITS; s++) top = fmax(top, tops[s]);
   #pragma unroll
   for (int s = 0; s < SPLITS; s++) {
     float weight = exp2(tops[s] - top);
     sum += weight * sums[s];
-    value += weight * load_shared8(source.x + s * Q_STRIDE + column);
+    value += weight * parts[s];
   }
   return value / sum;
 #else
@@ -102,9 +100,8 @@ FUNCTION float8 joined8(Source source, int column) {
 #endif
 }
 
-// Columns [column, column + 8) of a source; adds their squares if they are to be normalised.
+// Columns [column, column + 8) of a row of floats; adds their squares if they are to be normalised.
 FUNCTION float8 activations(Source source, int column, float *squares) {
-  if (source.shares) return joined8(source, column);
   float8 v = load_shared8(source.x + column);
   if (source.norm) {
     float8 square = v * v;

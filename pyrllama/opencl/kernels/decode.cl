@@ -5,11 +5,12 @@
 
 #define PRODUCT(source, out, pairs, add)                                                          \
   __local uint4 memory[ACTIVATION_BYTES / 16];                                                        \
-  __local float scratch[GROUP];                                                                   \
+  __local float scratch[SCRATCH_FLOATS];                                                          \
   Matrix m = {units, scales, rows, n_units};                                                      \
   Task task;                                                                                      \
-  KIND(begin)(&task, m);                                                                          \
-  KIND(product)(&task, m, source, out, pairs, add, memory, scratch);
+  KIND(begin)(&task, m, pairs);                                                                   \
+  KIND(product)(&task, m, source, out, pairs, add, memory, scratch);                                \
+  KIND(finish)(m, source, out, pairs, add, scratch);
 
 // out = matrix * RMSNorm(x)
 __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void KIND(norm_product)(

@@ -20,6 +20,7 @@ FUNCTION int team_in_group(void) { return (int)get_local_id(0) / LANES; }
 // Loops over private arrays must be unrolled to keep them in registers; elsewhere, unrolling
 // loops with barriers makes compilers (PoCL's) take minutes.
 #define UNROLL_ON_GPU _Pragma("unroll")
+#define EIGHTS_AT_ONCE 3  // 8 columns of activations that a work-item loads before it puts one down
 
 FUNCTION float exchange(float value, int mask) {
   float other;
@@ -48,6 +49,28 @@ FUNCTION float quad_max(float value, __local float *scratch) {
   return fmax(value, exchange(value, 2));
 }
 
+// The maximum over `width` neighbouring work-items, and the sum over those `width` apart, of a team.
+FUNCTION float near_max(float value, const int width, __local float *scratch) {
+  for (int mask = width / 2; mask; mask >>= 1) value = fmax(value, exchange(value, mask));
+  return value;
+}
+
+FUNCTION float apart_sum(float value, const int width, __local float *scratch) {
+  for (int mask = width; mask < LANES; mask <<= 1) value += exchange(value, mask);
+  return value;
+}
+
+// Keep the sum of a value over a team in KEPT floats of local memory, which may stand in code that
+// not all teams come to.
+#define KEPT 1
+#define ROUND_RESULTS GROUP
+FUNCTION void team_keep(float value, __local float *kept) {
+  value = team_sum(value, kept);
+  if (lane_id() == 0) *kept = value;
+}
+
+FUNCTION float kept_sum(__local const float *kept) { return *kept; }
+
 // What a team wrote to local memory is there for the whole team.
 FUNCTION void team_fence(void) { asm volatile("bar.warp.sync 0xffffffff;" ::: "memory"); }
 
@@ -69,6 +92,22 @@ FUNCTION uint4 load_stream(__global const uint4 *p) {
 FUNCTION ushort load_scale(__global const ushort *p) {
   ushort v;
   asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(v) : "l"(p));
+  return v;
+}
+
+// The same, zeros for what is not there: a predicate keeps loads together, as a branch would not.
+FUNCTION uint4 load_stream_if(int there, __global const uint4 *p) {
+  uint4 v = (uint4)(0);
+  asm volatile("{.reg .pred there; setp.ne.s32 there, %5, 0; "
+               "@there ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];}"
+               : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w) : "l"(p), "r"(there));
+  return v;
+}
+
+FUNCTION ushort load_scale_if(int there, __global const ushort *p) {
+  ushort v = 0;
+  asm volatile("{.reg .pred there; setp.ne.s32 there, %2, 0; @there ld.global.nc.u16 %0, [%1];}"
+               : "+h"(v) : "l"(p), "r"(there));
   return v;
 }
 
@@ -108,16 +147,22 @@ FUNCTION uint pack_halves(float low, float high) {
   return bits;
 }
 
-// Ask for bytes that will be wanted soon to be brought into the cache that all groups share.
-FUNCTION void prefetch_line(__global const uchar *p) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
-}
-
 FUNCTION int add_release(volatile __global int *p, int value) {
   int before;
   asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], %2;"
                : "=r"(before) : "l"(p), "r"(value) : "memory");
   return before;
+}
+
+// Nanoseconds of a clock that all groups share.
+FUNCTION ulong device_time(void) {
+  ulong time;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(time)::"memory");
+  return time;
+}
+
+FUNCTION void arrive_release(volatile __global int *p) {
+  asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(p), "r"(1) : "memory");
 }
 
 FUNCTION int load_acquire(volatile __global int *p) {
@@ -129,6 +174,7 @@ FUNCTION int load_acquire(volatile __global int *p) {
 #else
 
 #define UNROLL_ON_GPU
+#define EIGHTS_AT_ONCE 1
 
 // Two barriers and a walk: barriers cost more than reading `width` floats that neighbours share.
 FUNCTION float fold(float value, __local float *scratch, const int width, const int take_max) {
@@ -148,6 +194,31 @@ FUNCTION float quad_sum(float value, __local float *scratch) { return fold(value
 FUNCTION float quad_max(float value, __local float *scratch) { return fold(value, scratch, 4, 1); }
 FUNCTION void team_fence(void) { LOCAL_FENCE; }
 
+FUNCTION float near_max(float value, const int width, __local float *scratch) {
+  return fold(value, scratch, width, 1);
+}
+
+FUNCTION float apart_sum(float value, const int width, __local float *scratch) {
+  const int id = (int)get_local_id(0);
+  LOCAL_FENCE;
+  scratch[id] = value;
+  LOCAL_FENCE;
+  __local const float *all = scratch + (id & ~(LANES - 1)) + id % width;
+  float sum = 0.0f;
+  for (int i = 0; i < LANES; i += width) sum += all[i];
+  return sum;
+}
+
+#define KEPT LANES
+#define ROUND_RESULTS LANES
+FUNCTION void team_keep(float value, __local float *kept) { kept[lane_id()] = value; }
+
+FUNCTION float kept_sum(__local const float *kept) {
+  float sum = 0.0f;
+  for (int lane = 0; lane < LANES; lane++) sum += kept[lane];
+  return sum;
+}
+
 FUNCTION int dot4(int a, int b, int c) {
 #ifdef INTEGER_DOT
   return c + dot_4x8packed_ss_int(as_uint(a), as_uint(b));
@@ -159,6 +230,15 @@ FUNCTION int dot4(int a, int b, int c) {
 
 FUNCTION uint4 load_stream(__global const uint4 *p) { return *p; }
 FUNCTION ushort load_scale(__global const ushort *p) { return *p; }
+
+FUNCTION uint4 load_stream_if(int there, __global const uint4 *p) {
+  return there ? *p : (uint4)(0);
+}
+
+FUNCTION ushort load_scale_if(int there, __global const ushort *p) {
+  return there ? *p : (ushort)0;
+}
+
 FUNCTION float4 load_shared4(__global const float *p) { return *(__global const float4 *)p; }
 FUNCTION float load_shared(__global const float *p) { return *p; }
 FUNCTION float2 halves(uint bits) { return vload_half2(0, (const half *)&bits); }
@@ -170,14 +250,14 @@ FUNCTION uint pack_halves(float low, float high) {
   return bits;
 }
 
-FUNCTION void prefetch_line(__global const uchar *p) { prefetch(p, 64); }
-
 FUNCTION int add_release(volatile __global int *p, int value) {
   mem_fence(CLK_GLOBAL_MEM_FENCE);
   int before = atomic_add(p, value);
   mem_fence(CLK_GLOBAL_MEM_FENCE);
   return before;
 }
+
+FUNCTION void arrive_release(volatile __global int *p) { add_release(p, 1); }
 
 FUNCTION int load_acquire(volatile __global int *p) {
   int value = atomic_add(p, 0);
@@ -212,18 +292,19 @@ FUNCTION float group_sum(float value, __local float *scratch) {
 #define LEFT 1
 #define GAVE_UP 2
 #define WAIT_LIMIT (1 << 22)
+#define LOOKS_BETWEEN (1 << 10)  // for another group that gave up, each as long as one for arrivals
 
 // Wait until all groups of the grid have arrived `round` times. All groups must run at once;
-// if they do not, waiting ends after about a second, and the host finds GAVE_UP set.
+// if they do not, waiting ends after a few seconds, and the host finds GAVE_UP set.
 FUNCTION void grid_barrier(volatile __global int *words, int round) {
   GROUP_FENCE;
   if (get_local_id(0) == 0) {
-    int target = round * (int)get_num_groups(0);
-    int looks = 0;
-    int arrived = add_release(words + ARRIVED, 1) + 1;
-    while (arrived < target && words[GAVE_UP] == 0) {
-      arrived = load_acquire(words + ARRIVED);
-      if (++looks == WAIT_LIMIT) words[GAVE_UP] = 1;
+    const int target = round * (int)get_num_groups(0);
+    arrive_release(words + ARRIVED);
+    for (int looks = 1; load_acquire(words + ARRIVED) < target; looks++) {
+      if (looks % LOOKS_BETWEEN) continue;
+      if (looks == WAIT_LIMIT) words[GAVE_UP] = 1;
+      if (words[GAVE_UP]) break;
     }
   }
   GROUP_FENCE;

@@ -1,7 +1,7 @@
-// Matrix times one row of activations, for one storage type (see weights.cl).
+// Matrix times one row of activations, for one storage type (see weights.cl and shares.cl).
 //
-// Teams take rows in turn. A task is LOADS units for each lane; the next task is always fetched
-// before the present one is computed, so that memory never waits for arithmetic.
+// The next task is always asked for before the present one is computed, so that memory never waits
+// for arithmetic, and the first one before the activations are there.
 
 #undef SEGMENT_UNITS
 #undef SEGMENTED
@@ -16,29 +16,39 @@
 #define SEGMENTED (LONGEST_ROW > SEGMENT_FLOATS)
 #endif
 
-// Ask for a task's weights: units [first, first + n_units) of a row are the segment that it is in.
-// What lies behind the segment's or the matrix's end is zeros.
-FUNCTION void KIND(fetch)(Task *task, Matrix m, int row, int first, int n_units, int chunk) {
+// Ask for the task at a cursor, the cursor's number being `nth`, and go on to the next; what lies
+// behind the end of the team's run or of the segment is zeros.
+FUNCTION void KIND(fetch)(Task *task, Matrix m, Columns columns, Span span, Cursor *ahead, int nth) {
+  const uint place = place_of(m, columns, span, ahead->row);
   #pragma unroll
   for (int j = 0; j < LOADS; j++) {
-    int unit = (chunk * LOADS + j) * LANES + lane_id();
-    int there = row < m.rows && unit < n_units;
-    long place = (long)row * m.n_units + first + unit;
+    const int unit = (ahead->column * LOADS + j) * LANES + lane_id();
+    const int whole = columns.n % (LANES * LOADS) == 0;
+    const int there = nth < span.end && (whole || unit < columns.n);
 #ifdef PLANES
-    task->unit[j] = there ? KIND(load_unit)(m, place) : (uint4)(0);
-    task->side[j] = KIND(load_side)(m, row, first + unit, there);
+    const int row = row_of(span, ahead->row);
+    task->unit[j] = there ? KIND(load_unit)(m, place + unit) : (uint4)(0);
+    task->side[j] = KIND(load_side)(m, row, columns.first + unit, there);
 #else
-    task->unit[j] = there ? load_stream(m.units + place) : (uint4)(0);
+    task->unit[j] = load_stream_if(there, m.units + place + unit);
 #ifdef QUANTISED
-    task->scale[j] = there ? load_scale(m.scales + place / UNITS_A_BLOCK) : (ushort)0;
+    task->scale[j] = load_scale_if(there, m.scales + (place + unit) / UNITS_A_BLOCK);
 #endif
 #endif
   }
+  advance(ahead, columns);
+}
+
+// Ask for a team's first task of a round.
+FUNCTION void KIND(first)(Task *task, Matrix m, Columns columns, Span span) {
+  Cursor ahead = cursor_at(columns, span.begin);
+  KIND(fetch)(task, m, columns, span, &ahead, span.begin);
 }
 
 // Ask for a team's first task of a product.
-FUNCTION void KIND(begin)(Task *task, Matrix m) {
-  KIND(fetch)(task, m, team_in_grid(), 0, min(m.n_units, SEGMENT_UNITS), 0);
+FUNCTION void KIND(begin)(Task *task, Matrix m, const int pairs) {
+  const Columns columns = columns_from(0, min(m.n_units, SEGMENT_UNITS));
+  KIND(first)(task, m, columns, span_of(m.rows, pairs, columns, 0));
 }
 
 // --- activations in local memory --------------------------------------------------------------
@@ -75,35 +85,27 @@ FUNCTION void KIND(put)(
   if (part == 0) scales[block] = (float2)(scale, scale * sum);
 }
 
-FUNCTION float KIND(dot)(const Task *task, int chunk, int n_units, __local const uint4 *memory) {
+// The dot product of a lane's unit of part j of a task.
+FUNCTION float KIND(dot)(const Task *task, int j, int unit, __local const uint4 *memory) {
   __local const int4 *x = (__local const int4 *)memory;
   __local const float2 *scales = (__local const float2 *)(memory + 2 * SEGMENT_BLOCKS);
-  float total = 0.0f;
-  #pragma unroll
-  for (int j = 0; j < LOADS; j++) {
-    int unit = (chunk * LOADS + j) * LANES + lane_id();
-    if (unit >= n_units) continue;
-    float2 scale = scales[unit / UNITS_A_BLOCK];
-    int4 a = x[unit];
+  const int4 a = x[unit];
+  const float2 scale = scales[unit / UNITS_A_BLOCK];
 #ifdef PLANES
-    int4 b = x[unit + SEGMENT_BLOCKS];
-    total += KIND(dot_unit)(task->unit[j], task->side[j], a, b, scale);
+  return KIND(dot_unit)(task->unit[j], task->side[j], a, x[unit + SEGMENT_BLOCKS], scale);
 #else
-    int4 w = as_int4(task->unit[j]);
-    int sum = 0;
+  const int4 w = as_int4(task->unit[j]);
 #ifdef KIND_Q4_0
-    int4 b = x[unit + SEGMENT_BLOCKS];
-    int4 low = w & 0x0f0f0f0f, high = (w >> 4) & 0x0f0f0f0f;
-    sum = dot4(low.x, a.x, dot4(low.y, a.y, dot4(low.z, a.z, dot4(low.w, a.w, sum))));
-    sum = dot4(high.x, b.x, dot4(high.y, b.y, dot4(high.z, b.z, dot4(high.w, b.w, sum))));
-    total += half_bits(task->scale[j]) * (scale.x * (float)sum - 8.0f * scale.y);
+  const int4 b = x[unit + SEGMENT_BLOCKS];
+  const int4 low = w & 0x0f0f0f0f, high = (w >> 4) & 0x0f0f0f0f;
+  int sum = dot4(low.x, a.x, dot4(low.y, a.y, dot4(low.z, a.z, dot4(low.w, a.w, 0))));
+  sum = dot4(high.x, b.x, dot4(high.y, b.y, dot4(high.z, b.z, dot4(high.w, b.w, sum))));
+  return half_bits(task->scale[j]) * (scale.x * (float)sum - 8.0f * scale.y);
 #else
-    sum = dot4(w.x, a.x, dot4(w.y, a.y, dot4(w.z, a.z, dot4(w.w, a.w, sum))));
-    total += half_bits(task->scale[j]) * (scale.x * (float)sum);
+  const int sum = dot4(w.x, a.x, dot4(w.y, a.y, dot4(w.z, a.z, dot4(w.w, a.w, 0))));
+  return half_bits(task->scale[j]) * (scale.x * (float)sum);
 #endif
 #endif
-  }
-  return total;
 }
 
 #else
@@ -121,111 +123,152 @@ FUNCTION void KIND(put)(
 #endif
 }
 
-FUNCTION float KIND(dot)(const Task *task, int chunk, int n_units, __local const uint4 *memory) {
+FUNCTION float KIND(dot)(const Task *task, int j, int unit, __local const uint4 *memory) {
   __local const float4 *x = (__local const float4 *)memory;
-  float total = 0.0f;
-  #pragma unroll
-  for (int j = 0; j < LOADS; j++) {
-    int unit = (chunk * LOADS + j) * LANES + lane_id();
-    if (unit >= n_units) continue;
-    uint4 w = task->unit[j];
-    float4 a = x[unit];
+  const uint4 w = task->unit[j];
+  const float4 a = x[unit];
 #ifdef KIND_F32
-    float4 v = as_float4(w);
-    total += v.x * a.x + v.y * a.y + v.z * a.z + v.w * a.w;
+  const float4 v = as_float4(w);
+  return v.x * a.x + v.y * a.y + v.z * a.z + v.w * a.w;
 #else
-    float4 b = x[unit + SEGMENT_UNITS];
+  const float4 b = x[unit + SEGMENT_UNITS];
 #ifdef KIND_F16
-    float2 v0 = halves(w.x), v1 = halves(w.y), v2 = halves(w.z), v3 = halves(w.w);
+  const float2 v0 = halves(w.x), v1 = halves(w.y), v2 = halves(w.z), v3 = halves(w.w);
 #else
-    float2 v0 = brain_halves(w.x), v1 = brain_halves(w.y);
-    float2 v2 = brain_halves(w.z), v3 = brain_halves(w.w);
+  const float2 v0 = brain_halves(w.x), v1 = brain_halves(w.y);
+  const float2 v2 = brain_halves(w.z), v3 = brain_halves(w.w);
 #endif
-    total += v0.x * a.x + v0.y * a.y + v1.x * a.z + v1.y * a.w;
-    total += v2.x * b.x + v2.y * b.y + v3.x * b.z + v3.y * b.w;
+  const float low = v0.x * a.x + v0.y * a.y + v1.x * a.z + v1.y * a.w;
+  return low + (v2.x * b.x + v2.y * b.y + v3.x * b.z + v3.y * b.w);
 #endif
-  }
-  return total;
 }
 
 #endif
 
-// Bring columns [first, first + n) of the source into local memory; n is a multiple of 32.
-// Returns the sum of the squares of what the norm's weights have not yet scaled.
-FUNCTION float KIND(load)(
-    Source source, int first, int n, __local uint4 *memory, __local float *scratch) {
+// Bring columns [first, first + n) of the source into local memory; n is a multiple of 32. With
+// `measure` the squares of what the norm's weights have not yet scaled are summed in SQUARES.
+FUNCTION void KIND(load)(
+    Source source, int first, int n, const int measure, __local uint4 *memory,
+    __local float *scratch) {
   float squares = 0.0f;
   LOCAL_FENCE;  // the products before are done with the memory
-  for (int start = 0; start < n / 8; start += GROUP) {
-    int quad = start + (int)get_local_id(0);
-    int active = quad < n / 8;
-    float8 v = (float8)(0.0f);
-    if (active) v = activations(source, first + 8 * quad, &squares);
-    KIND(put)(quad, active, v, memory, scratch);
+  if (source.shares) {
+    #pragma unroll 1
+    for (int start = 0; start < n / 8; start += GROUP) {
+      const int quad = start + (int)get_local_id(0);
+      float8 v = (float8)(0.0f);
+      if (quad < n / 8) v = joined8(source, first + 8 * quad);
+      KIND(put)(quad, quad < n / 8, v, memory, scratch);
+    }
+  } else {
+    #pragma unroll 1
+    for (int start = 0; start < n / 8; start += EIGHTS_AT_ONCE * GROUP) {
+      float8 v[EIGHTS_AT_ONCE];
+      UNROLL_ON_GPU
+      for (int k = 0; k < EIGHTS_AT_ONCE; k++) {
+        const int quad = start + k * GROUP + (int)get_local_id(0);
+        v[k] = (float8)(0.0f);
+        if (quad < n / 8) v[k] = activations(source, first + 8 * quad, &squares);
+      }
+      UNROLL_ON_GPU
+      for (int k = 0; k < EIGHTS_AT_ONCE; k++) {
+        const int quad = start + k * GROUP + (int)get_local_id(0);
+        if (start + k * GROUP < n / 8) KIND(put)(quad, quad < n / 8, v[k], memory, scratch);
+      }
+    }
+  }
+  if (measure) {
+    const float of_team = team_sum(squares, scratch);
+    if (lane_id() == 0) scratch[SQUARES + team_in_group()] = of_team;
   }
   LOCAL_FENCE;
-  return squares;
 }
+
+#if SEGMENTED
+// Sum the squares of a row that may be too long to be in local memory at once.
+FUNCTION void KIND(measure)(Source source, int n, __local float *scratch) {
+  float squares = 0.0f;
+  for (int i = get_local_id(0); i < n / 8; i += GROUP) activations(source, 8 * i, &squares);
+  const float of_team = team_sum(squares, scratch);
+  if (lane_id() == 0) scratch[SQUARES + team_in_group()] = of_team;
+}
+#endif
 
 // --- the product ------------------------------------------------------------------------------
 
-#if SEGMENTED
-// The factor of RMSNorm where the row may be too long to be in local memory at once.
-FUNCTION float KIND(norm_of_long_row)(Source source, int n, __local float *scratch) {
-  float squares = 0.0f;
-  for (int i = get_local_id(0); i < n / 8; i += GROUP) activations(source, 8 * i, &squares);
-  return rsqrt(group_sum(squares, scratch) / source.n + source.eps);
+// Compute a task: what a team has of its row goes to SUMS, or, where the row begins with an earlier
+// team, to CARRIES.
+FUNCTION void KIND(compute)(
+    const Task *task, float *total, int *target, Cursor *at, Columns columns, int is_last,
+    __local const uint4 *memory, __local float *scratch) {
+  #pragma unroll
+  for (int j = 0; j < LOADS; j++) {
+    // Behind the row's end the weights are zeros; the activations must be numbers too.
+    const int whole = columns.n % (LANES * LOADS) == 0;
+    int unit = (at->column * LOADS + j) * LANES + lane_id();
+    if (!whole) unit = min(unit, columns.n - 1);
+    *total += KIND(dot)(task, j, unit, memory);
+  }
+  advance(at, columns);
+  if (at->column == 0 || is_last) {
+    team_keep(*total, scratch + *target);
+    *total = 0.0f;
+    *target = SUMS + at->row * KEPT;
+  }
 }
-#endif
 
-// Compute the rows of m that are this group's. `task` holds its teams' first tasks, as `begin`
-// leaves them.
-//
-// With `pairs` the rows are a half of gates and a half of ups, and out gets silu(gate) * up.
-// With `add` the product is added to out, the residual stream.
+// Compute a team's run of tasks.
+FUNCTION void KIND(run)(
+    Task *task, Matrix m, Columns columns, Span span, __local const uint4 *memory,
+    __local float *scratch) {
+  Cursor at = cursor_at(columns, span.begin), ahead = cursor_at(columns, span.begin + 1);
+  int target = at.column ? CARRIES + team_in_group() * KEPT : SUMS + at.row * KEPT;
+  float total = 0.0f;
+  #pragma unroll 1
+  for (int nth = span.begin; nth < span.end; nth++) {
+    const Task present = *task;
+    KIND(fetch)(task, m, columns, span, &ahead, nth + 1);
+    KIND(compute)(&present, &total, &target, &at, columns, nth + 1 == span.end, memory, scratch);
+  }
+}
+
+// Compute a group's rows of m up to where `finish` writes the last of them. `task` holds its
+// teams' first ones, as `begin` leaves them.
 FUNCTION void KIND(product)(
     Task *task, Matrix m, Source source, __global float *out, const int pairs, const int add,
     __local uint4 *memory, __local float *scratch) {
-  const int results = pairs ? m.rows / 2 : m.rows;
-  const int n_teams = TEAMS * (int)get_num_groups(0);
-  const int team = team_in_grid();
-  float factor = 1.0f;
+  const int n_rounds = rounds_of(m.rows, pairs);
 #if SEGMENTED
-  if (source.norm) factor = KIND(norm_of_long_row)(source, m.n_units * UNIT_COLS, scratch);
+  if (source.norm) KIND(measure)(source, m.n_units * UNIT_COLS, scratch);
   for (int first = 0; first < m.n_units; first += SEGMENT_UNITS)
 #else
   const int first = 0;
 #endif
   {
-    const int n_units = min(m.n_units - first, SEGMENT_UNITS);
-    const int n_chunks = (n_units + LANES * LOADS - 1) / (LANES * LOADS);
-    float squares = KIND(load)(source, first * UNIT_COLS, n_units * UNIT_COLS, memory, scratch);
-#if !SEGMENTED
-    if (source.norm) factor = rsqrt(group_sum(squares, scratch) / source.n + source.eps);
-#endif
-    if (first) KIND(fetch)(task, m, team, first, n_units, 0);
-    for (int base = 0; base < results; base += n_teams) {
-      const int result = base + team;
-      float gate = 0.0f;
-      for (int part = 0; part <= pairs; part++) {
-        const int row = result < results ? result + part * results : m.rows;
-        const int following = part < pairs ? row + results : result + n_teams;
-        const int next_row = part < pairs || following < results ? following : m.rows;
-        float total = 0.0f;
-        for (int chunk = 0; chunk < n_chunks; chunk++) {
-          const Task present = *task;
-          const int last = chunk + 1 == n_chunks;
-          KIND(fetch)(task, m, last ? next_row : row, first, n_units, last ? 0 : chunk + 1);
-          total += KIND(dot)(&present, chunk, n_units, memory);
-        }
-        total = team_sum(total, scratch) * factor;
-        if (part < pairs) {
-          gate = total;
-        } else if (lane_id() == 0 && result < results) {
-          if (pairs) total *= gate / (1.0f + exp(-gate));
-          out[result] = add || first ? out[result] + total : total;
-        }
-      }
+    const Columns columns = columns_from(first, min(m.n_units - first, SEGMENT_UNITS));
+    KIND(load)(source, first * UNIT_COLS, columns.n * UNIT_COLS, !SEGMENTED && source.norm,
+               memory, scratch);
+    #pragma unroll 1
+    for (int round = 0; round < n_rounds; round++) {
+      const Span span = span_of(m.rows, pairs, columns, round);
+      if (first || round) KIND(first)(task, m, columns, span);
+      KIND(run)(task, m, columns, span, memory, scratch);
+      if (round + 1 == n_rounds && first + SEGMENT_UNITS >= m.n_units) return;
+      finish_round(source, span, columns, out, pairs, add || first, scratch);
+      LOCAL_FENCE;  // the sums are read
     }
   }
+}
+
+// Write the results of the last round, once all teams have computed theirs.
+//
+// With `pairs` the rows are a half of gates and a half of ups, and out gets silu(gate) * up.
+// With `add` the product is added to out, the residual stream.
+FUNCTION void KIND(finish)(
+    Matrix m, Source source, __global float *out, const int pairs, const int add,
+    __local float *scratch) {
+  const int first = SEGMENTED ? (m.n_units - 1) / SEGMENT_UNITS * SEGMENT_UNITS : 0;
+  const Columns columns = columns_from(first, m.n_units - first);
+  const Span span = span_of(m.rows, pairs, columns, rounds_of(m.rows, pairs) - 1);
+  finish_round(source, span, columns, out, pairs, add || first, scratch);
 }
