@@ -17,7 +17,16 @@ from pyrllama.cpu.barrier import barrier, take
 from pyrllama.cpu.kernel import View, inline, part, view
 from pyrllama.cpu.norm import exponential, swiglu
 from pyrllama.cpu.products import chunk_of, form_for, multiply_groups, tiled
-from pyrllama.cpu.records import ACTIVATIONS, BYTES, LINE, MATRIX, MIXTURE, ROWS_AT_ONCE, TILE_ROWS
+from pyrllama.cpu.records import (
+    ACTIVATIONS,
+    BYTES,
+    LINE,
+    MATRIX,
+    MIXTURE,
+    ROWS_AT_ONCE,
+    SUMS,
+    TILE_ROWS,
+)
 from pyrllama.cpu.simd import (
     keep_first,
     load_f32,
@@ -36,9 +45,7 @@ Activations = view(ACTIVATIONS)
 
 MATRIX_BYTES, ACTIVATIONS_BYTES = MATRIX.n_bytes, ACTIVATIONS.n_bytes
 X, Q, SCALES = (ACTIVATIONS.offset(name) for name in ("x", "q", "scales"))
-NIBBLE_STARTS, SIGNED_STARTS = (
-    ACTIVATIONS.offset(name) for name in ("nibble_starts", "signed_starts")
-)
+SUMS_PLACE, SCALED_SUMS_PLACE = (ACTIVATIONS.offset(name) for name in ("sums", "scaled_sums"))
 FLOATS_PLACE, BYTES_PLACE, TILES_PLACE = (
     ACTIVATIONS.offset(name) for name in ("floats", "bytes", "tiles")
 )
@@ -149,8 +156,8 @@ def point_to(pool: int, record: int, row: int, tile_row: int) -> None:
     store(record + X, a.x + row * a.x_stride)
     store(record + Q, a.q + row * a.q_stride)
     store(record + SCALES, a.scales + row * a.block_stride)
-    store(record + NIBBLE_STARTS, a.nibble_starts + row * a.block_stride)
-    store(record + SIGNED_STARTS, a.signed_starts + row * a.block_stride)
+    store(record + SUMS_PLACE, a.sums + row * SUMS * a.block_stride)
+    store(record + SCALED_SUMS_PLACE, a.scaled_sums + row * SUMS * a.block_stride)
     store(record + FLOATS_PLACE, a.floats + row // ROWS_AT_ONCE * a.floats_stride)
     store(record + BYTES_PLACE, a.bytes + row // ROWS_AT_ONCE * a.bytes_stride)
     store(record + TILES_PLACE, a.tiles + 2 * tile_row * a.n_cols)

@@ -29,7 +29,7 @@ from pyrllama.errors import BackendError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-KERNEL = "layout.quantise_f32"
+KERNEL = "conversions.quantise_f32"
 """A kernel that compiles in a fraction of a second."""
 X86_ONLY = pytest.mark.skipif(
     not llvm.get_default_triple().startswith("x86_64"), reason="these instruction sets are x86's"
