@@ -34,16 +34,26 @@ def test_a_model_that_fits_goes_to_the_device_whole() -> None:
     assert str(plan).startswith("runs 32 layers on OpenCL device 0: Abacus 0 (Beads), taking ")
 
 
+def codebook_demand() -> Demand:
+    """Return a demand for matrices of a type that OpenCL has no kernels for."""
+    checkpoint = RandomCheckpoint(SHAPES["7b"], TensorType.Q4_K)
+    checkpoint.tensors = {
+        name: dataclasses.replace(info, type=TensorType.IQ3_S) if len(info.shape) == 2 else info
+        for name, info in checkpoint.tensors.items()
+    }
+    return Demand(checkpoint, None, TensorType.F16, 512)
+
+
 def test_types_without_kernels_become_q8_0() -> None:
-    whole, half = (make_plan(demand(TensorType.Q4_K), [fake_device(memory=24 * GB)], share)
+    whole, half = (make_plan(codebook_demand(), [fake_device(memory=24 * GB)], share)
                    for share in (None, 0.0))  # fmt: skip
     assert (
         whole.needs[0].weights
         == make_plan(demand(TensorType.Q8_0), [fake_device(memory=24 * GB)], None).needs[0].weights
     )
-    assert str(whole).endswith("; there its Q4_K become Q8_0, as OpenCL has no kernels for them")
+    assert str(whole).endswith("; there its IQ3_S become Q8_0, as OpenCL has no kernels for them")
     assert "become" not in str(half)
-    asked = dataclasses.replace(demand(TensorType.Q4_K), weight_type=TensorType.Q4_0)
+    asked = dataclasses.replace(codebook_demand(), weight_type=TensorType.Q4_0)
     assert not make_plan(asked, [fake_device(memory=24 * GB)], None).converted
 
 

@@ -146,11 +146,11 @@ def test_a_type_that_neither_runs_is_refused() -> None:
     config = tiny_config(dim=256, ffn_dim=256, head_dim=64)
     checkpoint = MemoryCheckpoint(config, random_weights(config))
     checkpoint.tensors = {
-        name: dataclasses.replace(info, type=TensorType.IQ2_S)
+        name: dataclasses.replace(info, type=TensorType.Q8_1)
         for name, info in checkpoint.tensors.items()
     }
     for share in (0.0, 0.5, 1.0):
-        with pytest.raises(UnsupportedTypeError, match="IQ2_S"):
+        with pytest.raises(UnsupportedTypeError, match="Q8_1"):
             load(share, checkpoint=checkpoint)
 
 
