@@ -46,7 +46,7 @@ class OpenClModel:
         tuning: Tuning | None = None,
     ) -> None:
         check_kv_type(kv_type)
-        check_supported(checkpoint.config, max_seq_len)
+        check_supported(checkpoint.config)
         self.config = config = checkpoint.config
         self.max_seq_len = max_seq_len
         self.n_blocks = -(-max_seq_len // BLOCK_TOKENS)

@@ -17,6 +17,7 @@ from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING
 from pyrllama.models.rope import ROPE_FACTORS, rope_table
 from pyrllama.opencl.batch import BatchWords
 from pyrllama.opencl.device import device_errors, pyopencl
+from pyrllama.opencl.heads import has_extras, head_extras
 from pyrllama.opencl.layout import BLOCK, ROW_ALIGN, round_up
 from pyrllama.opencl.persistent import can_persist, n_barriers, persistent_source, places
 from pyrllama.opencl.program import OPTIONS, UNOPTIMISED, Program, model_source
@@ -131,6 +132,9 @@ class Stage:
                 "norms": self._filled(self._norms(checkpoint)),
                 "rope": self._filled(self._rope(checkpoint)),
             }
+            if has_extras(config):
+                extras = head_extras(checkpoint, part.layers)
+                self._constants["head_extras"] = self._filled(extras)
         self.batch = BatchWords(config, sizes.n_blocks, sizes.max_tokens, sizes.max_seq_len)
         self.tune(tuning or default_tuning(device, config, self._kinds()))
 
@@ -152,7 +156,12 @@ class Stage:
         memory = local_memory(self.device, self.config, self.tuning)
         sizes = self._sizes
         words = defines(
-            self.tuning, self.config, memory, kv_type=sizes.kv_type, max_tokens=sizes.max_tokens
+            self.tuning,
+            self.config,
+            memory,
+            kv_type=sizes.kv_type,
+            max_tokens=sizes.max_tokens,
+            max_seq_len=sizes.max_seq_len,
         )
         if not self.persists:
             return model_source(words, kinds)
