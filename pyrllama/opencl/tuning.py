@@ -129,7 +129,7 @@ def attention_rows(device: Device, config: ModelConfig) -> int:
     """Return the most rows that a tile of attention has room for; 0 where none fits."""
     if device.max_group < ATTENTION_GROUP:
         return 0
-    head_pitch = round_up(config.head_dim, 8) + ATTENTION_PAD
+    head_pitch = round_up(config.head_dim, BLOCK) + ATTENTION_PAD  # Q8_0 pads heads so far
     room = (min(device.local_memory, MAX_LOCAL) - RESERVED_LOCAL) // FLOAT - ATTENTION_GROUP
     for rows in (32, 16):
         if (rows + LANES) * head_pitch + rows * (LANES + ATTENTION_PAD + 2) <= room:
@@ -213,6 +213,7 @@ def defines(
         "TENSOR_ATTENTION": tensor_attention(tuning, kv_type),
         "INTEGER_DOT": tuning.integer_dot,
         "KV_F32": kv_type is TensorType.F32,
+        "KV_Q8_0": kv_type is TensorType.Q8_0,
     }
     return {
         **{name: 1 for name, on in flags.items() if on},

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from support.tiny_models import tiny_config
 
-from pyrllama.core import Experts, LinearRope, YarnRope
-from pyrllama.errors import BackendError
+from pyrllama.core import Experts, LinearRope, TensorType, YarnRope
+from pyrllama.errors import BackendError, SettingError
+from pyrllama.opencl.model import check_kv_type
 from pyrllama.opencl.supported import check_supported
 
 
@@ -38,3 +39,10 @@ def test_what_is_not_run_is_named(feature: dict[str, Any], words: str) -> None:
 )
 def test_what_has_kernels_is_run(feature: dict[str, Any]) -> None:
     check_supported(tiny_config(**feature))
+
+
+def test_a_type_that_no_cache_has_is_refused() -> None:
+    for kv_type in (TensorType.F16, TensorType.F32, TensorType.Q8_0):
+        check_kv_type(kv_type)
+    with pytest.raises(SettingError, match=r"kv_type is 'Q4_0', but .* one of F16, F32, Q8_0"):
+        check_kv_type(TensorType.Q4_0)

@@ -76,14 +76,14 @@ FUNCTION void ask_slice(Slice *slice, Attention a, Item item, int index) {
   for (int j = 0; j < KEY_LOADS; j++) {
     const int token = lane % SLICE_TOKENS, unit = lane / SLICE_TOKENS + j * PASS_UNITS;
     slice->keys[j] = stored8_if(
-        token < n && unit < HEAD_UNITS, keys + (unit * LANES + slot + token) * 8);
+        token < n && unit < HEAD_UNITS, keys, unit * LANES + slot + token, unit / 4, slot + token);
   }
   #pragma unroll
   for (int j = 0; j < VALUE_LOADS; j++) {
     const int token = lane / HEAD_UNITS + j * PASS_TOKENS, unit = lane % HEAD_UNITS;
     slice->values[j] = stored8_if(
-        lane < PASS_TOKENS * HEAD_UNITS && token < n,
-        keys + PLANE + ((slot + token) * HEAD_UNITS + unit) * 8);
+        lane < PASS_TOKENS * HEAD_UNITS && token < n, keys + PLANE,
+        (slot + token) * HEAD_UNITS + unit, unit / 4, slot + token);
   }
 }
 
@@ -270,6 +270,25 @@ FUNCTION void put_raw_heads(
 }
 #endif
 
+#ifdef KV_Q8_0
+// Put the key and the value that stand in local memory into the cache, and in their place what the
+// cache keeps of them.
+FUNCTION void keep_fresh(Attention a, Item item, __local float *memory) {
+  const int kv_head = item.first_head / KV_SHARED, slot = item.position % LANES;
+  __global Cached *keys = head_in_block(a, item.table[item.position / LANES], kv_head);
+  for (int i = get_local_id(0); i < 2 * HEAD_BLOCKS; i += GROUP) {
+    const int is_value = i / HEAD_BLOCKS, block = i % HEAD_BLOCKS;
+    __local float *place = memory + ATTEND_FRESH + is_value * HEAD_STRIDE + 32 * block;
+    float v[32];
+    UNROLL_ON_GPU
+    for (int u = 0; u < 4; u++) vstore8(vload8(u, place), u, v);
+    put_block(keys + is_value * PLANE, is_value, block, slot, v);
+    UNROLL_ON_GPU
+    for (int u = 0; u < 4; u++) vstore8(vload8(u, v), u, place);
+  }
+}
+#endif
+
 // Attend to an item. `slice` is the team's first, which has been asked for.
 FUNCTION void attend(
     Attention a, Item item, Slice *slice, const int fresh, __local float *memory,
@@ -283,6 +302,10 @@ FUNCTION void attend(
   put_heads(a, item, with_fresh, memory);
 #endif
   LOCAL_FENCE;
+#ifdef KV_Q8_0
+  if (with_fresh) keep_fresh(a, item, memory);
+  LOCAL_FENCE;
+#endif
 
   Gathered g;
   UNROLL_ON_GPU

@@ -58,11 +58,19 @@ FUNCTION void tile_queries(Attention a, Run run, int head, TileMemory m) {
 }
 
 // Ask for the keys or the values of a block; they are on their way while others are multiplied.
-FUNCTION void ask_plane(Eight *eights, __global const Cached *plane) {
+FUNCTION void ask_keys(Eight *eights, __global const Cached *keys) {
   UNROLL_ON_GPU
   for (int j = 0; j < EIGHTS_EACH; j++) {
     int i = min(j * ATTENTION_GROUP + (int)get_local_id(0), EIGHTS - 1);
-    eights[j] = stored8(plane + 8 * i);
+    eights[j] = stored8(keys, i, i / LANES / 4, i % LANES);
+  }
+}
+
+FUNCTION void ask_values(Eight *eights, __global const Cached *keys) {
+  UNROLL_ON_GPU
+  for (int j = 0; j < EIGHTS_EACH; j++) {
+    int i = min(j * ATTENTION_GROUP + (int)get_local_id(0), EIGHTS - 1);
+    eights[j] = stored8(keys + PLANE, i, i % HEAD_UNITS / 4, i / HEAD_UNITS);
   }
 }
 
@@ -196,19 +204,19 @@ FUNCTION void attend_run(
   Eight eights[EIGHTS_EACH];
   LOCAL_FENCE;  // others may still read what the run before left
   tile_queries(a, run, head, m);
-  ask_plane(eights, head_in_block(a, run.table[first_block], kv_head));
+  ask_keys(eights, head_in_block(a, run.table[first_block], kv_head));
   for (int index = first_block; index <= last / LANES; index++) {
     LOCAL_FENCE;
     put_keys(eights, m);
     LOCAL_FENCE;
-    ask_plane(eights, head_in_block(a, run.table[index], kv_head) + PLANE);
+    ask_values(eights, head_in_block(a, run.table[index], kv_head));
     tile_scores(run, index * LANES, m);
     LOCAL_FENCE;
     put_values(eights, last + 1 - index * LANES, m);
     tile_softmax(&top, &sum, m, scratch);
     LOCAL_FENCE;
     int next = min(index + 1, last / LANES);
-    ask_plane(eights, head_in_block(a, run.table[next], kv_head));
+    ask_keys(eights, head_in_block(a, run.table[next], kv_head));
     tile_gather(results, m);
   }
   put_tile(results, run, head, m, out, order);

@@ -2,30 +2,93 @@
 //
 // The cache is (blocks, layers, KV heads) of BLOCK_TOKENS = LANES tokens: their keys as
 // (HEAD_UNITS, tokens, 8), so that a lane computes the score of one token, and then their values
-// as (tokens, HEAD_UNITS, 8). A head is padded with zeros to HEAD_UNITS * 8 numbers.
+// as (tokens, HEAD_UNITS, 8). A head is padded with zeros to HEAD_UNITS * 8 numbers. In Q8_0 these
+// are int8, and behind the keys, and behind the values, stand float16 scales for 32 numbers of a
+// token, (HEAD_BLOCKS, tokens).
 
+#ifdef KV_Q8_0
+#define HEAD_BLOCKS ((HEAD_DIM + 31) / 32)
+#define HEAD_UNITS (4 * HEAD_BLOCKS)
+#define HEAD_STRIDE (8 * HEAD_UNITS)
+#define PLANE (LANES * (HEAD_STRIDE + 2 * HEAD_BLOCKS))
+#else
 #define HEAD_UNITS ((HEAD_DIM + 7) / 8)
 #define HEAD_STRIDE (8 * HEAD_UNITS)
 #define PLANE (LANES * HEAD_STRIDE)  // the keys, or the values, of a head in a block
+#endif
 
+// stored8 gives eight `i` of the keys or of the values of a head in a block. It is of `token` and
+// of 32 numbers of a head, `block`, which only Q8_0 asks for.
 #ifdef KV_F32
 typedef float Cached;
 typedef float8 Eight;  // numbers as they are stored
-FUNCTION Eight stored8(__global const Cached *p) { return vload8(0, p); }
-FUNCTION Eight stored8_if(int there, __global const Cached *p) {
-  return there ? vload8(0, p) : (float8)(0.0f);
+FUNCTION Eight stored8(__global const Cached *plane, int i, int block, int token) {
+  return vload8(i, plane);
+}
+FUNCTION Eight stored8_if(
+    int there, __global const Cached *plane, int i, int block, int token) {
+  return there ? vload8(i, plane) : (float8)(0.0f);
 }
 FUNCTION float8 opened8(Eight v) { return v; }
 FUNCTION float2 cache_put(__global Cached *p, int i, float2 pair) {
   vstore2(pair, 0, p + i);
   return pair;
 }
+#elif defined(KV_Q8_0)
+typedef char Cached;
+typedef struct {
+  uint2 levels;
+  ushort scale;
+} Eight;
+FUNCTION long scale_place(int block, int token) {
+  return LANES * HEAD_STRIDE + 2 * (block * LANES + token);
+}
+FUNCTION Eight stored8_if(
+    int there, __global const Cached *plane, int i, int block, int token) {
+  Eight eight = {(uint2)(0), 0};
+  if (there) {
+    eight.levels = ((__global const uint2 *)plane)[i];
+    eight.scale = *(__global const ushort *)(plane + scale_place(block, token));
+  }
+  return eight;
+}
+FUNCTION Eight stored8(__global const Cached *plane, int i, int block, int token) {
+  return stored8_if(1, plane, i, block, token);
+}
+FUNCTION float8 opened8(Eight v) {
+  const float4 low = convert_float4(as_char4(v.levels.x)), high = convert_float4(as_char4(v.levels.y));
+  return half_bits(v.scale) * (float8)(low, high);
+}
+// Numbers come to the cache 32 at a time, by put_block.
+FUNCTION float2 cache_put(__global Cached *p, int i, float2 pair) { return pair; }
+
+// Quantise 32 numbers of a token's key or value, put them into the cache, and leave in `v` what the
+// cache keeps of them.
+FUNCTION void put_block(__global Cached *plane, int is_value, int block, int token, float *v) {
+  float largest = 0.0f;
+  UNROLL_ON_GPU
+  for (int i = 0; i < 32; i++) largest = fmax(largest, fabs(v[i]));
+  // Numbers below 2^-100 count as zeros: 127 over them must not overflow.
+  const float inverse = largest < 0x1p-100f ? 0.0f : 127.0f / largest;
+  const ushort scale = (ushort)pack_halves(largest / 127.0f, 0.0f);
+  UNROLL_ON_GPU
+  for (int u = 0; u < 4; u++) {
+    const int unit = 4 * block + u;
+    const char8 levels = convert_char8_rte(vload8(u, v) * inverse);
+    vstore8(levels, is_value ? token * HEAD_UNITS + unit : unit * LANES + token, plane);
+    vstore8(half_bits(scale) * convert_float8(levels), u, v);
+  }
+  *(__global ushort *)(plane + scale_place(block, token)) = scale;
+}
 #else
 typedef ushort Cached;
 typedef uint4 Eight;
-FUNCTION Eight stored8(__global const Cached *p) { return *(__global const uint4 *)p; }
-FUNCTION Eight stored8_if(int there, __global const Cached *p) {
-  return load_stream_if(there, (__global const uint4 *)p);
+FUNCTION Eight stored8(__global const Cached *plane, int i, int block, int token) {
+  return *(__global const uint4 *)(plane + 8 * i);
+}
+FUNCTION Eight stored8_if(
+    int there, __global const Cached *plane, int i, int block, int token) {
+  return load_stream_if(there, (__global const uint4 *)(plane + 8 * i));
 }
 FUNCTION float8 opened8(Eight v) {
   return (float8)(halves(v.x), halves(v.y), halves(v.z), halves(v.w));
