@@ -154,7 +154,7 @@ def _load_opencl(
 
     weight_type, kv_type = placement.weight_type, placement.kv_type
     max_seq_len = placement.max_seq_len
-    check_supported(checkpoint.config, max_seq_len)
+    check_supported(checkpoint.config)
     demand = Demand(checkpoint, weight_type, kv_type, max_seq_len)
     plan = make_plan(demand, choose_devices(placement.devices), placement.gpu_share)
     if on_memory:

@@ -10,6 +10,7 @@ import numpy as np
 
 from pyrllama.core import TensorType
 from pyrllama.opencl.batch import N_OUTPUTS, N_TOKENS
+from pyrllama.opencl.heads import has_extras
 from pyrllama.opencl.launches import attention_arguments, embed, suffix
 from pyrllama.opencl.layout import BLOCK, LAYOUTS, ROW_ALIGN, round_up
 from pyrllama.opencl.tuning import (
@@ -160,6 +161,8 @@ class BatchSteps:
         tile_rows, kernel = tuning.attention_rows, "attend_tiles"
         if self._stage.attends_on_tensor_cores:
             tile_rows, kernel = TENSOR_ATTENTION_ROWS, "attend_tensor_tiles"
+        if has_extras(config):
+            yield BatchLaunch(self._launch("finish_heads", 1, *attention, buffer("qkv")))
         yield BatchLaunch(self._launch("store_batch", 1, *attention))
         rows = Rows.SINGLE if tile_rows else Rows.TOKENS
         items = config.n_heads // heads_at_once(config) * tuning.splits

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyrllama.opencl.heads import has_extras
 from pyrllama.opencl.layout import BLOCK, round_up
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ def attention_arguments(stage: Stage, index: int) -> tuple[Any, ...]:
     """Return the arguments by which kernels know the attention of a stage's layer."""
     names = "qkv", "rope", "cache", "batch", "parts", "shares"
     sizes = np.int32(index), np.int32(len(stage.part.layers))
-    return *(stage.buffer(name) for name in names), *sizes
+    extras = (stage.buffer("head_extras"),) if has_extras(stage.config) else ()
+    return *(stage.buffer(name) for name in names), *sizes, *extras
 
 
 def suffix(matrix: Matrix) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from pyrllama.core import BLOCK_TOKENS, TensorType
 from pyrllama.errors import BackendError, SettingError
 from pyrllama.models.llama import OUTPUT
-from pyrllama.opencl.stage import KV_BYTES, Part, Sizes, Stage, block_bytes, stage_stacks
+from pyrllama.opencl.stage import KV_PADDING, Part, Sizes, Stage, block_bytes, stage_stacks
 from pyrllama.opencl.supported import check_supported
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class OpenClModel:
         tuning: Tuning | None = None,
     ) -> None:
         check_kv_type(kv_type)
-        check_supported(checkpoint.config, max_seq_len)
+        check_supported(checkpoint.config)
         self.config = config = checkpoint.config
         self.max_seq_len = max_seq_len
         self.n_blocks = -(-max_seq_len // BLOCK_TOKENS)
@@ -151,8 +151,9 @@ class _Progress:
 
 def check_kv_type(kv_type: TensorType) -> None:
     """Raise ``SettingError`` for a type that the cache cannot have."""
-    if kv_type not in KV_BYTES:
-        raise SettingError("kv_type", kv_type.name, " or ".join(known.name for known in KV_BYTES))
+    if kv_type not in KV_PADDING:
+        names = "one of " + ", ".join(known.name for known in KV_PADDING)
+        raise SettingError("kv_type", kv_type.name, names)
 
 
 def part_bytes(checkpoint: Checkpoint, part: Part, wanted: TensorType | None) -> int:

@@ -33,6 +33,8 @@ BEFORE_TYPES = (
     "sides",
     "common",
     "shares",
+    "cache",
+    "heads",
     "attention",
     "rows",
     "warpgroup",
@@ -54,7 +56,9 @@ def source_text(name: str) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def model_source(defines: Mapping[str, int], kinds: Iterable[TensorType], after: str = "") -> str:
+def model_source(
+    defines: Mapping[str, int | str], kinds: Iterable[TensorType], after: str = ""
+) -> str:
     """Return the program of a model: its sizes, then all kernels for its types of weights.
 
     ``after`` is a source that uses them.
@@ -62,7 +66,10 @@ def model_source(defines: Mapping[str, int], kinds: Iterable[TensorType], after:
     parts = [f"#define {name} {value}\n" for name, value in defines.items()]
     parts += [_marked(name) for name in BEFORE_TYPES]
     for kind in sorted(kinds):
-        words = {"KIND(name)": f"name##_{kind.name.lower()}", f"KIND_{kind.name}": 1}
+        words: dict[str, int | str] = {
+            "KIND(name)": f"name##_{kind.name.lower()}",
+            f"KIND_{kind.name}": 1,
+        }
         if planes := LAYOUTS[kind].planes:
             words |= planes.defines
         parts += [f"#define {name} {value}\n" for name, value in words.items()]

@@ -17,6 +17,7 @@ from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING
 from pyrllama.models.rope import ROPE_FACTORS, rope_table
 from pyrllama.opencl.batch import BatchWords
 from pyrllama.opencl.device import device_errors, pyopencl
+from pyrllama.opencl.heads import has_extras, head_extras
 from pyrllama.opencl.layout import BLOCK, ROW_ALIGN, round_up
 from pyrllama.opencl.persistent import can_persist, n_barriers, persistent_source, places
 from pyrllama.opencl.program import OPTIONS, UNOPTIMISED, Program, model_source
@@ -30,6 +31,7 @@ from pyrllama.opencl.tuning import (
     tensor_attention,
 )
 from pyrllama.opencl.weights import DeviceMemory, Matrix, read_vector, stacks, upload
+from pyrllama.quants import row_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -42,8 +44,8 @@ if TYPE_CHECKING:
     from pyrllama.opencl.tuning import Tuning
     from pyrllama.opencl.weights import Stack
 
-KV_BYTES = {TensorType.F16: 2, TensorType.F32: 4}
-"""Types of the KV cache, and the bytes of a number in it."""
+KV_PADDING = {TensorType.F16: 8, TensorType.F32: 8, TensorType.Q8_0: BLOCK}
+"""Types of the KV cache, and the numbers to a multiple of which a head is padded in it."""
 GRID_WORDS = 4
 """Of a barrier across the grid; see ``kernels/primitives.cl``."""
 GROUPS_OF_MATRICES: dict[str, tuple[str, ...]] = {
@@ -76,15 +78,10 @@ class Sizes:
     kv_type: TensorType
 
 
-def head_stride(config: ModelConfig) -> int:
-    """Return the numbers that a head has in the cache."""
-    return round_up(config.head_dim, 8)
-
-
 def block_bytes(config: ModelConfig, n_layers: int, kv_type: TensorType) -> int:
     """Return the bytes of a block of the cache."""
-    numbers = 2 * n_layers * config.n_kv_heads * BLOCK_TOKENS * head_stride(config)
-    return numbers * KV_BYTES[kv_type]
+    head_bytes = row_bytes(kv_type, round_up(config.head_dim, KV_PADDING[kv_type]))
+    return 2 * n_layers * config.n_kv_heads * BLOCK_TOKENS * head_bytes
 
 
 def stage_stacks(
@@ -131,6 +128,9 @@ class Stage:
                 "norms": self._filled(self._norms(checkpoint)),
                 "rope": self._filled(self._rope(checkpoint)),
             }
+            if has_extras(config):
+                extras = head_extras(checkpoint, part.layers)
+                self._constants["head_extras"] = self._filled(extras)
         self.batch = BatchWords(config, sizes.n_blocks, sizes.max_tokens, sizes.max_seq_len)
         self.tune(tuning or default_tuning(device, config, self._kinds()))
 
@@ -152,7 +152,12 @@ class Stage:
         memory = local_memory(self.device, self.config, self.tuning)
         sizes = self._sizes
         words = defines(
-            self.tuning, self.config, memory, kv_type=sizes.kv_type, max_tokens=sizes.max_tokens
+            self.tuning,
+            self.config,
+            memory,
+            kv_type=sizes.kv_type,
+            max_tokens=sizes.max_tokens,
+            max_seq_len=sizes.max_seq_len,
         )
         if not self.persists:
             return model_source(words, kinds)

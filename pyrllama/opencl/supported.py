@@ -14,16 +14,9 @@ MAX_HEAD_DIM = 256
 """A work-item has eight numbers of a head, and a team of 32 has a head at least."""
 
 
-def check_supported(config: ModelConfig, max_seq_len: int) -> None:
-    """Raise ``BackendError``, naming it, for what a model has that no kernel here computes.
-
-    A window that is no shorter than the context changes nothing.
-    """
-    window = config.sliding_window
+def check_supported(config: ModelConfig) -> None:
+    """Raise ``BackendError``, naming it, for what a model has that no kernel here computes."""
     missing = {
-        "biases of queries, keys and values": config.attention_bias,
-        "the normalisation of heads": config.qk_norm,
-        f"a sliding window of {window} positions": window is not None and window < max_seq_len,
         "experts": config.experts is not None,
         f"heads of more than {MAX_HEAD_DIM} numbers": config.head_dim > MAX_HEAD_DIM,
     }

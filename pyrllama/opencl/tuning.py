@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pyrllama.core import BLOCK_TOKENS, TensorType
 from pyrllama.errors import DeviceError
 from pyrllama.opencl.device import Feature
@@ -127,7 +129,7 @@ def attention_rows(device: Device, config: ModelConfig) -> int:
     """Return the most rows that a tile of attention has room for; 0 where none fits."""
     if device.max_group < ATTENTION_GROUP:
         return 0
-    head_pitch = round_up(config.head_dim, 8) + ATTENTION_PAD
+    head_pitch = round_up(config.head_dim, BLOCK) + ATTENTION_PAD  # Q8_0 pads heads so far
     room = (min(device.local_memory, MAX_LOCAL) - RESERVED_LOCAL) // FLOAT - ATTENTION_GROUP
     for rows in (32, 16):
         if (rows + LANES) * head_pitch + rows * (LANES + ATTENTION_PAD + 2) <= room:
@@ -201,7 +203,8 @@ def defines(
     *,
     kv_type: TensorType,
     max_tokens: int,
-) -> dict[str, int]:
+    max_seq_len: int,
+) -> dict[str, int | str]:
     """Return what the kernels are built with."""
     flags = {
         "NVIDIA": tuning.nvidia,
@@ -210,9 +213,11 @@ def defines(
         "TENSOR_ATTENTION": tensor_attention(tuning, kv_type),
         "INTEGER_DOT": tuning.integer_dot,
         "KV_F32": kv_type is TensorType.F32,
+        "KV_Q8_0": kv_type is TensorType.Q8_0,
     }
     return {
         **{name: 1 for name, on in flags.items() if on},
+        **_family_defines(config, max_seq_len),
         "GROUP": tuning.group,
         "LOADS": tuning.loads,
         "SPLITS": tuning.splits,
@@ -232,3 +237,16 @@ def defines(
         "WARP_ROWS": tuning.warp_rows,
         "WARP_TOKENS": tuning.warp_tokens,
     }
+
+
+def _family_defines(config: ModelConfig, max_seq_len: int) -> dict[str, int | str]:
+    """Return what a model has beside LLaMA; nothing of it changes the kernels of one without."""
+    words: dict[str, int | str] = {}
+    if config.attention_bias:
+        words |= {"HEAD_EXTRAS": 1, "BIASED": 1}
+    if config.qk_norm:
+        eps = float(np.float32(config.norm_eps)).hex()
+        words |= {"HEAD_EXTRAS": 1, "HEAD_NORMS": 1, "HEAD_EPS": f"{eps}f"}
+    if config.sliding_window is not None and config.sliding_window < max_seq_len:
+        words["WINDOW"] = config.sliding_window
+    return words

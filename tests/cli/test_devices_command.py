@@ -132,16 +132,6 @@ def test_a_share_that_is_none(run: Run, stories: Path, share: str) -> None:
     assert "from 0 (none) to 1 (all layers)" in done.err
 
 
-@pytest.mark.usefixtures("two")
-def test_a_cache_in_a_type_that_devices_have_not(run: Run, stories: Path) -> None:
-    done = run(
-        "--model-path", stories, "--prompt", "x", "--opencl-device", "0", "--kv-type", "q8_0"
-    )  # fmt: skip
-    assert done.status == 2
-    assert "OpenCL devices: 0: Abacus 0 (Beads); 1: Abacus 1 (Beads)" in done.err
-    assert "Q8_0" in done.err
-
-
 def test_bench_measures_the_devices_memory(
     run: Run, stories: Path, two: list[Device], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,27 +34,21 @@ def test_a_model_that_fits_goes_to_the_device_whole() -> None:
     assert str(plan).startswith("runs 32 layers on OpenCL device 0: Abacus 0 (Beads), taking ")
 
 
-def codebook_demand() -> Demand:
-    """Return a demand for matrices of a type that OpenCL has no kernels for."""
-    checkpoint = RandomCheckpoint(SHAPES["7b"], TensorType.Q4_K)
-    checkpoint.tensors = {
-        name: dataclasses.replace(info, type=TensorType.IQ3_S) if len(info.shape) == 2 else info
-        for name, info in checkpoint.tensors.items()
-    }
-    return Demand(checkpoint, None, TensorType.F16, 512)
-
-
 def test_types_without_kernels_become_q8_0() -> None:
-    whole, half = (make_plan(codebook_demand(), [fake_device(memory=24 * GB)], share)
-                   for share in (None, 0.0))  # fmt: skip
+    stored = demand(TensorType.Q8_0)
+    stored.checkpoint.tensors = {
+        name: dataclasses.replace(info, type=TensorType.IQ3_S) if len(info.shape) == 2 else info
+        for name, info in stored.checkpoint.tensors.items()
+    }
+    devices = [fake_device(memory=24 * GB)]
+    whole, half = (make_plan(stored, devices, share) for share in (None, 0.0))
     assert (
-        whole.needs[0].weights
-        == make_plan(demand(TensorType.Q8_0), [fake_device(memory=24 * GB)], None).needs[0].weights
+        whole.needs[0].weights == make_plan(demand(TensorType.Q8_0), devices, None).needs[0].weights
     )
     assert str(whole).endswith("; there its IQ3_S become Q8_0, as OpenCL has no kernels for them")
     assert "become" not in str(half)
-    asked = dataclasses.replace(codebook_demand(), weight_type=TensorType.Q4_0)
-    assert not make_plan(asked, [fake_device(memory=24 * GB)], None).converted
+    asked = dataclasses.replace(stored, weight_type=TensorType.Q4_0)
+    assert not make_plan(asked, devices, None).converted
 
 
 def test_as_many_of_the_last_layers_as_fit() -> None:
@@ -100,4 +94,4 @@ def test_what_is_no_share(share: float) -> None:
 
 def test_a_cache_type_that_does_not_run() -> None:
     with pytest.raises(SettingError, match="kv_type"):
-        make_plan(dataclasses.replace(demand(), kv_type=TensorType.Q8_0), [fake_device()], None)
+        make_plan(dataclasses.replace(demand(), kv_type=TensorType.Q4_0), [fake_device()], None)

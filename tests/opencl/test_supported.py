@@ -7,33 +7,42 @@ from typing import Any
 import pytest
 from support.tiny_models import tiny_config
 
-from pyrllama.core import Experts, LinearRope, YarnRope
-from pyrllama.errors import BackendError
+from pyrllama.core import Experts, LinearRope, TensorType, YarnRope
+from pyrllama.errors import BackendError, SettingError
+from pyrllama.opencl.model import check_kv_type
 from pyrllama.opencl.supported import check_supported
 
 
 @pytest.mark.parametrize(
     ("feature", "words"),
     [
-        ({"attention_bias": True}, "biases of queries, keys and values"),
-        ({"qk_norm": True}, "the normalisation of heads"),
-        ({"sliding_window": 63}, "a sliding window of 63 positions"),
-        ({"qk_norm": True, "experts": Experts(4, 2)}, "the normalisation of heads or experts"),
+        ({"experts": Experts(4, 2)}, "experts"),
+        ({"head_dim": 258}, "heads of more than 256 numbers"),
+        ({"experts": Experts(4, 2), "head_dim": 258}, "experts or heads of more than 256 numbers"),
     ],
 )
 def test_what_is_not_run_is_named(feature: dict[str, Any], words: str) -> None:
     with pytest.raises(BackendError, match=f"does not run {words} yet: use --backend cpu"):
-        check_supported(tiny_config(**feature), 64)
+        check_supported(tiny_config(**feature))
 
 
 @pytest.mark.parametrize(
     "feature",
     [
         {},
-        {"sliding_window": 64},
+        {"attention_bias": True},
+        {"qk_norm": True},
+        {"sliding_window": 63},
         {"rope_scaling": LinearRope(2.0)},
         {"rope_scaling": YarnRope(2.0, 64, 1.1)},
     ],
 )
-def test_what_changes_no_kernel_is_run(feature: dict[str, Any]) -> None:
-    check_supported(tiny_config(**feature), 64)
+def test_what_has_kernels_is_run(feature: dict[str, Any]) -> None:
+    check_supported(tiny_config(**feature))
+
+
+def test_a_type_that_no_cache_has_is_refused() -> None:
+    for kv_type in (TensorType.F16, TensorType.F32, TensorType.Q8_0):
+        check_kv_type(kv_type)
+    with pytest.raises(SettingError, match=r"kv_type is 'Q4_0', but .* one of F16, F32, Q8_0"):
+        check_kv_type(TensorType.Q4_0)

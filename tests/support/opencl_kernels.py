@@ -48,7 +48,14 @@ class Kernels:
         self._tuning = tuning_for(device, config)
         self.reads_halves = self._tuning.tensor_cores
         memory = local_memory(device, config, self._tuning)
-        words = defines(self._tuning, config, memory, kv_type=TensorType.F16, max_tokens=MAX_TOKENS)
+        words = defines(
+            self._tuning,
+            config,
+            memory,
+            kv_type=TensorType.F16,
+            max_tokens=MAX_TOKENS,
+            max_seq_len=MAX_TOKENS,
+        )
         words["SEGMENT_BLOCKS"] = segment_blocks or words["SEGMENT_BLOCKS"]
         cl = pyopencl()
         context = cl.Context([device.handle])

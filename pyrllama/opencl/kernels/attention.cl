@@ -1,12 +1,5 @@
-// Rotary embeddings, the KV cache, and attention of single rows, split over their positions.
-//
-// The cache is (blocks, layers, KV heads) of BLOCK_TOKENS = LANES tokens: their keys as
-// (HEAD_UNITS, tokens, 8), so that a lane computes the score of one token, and then their values
-// as (tokens, HEAD_UNITS, 8). A head is padded with zeros to HEAD_UNITS * 8 numbers.
+// Attention of single rows, split over their positions.
 
-#define HEAD_UNITS ((HEAD_DIM + 7) / 8)
-#define HEAD_STRIDE (8 * HEAD_UNITS)
-#define PLANE (LANES * HEAD_STRIDE)  // the keys, or the values, of a head in a block
 #define KV_SHARED (N_HEADS / N_KV_HEADS)
 #define HEAD_GROUPS (N_HEADS / HEADS_AT_ONCE)
 #define ITEMS (HEAD_GROUPS * SPLITS)  // of a row; see item_of
@@ -21,58 +14,6 @@
 #define VALUE_LOADS ((SLICE_TOKENS + PASS_TOKENS - 1) / PASS_TOKENS)
 #define LOG2_E 1.44269504f
 
-#ifdef KV_F32
-typedef float Cached;
-typedef float8 Eight;  // numbers as they are stored
-FUNCTION Eight stored8(__global const Cached *p) { return vload8(0, p); }
-FUNCTION Eight stored8_if(int there, __global const Cached *p) {
-  return there ? vload8(0, p) : (float8)(0.0f);
-}
-FUNCTION float8 opened8(Eight v) { return v; }
-FUNCTION float2 cache_put(__global Cached *p, int i, float2 pair) {
-  vstore2(pair, 0, p + i);
-  return pair;
-}
-#else
-typedef ushort Cached;
-typedef uint4 Eight;
-FUNCTION Eight stored8(__global const Cached *p) { return *(__global const uint4 *)p; }
-FUNCTION Eight stored8_if(int there, __global const Cached *p) {
-  return load_stream_if(there, (__global const uint4 *)p);
-}
-FUNCTION float8 opened8(Eight v) {
-  return (float8)(halves(v.x), halves(v.y), halves(v.z), halves(v.w));
-}
-FUNCTION float2 cache_put(__global Cached *p, int i, float2 pair) {
-  uint bits = pack_halves(pair.x, pair.y);
-  *(__global uint *)(p + i) = bits;
-  return halves(bits);
-}
-#endif
-
-typedef struct {
-  __global const float *qkv;   // (rows, QKV_STRIDE)
-  __global const float2 *rope; // (positions, HEAD_DIM / 2): cosine and sine
-  __global Cached *cache;
-  __global const int *batch;
-  __global float *parts;       // (rows, SPLITS, Q_STRIDE)
-  __global float2 *shares;     // (rows, SPLITS, N_HEADS): greatest score, sum of powers
-  int layer;
-  int n_layers;
-} Attention;
-
-FUNCTION __global Cached *head_in_block(Attention a, int block, int kv_head) {
-  long head = ((long)block * a.n_layers + a.layer) * N_KV_HEADS + kv_head;
-  return a.cache + head * 2 * PLANE;
-}
-
-// Turn pair i of a head by its position's angle.
-FUNCTION float2 rotated(Attention a, int position, __global const float *head, int i) {
-  float2 turn = a.rope[position * (HEAD_DIM / 2) + i];
-  float even = load_shared(head + 2 * i), odd = load_shared(head + 2 * i + 1);
-  return (float2)(even * turn.x - odd * turn.y, even * turn.y + odd * turn.x);
-}
-
 // Whether a row is all that a batch has of its sequence.
 FUNCTION int is_alone(__global const int *batch, int row) {
   __global const int *start = batch + BATCH_TABLE_STARTS + row;
@@ -80,34 +21,23 @@ FUNCTION int is_alone(__global const int *batch, int row) {
   return !follows && !(row + 1 < batch[BATCH_N_TOKENS] && start[1] == start[0]);
 }
 
-// Pair i of a row's key, turned, or of its value; zeros behind the head's end.
-FUNCTION float2 key_pair(Attention a, int row, int position, int kv_head, int i) {
-  __global const float *k = a.qkv + (long)row * QKV_STRIDE + Q_DIM + kv_head * HEAD_DIM;
-  return 2 * i < HEAD_DIM ? rotated(a, position, k, i) : (float2)(0.0f);
-}
-
-FUNCTION float2 value_pair(Attention a, int row, int kv_head, int i) {
-  __global const float *v = a.qkv + (long)row * QKV_STRIDE + Q_DIM + KV_DIM + kv_head * HEAD_DIM;
-  if (2 * i >= HEAD_DIM) return (float2)(0.0f);
-  return (float2)(load_shared(v + 2 * i), load_shared(v + 2 * i + 1));
-}
-
-// Put pair i of the key and the value of a row into the cache, and what the cache keeps of them
-// into `kept`, (2, HEAD_STRIDE).
-FUNCTION void store_pair(Attention a, int row, int kv_head, int i, float2 *kept) {
-  const int position = a.batch[BATCH_POSITIONS + row], slot = position % LANES;
-  __global const int *table = a.batch + BATCH_TABLES + a.batch[BATCH_TABLE_STARTS + row];
-  __global Cached *keys = head_in_block(a, table[position / LANES], kv_head);
-  kept[0] = cache_put(keys, (i / 4 * LANES + slot) * 8 + 2 * i % 8,
-                      key_pair(a, row, position, kv_head, i));
-  kept[1] = cache_put(keys + PLANE, slot * HEAD_STRIDE + 2 * i, value_pair(a, row, kv_head, i));
-}
-
 // What a lane asks for of a slice at a time.
 typedef struct {
   Eight keys[KEY_LOADS];
   Eight values[VALUE_LOADS];
 } Slice;
+
+#ifdef WINDOW
+// Whether a row at `position` still sees a key before it; its own is one of the WINDOW that it sees.
+FUNCTION int in_window(int position, int key) { return key > position - WINDOW; }
+FUNCTION int first_in_window(int position) { return max(position - WINDOW + 1, 0); }
+// What powers are taken to: a row may see none of the keys of the first blocks.
+FUNCTION float base_of(float top) { return top == -INFINITY ? 0.0f : top; }
+#else
+FUNCTION int in_window(int position, int key) { return 1; }
+FUNCTION int first_in_window(int position) { return 0; }
+FUNCTION float base_of(float top) { return top; }
+#endif
 
 // What a group attends to: `heads` of a row, and the slices of its team, every TEAMS-th from `next`.
 typedef struct {
@@ -118,6 +48,7 @@ typedef struct {
   int next;
   int end;
   __global const int *table;
+  int position;  // of the row
 } Item;
 
 // An item is (row, heads, split). `fresh` rows are not in the cache yet; whoever attends to the
@@ -125,11 +56,13 @@ typedef struct {
 FUNCTION Item item_of(Attention a, int index, const int fresh) {
   const int row = index / ITEMS, rest = index % ITEMS;
   const int split = rest % SPLITS;
-  const int n_tokens = a.batch[BATCH_POSITIONS + row] + !fresh;
-  const int n_slices = (n_tokens + SLICE_TOKENS - 1) / SLICE_TOKENS;
+  const int position = a.batch[BATCH_POSITIONS + row], n_tokens = position + !fresh;
+  const int first = first_in_window(position) / SLICE_TOKENS;
+  const int n_slices = (n_tokens + SLICE_TOKENS - 1) / SLICE_TOKENS - first;
   Item item = {row, rest / SPLITS * HEADS_AT_ONCE, split, n_tokens,
-               cut(n_slices, SPLITS, split) + team_in_group(), cut(n_slices, SPLITS, split + 1),
-               a.batch + BATCH_TABLES + a.batch[BATCH_TABLE_STARTS + row]};
+               first + cut(n_slices, SPLITS, split) + team_in_group(),
+               first + cut(n_slices, SPLITS, split + 1),
+               a.batch + BATCH_TABLES + a.batch[BATCH_TABLE_STARTS + row], position};
   return item;
 }
 
@@ -143,14 +76,14 @@ FUNCTION void ask_slice(Slice *slice, Attention a, Item item, int index) {
   for (int j = 0; j < KEY_LOADS; j++) {
     const int token = lane % SLICE_TOKENS, unit = lane / SLICE_TOKENS + j * PASS_UNITS;
     slice->keys[j] = stored8_if(
-        token < n && unit < HEAD_UNITS, keys + (unit * LANES + slot + token) * 8);
+        token < n && unit < HEAD_UNITS, keys, unit * LANES + slot + token, unit / 4, slot + token);
   }
   #pragma unroll
   for (int j = 0; j < VALUE_LOADS; j++) {
     const int token = lane / HEAD_UNITS + j * PASS_TOKENS, unit = lane % HEAD_UNITS;
     slice->values[j] = stored8_if(
-        lane < PASS_TOKENS * HEAD_UNITS && token < n,
-        keys + PLANE + ((slot + token) * HEAD_UNITS + unit) * 8);
+        lane < PASS_TOKENS * HEAD_UNITS && token < n, keys + PLANE,
+        (slot + token) * HEAD_UNITS + unit, unit / 4, slot + token);
   }
 }
 
@@ -190,7 +123,8 @@ FUNCTION void attend_slice(
     Gathered *g, const Slice *slice, Item item, int index, __local float *memory,
     __local float *scratch) {
   const int lane = lane_id();
-  const int there = index < item.end && index * SLICE_TOKENS + lane % SLICE_TOKENS < item.n_tokens;
+  const int key = index * SLICE_TOKENS + lane % SLICE_TOKENS;
+  const int there = index < item.end && key < item.n_tokens && in_window(item.position, key);
   __local const float *queries = memory + ATTEND_QUERIES;
   __local float *weights =
       memory + ATTEND_WEIGHTS + team_in_group() * HEADS_AT_ONCE * SLICE_TOKENS;
@@ -293,21 +227,18 @@ FUNCTION void put_gathered(
   }
 }
 
-// Attend to an item. `slice` is the team's first, which has been asked for.
-FUNCTION void attend(
-    Attention a, Item item, Slice *slice, const int fresh, __local float *memory,
-    __local float *scratch) {
-  const int team = team_in_group(), kv_head = item.first_head / KV_SHARED;
-  const int with_fresh = fresh && item.split == SPLITS - 1;
+// Put the queries of an item into local memory, turned and scaled, and with `with_fresh` the key and
+// the value of its row, which go into the cache, too.
+FUNCTION void put_heads(Attention a, Item item, int with_fresh, __local float *memory) {
+  const int kv_head = item.first_head / KV_SHARED;
   const int position = a.batch[BATCH_POSITIONS + item.row];
-  LOCAL_FENCE;  // others may still read what stood in the memory
   for (int i = get_local_id(0); i < (HEADS_AT_ONCE + with_fresh) * HEAD_STRIDE / 2; i += GROUP) {
     const int h = i / (HEAD_STRIDE / 2), pair = i % (HEAD_STRIDE / 2);
     if (h < HEADS_AT_ONCE) {
       __global const float *q =
           a.qkv + (long)item.row * QKV_STRIDE + (item.first_head + h) * HEAD_DIM;
-      float2 turned = 2 * pair < HEAD_DIM ? rotated(a, position, q, pair) : (float2)(0.0f);
-      vstore2(turned * (LOG2_E * rsqrt((float)HEAD_DIM)), i, memory + ATTEND_QUERIES);
+      float2 v = 2 * pair < HEAD_DIM ? rotated(a, position, q, pair) : (float2)(0.0f);
+      vstore2(v * (LOG2_E * rsqrt((float)HEAD_DIM)), i, memory + ATTEND_QUERIES);
     } else {
       float2 kept[2];
       store_pair(a, item.row, kv_head, pair, kept);
@@ -315,7 +246,66 @@ FUNCTION void attend(
       vstore2(kept[1], pair, memory + ATTEND_FRESH + HEAD_STRIDE);
     }
   }
+}
+
+#ifdef HEAD_EXTRAS
+// The same of a row whose heads are as the product left them: a team has a head at a time.
+FUNCTION void put_raw_heads(
+    Attention a, Item item, int with_fresh, __local float *memory, __local float *scratch) {
+  const int kv_head = item.first_head / KV_SHARED, n_heads = HEADS_AT_ONCE + 2 * with_fresh;
+  for (int first = 0; first < n_heads; first += TEAMS) {
+    const int h = min(first + team_in_group(), n_heads - 1), kept = h - HEADS_AT_ONCE;
+    const int head = kept < 0 ? item.first_head + h : N_HEADS + kept * N_KV_HEADS + kv_head;
+    const float factor = head_factor(a, item.row, head, scratch);
+    if (first + team_in_group() >= n_heads) continue;
+    for (int pair = lane_id(); pair < HEAD_STRIDE / 2; pair += LANES) {
+      float2 v = finished_pair(a, item.row, head, pair, factor);
+      if (kept < 1 && 2 * pair < HEAD_DIM) v = turned(a, item.position, pair, v.x, v.y);
+      if (kept < 0) v *= LOG2_E * rsqrt((float)HEAD_DIM);
+      if (kept == 0) v = put_key(a, item.row, kv_head, pair, v);
+      if (kept == 1) v = put_value(a, item.row, kv_head, pair, v);
+      vstore2(v, h * (HEAD_STRIDE / 2) + pair, memory + ATTEND_QUERIES);
+    }
+  }
+}
+#endif
+
+#ifdef KV_Q8_0
+// Put the key and the value that stand in local memory into the cache, and in their place what the
+// cache keeps of them.
+FUNCTION void keep_fresh(Attention a, Item item, __local float *memory) {
+  const int kv_head = item.first_head / KV_SHARED, slot = item.position % LANES;
+  __global Cached *keys = head_in_block(a, item.table[item.position / LANES], kv_head);
+  for (int i = get_local_id(0); i < 2 * HEAD_BLOCKS; i += GROUP) {
+    const int is_value = i / HEAD_BLOCKS, block = i % HEAD_BLOCKS;
+    __local float *place = memory + ATTEND_FRESH + is_value * HEAD_STRIDE + 32 * block;
+    float v[32];
+    UNROLL_ON_GPU
+    for (int u = 0; u < 4; u++) vstore8(vload8(u, place), u, v);
+    put_block(keys + is_value * PLANE, is_value, block, slot, v);
+    UNROLL_ON_GPU
+    for (int u = 0; u < 4; u++) vstore8(vload8(u, v), u, place);
+  }
+}
+#endif
+
+// Attend to an item. `slice` is the team's first, which has been asked for.
+FUNCTION void attend(
+    Attention a, Item item, Slice *slice, const int fresh, __local float *memory,
+    __local float *scratch) {
+  const int team = team_in_group(), with_fresh = fresh && item.split == SPLITS - 1;
+  LOCAL_FENCE;  // others may still read what stood in the memory
+#ifdef HEAD_EXTRAS
+  if (fresh) put_raw_heads(a, item, with_fresh, memory, scratch);
+  else put_heads(a, item, with_fresh, memory);
+#else
+  put_heads(a, item, with_fresh, memory);
+#endif
   LOCAL_FENCE;
+#ifdef KV_Q8_0
+  if (with_fresh) keep_fresh(a, item, memory);
+  LOCAL_FENCE;
+#endif
 
   Gathered g;
   UNROLL_ON_GPU
@@ -333,12 +323,6 @@ FUNCTION void attend(
   if (with_fresh) attend_fresh_token(&g, team == TEAMS - 1, memory, scratch);
   put_gathered(a, item, &g, memory, scratch);
 }
-
-#define ATTENTION_PARAMETERS                                                                      \
-  __global const float *qkv, __global const float2 *rope, __global Cached *cache,                 \
-      __global const int *batch, __global float *parts, __global float2 *shares, int layer,       \
-      int n_layers
-#define ATTENTION {qkv, rope, cache, batch, parts, shares, layer, n_layers}
 
 FUNCTION void attend_item(
     Attention a, int index, const int fresh, __local float *memory, __local float *scratch) {

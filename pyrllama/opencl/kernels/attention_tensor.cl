@@ -66,13 +66,14 @@ FUNCTION void weigh(float *scores, float *top, float *sum, float *results) {
       greatest = fmax(greatest, fmax(scores[4 * b + 2 * r], scores[4 * b + 2 * r + 1]));
     }
     greatest = quad_max(greatest, 0);
-    float shrink = exp2(top[r] - greatest), added = 0.0f;
+    const float base = base_of(greatest);
+    float shrink = exp2(top[r] - base), added = 0.0f;
     top[r] = greatest;
     #pragma unroll
     for (int b = 0; b < SCORE_BLOCKS; b++) {
       #pragma unroll
       for (int e = 2 * r; e < 2 * r + 2; e++) {
-        scores[4 * b + e] = exp2(scores[4 * b + e] - greatest);
+        scores[4 * b + e] = exp2(scores[4 * b + e] - base);
         added += scores[4 * b + e];
       }
     }
@@ -123,12 +124,14 @@ FUNCTION void attend_run_on_tensor_cores(
     Attention a, Run run, int head, __local uint4 *blocks, __global uint *out, int order) {
   const int row = 16 * team_in_group() + (lane_id() >> 2);  // and the eighth after it
   const int last = run.position + run.n_rows - 1, kv_head = head / KV_SHARED;
-  const int last_block = last / LANES;
-  const int warp_last = run.position + 16 * team_in_group() + 15;
+  const int first_block = first_in_window(run.position) / LANES, last_block = last / LANES;
+  const int warp_first = run.position + 16 * team_in_group(), warp_last = warp_first + 15;
   uint4 queries[HEAD_STEPS];
   float results[8 * HEAD_STEPS], top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
   LOCAL_FENCE;  // others may still read what the run before left
-  copy_block(blocks, head_in_block(a, run.table[0], kv_head), last + 1);
+  copy_block(
+      blocks + first_block % 2 * BLOCK_CHUNKS, head_in_block(a, run.table[first_block], kv_head),
+      last + 1 - first_block * LANES);
   #pragma unroll
   for (int step = 0; step < HEAD_STEPS; step++) {
     int pair = 8 * step + (lane_id() & 3);
@@ -138,7 +141,7 @@ FUNCTION void attend_run_on_tensor_cores(
   }
   #pragma unroll
   for (int i = 0; i < 8 * HEAD_STEPS; i++) results[i] = 0.0f;
-  for (int index = 0; index <= last_block; index++) {
+  for (int index = first_block; index <= last_block; index++) {
     __local uint4 *block = blocks + index % 2 * BLOCK_CHUNKS;
     asm volatile("cp.async.wait_group 0;" ::: "memory");
     LOCAL_FENCE;
@@ -148,12 +151,14 @@ FUNCTION void attend_run_on_tensor_cores(
           last + 1 - (index + 1) * LANES);
     }
     if (index * LANES > warp_last) continue;  // no row of the warp sees it
+    if (!in_window(warp_first, index * LANES + LANES - 1)) continue;
     float scores[4 * SCORE_BLOCKS];
     score_block(scores, queries, block);
     #pragma unroll
     for (int i = 0; i < 4 * SCORE_BLOCKS; i++) {
       int key = index * LANES + i / 4 * 8 + 2 * (lane_id() & 3) + (i & 1);
-      if (key > run.position + row + 8 * (i >> 1 & 1)) scores[i] = -INFINITY;
+      int query = run.position + row + 8 * (i >> 1 & 1);
+      if (key > query || !in_window(query, key)) scores[i] = -INFINITY;
     }
     weigh(scores, top, sum, results);
     gather_block(results, scores, block + KEY_CHUNKS);

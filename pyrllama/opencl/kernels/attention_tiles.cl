@@ -58,11 +58,19 @@ FUNCTION void tile_queries(Attention a, Run run, int head, TileMemory m) {
 }
 
 // Ask for the keys or the values of a block; they are on their way while others are multiplied.
-FUNCTION void ask_plane(Eight *eights, __global const Cached *plane) {
+FUNCTION void ask_keys(Eight *eights, __global const Cached *keys) {
   UNROLL_ON_GPU
   for (int j = 0; j < EIGHTS_EACH; j++) {
     int i = min(j * ATTENTION_GROUP + (int)get_local_id(0), EIGHTS - 1);
-    eights[j] = stored8(plane + 8 * i);
+    eights[j] = stored8(keys, i, i / LANES / 4, i % LANES);
+  }
+}
+
+FUNCTION void ask_values(Eight *eights, __global const Cached *keys) {
+  UNROLL_ON_GPU
+  for (int j = 0; j < EIGHTS_EACH; j++) {
+    int i = min(j * ATTENTION_GROUP + (int)get_local_id(0), EIGHTS - 1);
+    eights[j] = stored8(keys + PLANE, i, i % HEAD_UNITS / 4, i / HEAD_UNITS);
   }
 }
 
@@ -117,7 +125,8 @@ FUNCTION void tile_scores(Run run, int position, TileMemory m) {
   for (int i = 0; i < ROWS_EACH * KEYS_EACH; i++) {
     int row = row_lane() + ROW_LANES * (i / KEYS_EACH);
     int key = col_lane() + COL_LANES * (i % KEYS_EACH);
-    int visible = position + key <= run.position + row;
+    const int query = run.position + row;
+    int visible = position + key <= query && in_window(query, position + key);
     m.weights[row * KEY_PITCH + key] = visible ? scores[i] : -INFINITY;
   }
 }
@@ -132,10 +141,11 @@ FUNCTION void tile_softmax(float *top, float *sum, TileMemory m, __local float *
   float4 four = fmax(low, high);
   float greatest = fmax(fmax(four.x, four.y), fmax(four.z, four.w));
   float new_top = fmax(*top, quad_max(greatest, scratch));
-  low = exp2(low - new_top);
-  high = exp2(high - new_top);
+  const float base = base_of(new_top);
+  low = exp2(low - base);
+  high = exp2(high - base);
   four = low + high;
-  float shrink = exp2(*top - new_top);
+  float shrink = exp2(*top - base);
   *sum = *sum * shrink + quad_sum((four.x + four.y) + (four.z + four.w), scratch);
   *top = new_top;
   if (writes) {
@@ -186,6 +196,7 @@ FUNCTION void attend_run(
     Attention a, Run run, int head, TileMemory m, __local float *scratch, __global uint *out,
     int order) {
   const int last = run.position + run.n_rows - 1, kv_head = head / KV_SHARED;
+  const int first_block = first_in_window(run.position) / LANES;
   float top = -INFINITY, sum = 0.0f;
   float4 results[ROWS_EACH * QUADS_EACH];
   UNROLL_ON_GPU
@@ -193,19 +204,19 @@ FUNCTION void attend_run(
   Eight eights[EIGHTS_EACH];
   LOCAL_FENCE;  // others may still read what the run before left
   tile_queries(a, run, head, m);
-  ask_plane(eights, head_in_block(a, run.table[0], kv_head));
-  for (int index = 0; index <= last / LANES; index++) {
+  ask_keys(eights, head_in_block(a, run.table[first_block], kv_head));
+  for (int index = first_block; index <= last / LANES; index++) {
     LOCAL_FENCE;
     put_keys(eights, m);
     LOCAL_FENCE;
-    ask_plane(eights, head_in_block(a, run.table[index], kv_head) + PLANE);
+    ask_values(eights, head_in_block(a, run.table[index], kv_head));
     tile_scores(run, index * LANES, m);
     LOCAL_FENCE;
     put_values(eights, last + 1 - index * LANES, m);
     tile_softmax(&top, &sum, m, scratch);
     LOCAL_FENCE;
     int next = min(index + 1, last / LANES);
-    ask_plane(eights, head_in_block(a, run.table[next], kv_head));
+    ask_keys(eights, head_in_block(a, run.table[next], kv_head));
     tile_gather(results, m);
   }
   put_tile(results, run, head, m, out, order);

@@ -178,6 +178,21 @@ __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void store_batch(ATT
   const int row = get_group_id(0), position = batch[BATCH_POSITIONS + row];
   __global const int *table = batch + BATCH_TABLES + batch[BATCH_TABLE_STARTS + row];
   const int block = table[position / LANES], slot = position % LANES;
+#ifdef KV_Q8_0
+  for (int i = get_local_id(0); i < 2 * N_KV_HEADS * HEAD_BLOCKS; i += GROUP) {
+    const int in_head = i % HEAD_BLOCKS, kv_head = i / HEAD_BLOCKS % N_KV_HEADS;
+    const int is_value = i / HEAD_BLOCKS / N_KV_HEADS;
+    float v[32];
+    UNROLL_ON_GPU
+    for (int p = 0; p < 16; p++) {
+      const int pair = 16 * in_head + p;
+      vstore2(is_value ? value_pair(a, row, kv_head, pair)
+                       : key_pair(a, row, position, kv_head, pair), p, v);
+    }
+    put_block(
+        head_in_block(a, block, kv_head) + is_value * PLANE, is_value, in_head, slot, v);
+  }
+#else
   for (int i = get_local_id(0); i < N_KV_HEADS * HEAD_STRIDE / 2; i += GROUP) {
     const int kv_head = i / (HEAD_STRIDE / 2), pair = i % (HEAD_STRIDE / 2);
     __global Cached *keys = head_in_block(a, block, kv_head);
@@ -189,4 +204,5 @@ __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void store_batch(ATT
         there ? rotated(a, position, k, pair) : (float2)(0.0f));
     cache_put(keys + PLANE, slot * HEAD_STRIDE + 2 * pair, value);
   }
+#endif
 }
