@@ -20,16 +20,21 @@ class Bar:
 
 QUANTISED = ("q8_0", "q4_0")
 HALVES = ("f16", "bf16")
+SUPER_BLOCKS = ("q4_k_m", "q5_k_m", "q6_k", "iq4_xs")
 
 
 def bar_of(model: str, work: Work) -> Bar | None:
     """Return the bar for a model such as ``1b-q4_0``, None where there is none."""
     shape, _, weights = model.partition("-")
     match shape, weights, work:
+        case (("1b" | "7b"), _, Work(Kind.PREFILL)) if weights in SUPER_BLOCKS:
+            return Bar(llama_cpp=2.0)
         case "1b", _, Work(Kind.PREFILL, 512):
             return Bar(llama_cpp=2.5, best=1.2) if weights in QUANTISED else Bar(best=1.2)
         case "7b", _, Work(Kind.PREFILL, 128) if weights in QUANTISED:
             return Bar(llama_cpp=2.5)
+        case (("1b" | "7b"), _, Work(Kind.DECODE)) if weights in SUPER_BLOCKS:
+            return Bar(llama_cpp=1.05)
         case (("1b" | "7b"), _, Work(Kind.DECODE)) if weights in HALVES:
             return Bar(llama_cpp=1.3)
         case "1b", _, Work(Kind.DECODE):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import statistics
 import tempfile
@@ -38,6 +39,9 @@ from pyrllama.quants import WRITABLE, dequantize
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from numpy.typing import NDArray
+
+    from pyrllama.divergence import Divergence
     from pyrllama.llama import Llama
 
 Row = dict[str, Any]
@@ -67,16 +71,21 @@ def measure(
         for mixture in mixtures:
             path = folder / "ours.gguf"
             bits = _write(base_path, path, mixture, options.threads)
+            compared = compare(path, base, words, options)
             row = {
                 "model": options.name or source.stem,
                 "mixture": mixture.name,
+                "context": options.context,
+                "chunks": options.chunks,
+                "tokens": len(compared.kl),
                 "bits": bits,
                 "bytes": path.stat().st_size,
                 "error": relative_error(base_path, path),
-                **compare(path, base, words, options),
+                **figures(compared),
             }
             if options.llama_cpp:
-                row |= against_rival(base_path, path, mixture, text, base, options)
+                row["rival_perplexity"] = rival_perplexity(path, text, options)
+                row |= against_theirs(base_path, path, mixture, compared, words, base, options)
             yield row
         base.close()
 
@@ -92,17 +101,21 @@ def _load(path: Path, options: argparse.Namespace) -> Llama:
     return load(path, threads=options.threads, max_seq_len=options.context)
 
 
-def compare(path: Path, base: Llama, text: str, options: argparse.Namespace) -> Row:
+def compare(path: Path, base: Llama, text: str, options: argparse.Namespace) -> Divergence:
     """Return how far a file's predictions are from the base's."""
     with _load(path, options) as model:
-        result = model.divergence(text, base, context=options.context, chunks=options.chunks)
+        return model.divergence(text, base, context=options.context, chunks=options.chunks)
+
+
+def figures(compared: Divergence) -> Row:
+    """Return the figures of a comparison that tables show."""
     return {
-        "perplexity": result.model.perplexity,
-        "ratio": result.ratio,
-        "ratio_error": result.ratio_standard_error,
-        "kl": result.mean,
-        "kl_99": result.quantile(0.99),
-        "same_top": result.same_top_share,
+        "perplexity": compared.model.perplexity,
+        "ratio": compared.ratio,
+        "ratio_error": compared.ratio_standard_error,
+        "kl": compared.mean,
+        "kl_99": compared.quantile(0.99),
+        "same_top": compared.same_top_share,
     }
 
 
@@ -121,20 +134,33 @@ def relative_error(base: Path, path: Path) -> float:
     return float(np.sqrt(errors / squares))
 
 
-def against_rival(
-    base_path: Path, ours: Path, mixture: Mixture, text: Path, base: Llama,
+def against_theirs(
+    base_path: Path, ours: Path, mixture: Mixture, compared: Divergence, text: str, base: Llama,
     options: argparse.Namespace,
 ) -> Row:  # fmt: skip
-    """Return llama.cpp's perplexity of our file, and what its own file of the mixture loses."""
-    row = {"rival_perplexity": rival_perplexity(ours, text, options)}
-    if mixture not in RIVAL_LACKS:
-        theirs = ours.with_name("theirs.gguf")
-        program = str(options.llama_cpp / "llama-quantize")
-        run([program, str(base_path), str(theirs), mixture.name, str(options.threads)])
-        compared = compare(theirs, base, text.read_text("utf-8"), options)
-        row |= {f"theirs_{key}": value for key, value in compared.items()}
-        row["theirs_error"] = relative_error(base_path, theirs)
+    """Return what llama.cpp's own file of the mixture loses, and our perplexity over its."""
+    if mixture in RIVAL_LACKS:
+        return {}
+    theirs = ours.with_name("theirs.gguf")
+    program = str(options.llama_cpp / "llama-quantize")
+    run([program, str(base_path), str(theirs), mixture.name, str(options.threads)])
+    their_divergence = compare(theirs, base, text, options)
+    row = {f"theirs_{key}": value for key, value in figures(their_divergence).items()}
+    row["theirs_error"] = relative_error(base_path, theirs)
+    row["to_theirs"], row["to_theirs_error"] = paired_ratio(
+        compared.differences - their_divergence.differences, options.chunks
+    )
     return row
+
+
+def paired_ratio(differences: NDArray[np.float64], chunks: int) -> tuple[float, float]:
+    """Return the ratio of two perplexities and its standard error, from losses token by token.
+
+    The error is that of the chunks' means: the tokens of a text have much in common.
+    """
+    means = differences.reshape(chunks, -1).mean(axis=1)
+    ratio = float(np.exp(means.mean()))
+    return ratio, ratio * float(means.std(ddof=1)) / math.sqrt(chunks)
 
 
 def rival_perplexity(path: Path, text: Path, options: argparse.Namespace) -> float:
@@ -184,7 +210,7 @@ def main() -> None:
     parser.add_argument("--name", help="the model's in the table")
     parser.add_argument("--types", nargs="+", help="mixtures, or types with --speed")
     parser.add_argument("--context", type=int, default=128)
-    parser.add_argument("--chunks", type=int, default=64)
+    parser.add_argument("--chunks", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--llama-cpp", type=Path)
     parser.add_argument("--speed", choices=list(SHAPES))

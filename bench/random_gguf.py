@@ -2,10 +2,12 @@
 
 Speed does not depend on the values of the weights, and real ones may not be passed on.  Without
 ``--vocabulary`` the file has none, which llama.cpp's ``llama-bench`` accepts; what makes text
-needs one of the same size, taken from another GGUF.
+needs one of the same size, taken from another GGUF.  With ``--mixture`` the type is the name of a
+mixture, and each matrix has the type that it gets there; else all have the same.
 
     python bench/random_gguf.py 1b q4_0 /tmp/1b-q4_0.gguf
     python bench/random_gguf.py 1b q4_0 /tmp/1b-q4_0.gguf --vocabulary Llama-3.2-1B.gguf
+    python bench/random_gguf.py 1b q4_k_m /tmp/1b-q4_k_m.gguf --mixture
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 from pyrllama.checkpoints.gguf_file import GgufFile
 from pyrllama.checkpoints.gguf_writer import PendingTensor, write_gguf
 from pyrllama.checkpoints.random import SHAPES, RandomCheckpoint
+from pyrllama.errors import SettingError
+from pyrllama.mixtures import Mixture, parse_mixture, tensor_types
 from pyrllama.quants import WRITABLE
 
 if TYPE_CHECKING:
-    from pyrllama.core import ModelConfig
+    from pyrllama.core import ModelConfig, TensorType
 
 
 TYPES = {type_.name.lower(): type_ for type_ in sorted(WRITABLE)}
@@ -59,23 +63,47 @@ def vocabulary_of(path: Path, size: int) -> dict[str, Any]:
     return keys
 
 
+def random_tensors(
+    config: ModelConfig, type_: TensorType, mixture: Mixture | None
+) -> list[PendingTensor]:
+    """Return a model's tensors, its matrices of one type or, with a mixture, of that one's."""
+    checkpoints = {type_: RandomCheckpoint(config, type_)}
+    tensors = checkpoints[type_].tensors
+    types = dict.fromkeys(tensors, type_)
+    if mixture:
+        types = tensor_types(config, tensors, mixture)
+    pending = []
+    for name in tensors:
+        chosen = type_ if len(tensors[name].shape) == 1 else types[name]
+        source = checkpoints.setdefault(chosen, RandomCheckpoint(config, chosen))
+        pending.append(
+            PendingTensor(
+                source.tensors[name],
+                lambda name=name, source=source: iter([source.read(name).data]),  # type: ignore[misc]
+            )
+        )
+    return pending
+
+
 def main() -> None:
     """Write the file that the arguments ask for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shape", choices=list(SHAPES))
-    parser.add_argument("type", choices=list(TYPES))
+    parser.add_argument("type", help=f"one of {', '.join(TYPES)}")
     parser.add_argument("path", type=Path)
+    parser.add_argument("--mixture", action="store_true", help="the type names a mixture")
     parser.add_argument("--vocabulary", type=Path, help="a GGUF whose tokenizer is copied")
     arguments = parser.parse_args()
     config = SHAPES[arguments.shape]
     metadata = metadata_of(config)
     if arguments.vocabulary:
         metadata |= vocabulary_of(arguments.vocabulary, config.vocab_size)
-    checkpoint = RandomCheckpoint(config, TYPES[arguments.type])
-    tensors = [
-        PendingTensor(info, lambda name=name: iter([checkpoint.read(name).data]))  # type: ignore[misc]
-        for name, info in checkpoint.tensors.items()
-    ]
+    try:
+        mixture = parse_mixture(arguments.type) if arguments.mixture else None
+        type_ = mixture.type if mixture else TYPES[arguments.type]
+    except (SettingError, KeyError) as error:
+        parser.error(f"{arguments.type}: no such type ({error})")
+    tensors = random_tensors(config, type_, mixture)
     write_gguf(arguments.path, metadata, tensors)
 
 

@@ -4,8 +4,8 @@
     python bench/tables.py --check    # exit status 1 when a table differs from the results
 
 A table stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``: ``rivals`` is the short one of
-the README, ``bars`` the one with every rival and the ratios that are wanted, and ``commands``
-lists what was run.
+the README, ``bars`` the one with every rival and the ratios that are wanted, ``commands`` lists
+what was run, and ``quality`` is what each quantisation costs.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from bars import Bar, bar_of
+from quality_table import quality_table, read_quality
 from works import Kind, Work, parse_work
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results" / "rivals.jsonl"
+QUALITY = RESULTS.with_name("quality.jsonl")
 PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 OURS = "pyrllama"
 LLAMA_CPP = "llama.cpp"
@@ -153,6 +155,7 @@ def main() -> int:
         "rivals": rivals_table(results),
         "bars": bars_table(results),
         "commands": commands_list(results),
+        "quality": quality_table(read_quality(QUALITY)),
     }
     stale = []
     for path in PAGES:
@@ -163,7 +166,7 @@ def main() -> int:
             if not check:
                 path.write_text(fresh, "utf-8")
     if check and stale:
-        print(f"{', '.join(stale)}: not what {RESULTS.name} says; run bench/tables.py")
+        print(f"{', '.join(stale)}: not what the results say; run bench/tables.py")
         return 1
     return 0
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from bars import Bar, bar_of
+from quality_table import quality_table, read_quality
 from tables import bars_table, commands_list, read_results, rivals_table, with_tables
 from works import Work, parse_work
 
@@ -96,6 +97,28 @@ def test_the_commands_stand_there_once(results: list[dict[str, Any]]) -> None:
     assert commands_list(results[1:4]) == "```text\nb -n '1 2'\nr\nc\n```"
 
 
+def test_the_table_of_quality_has_the_latest_rows_and_most_bits_first(tmp_path: Path) -> None:
+    ours = {
+        "error": 0.0751,
+        "perplexity": 7.4453,
+        "kl": 0.00883,
+        "kl_99": 0.0517,
+        "same_top": 0.9525,
+    }
+    old = {"model": "m", "mixture": "Q4_0", "bits": 4.5, "bytes": 1}
+    new = {**old, "bits": 4.72, "bytes": 3262848, **ours}
+    rival = {"rival_perplexity": 7.4468, "theirs_error": 0.07909, "theirs_kl": 0.01015}
+    rival |= {"to_theirs": 1.0017, "to_theirs_error": 0.0016}
+    first = {**new, "mixture": "Q8_0", "bits": 8.5, **rival}
+    path = tmp_path / "quality.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (old, new, first)), "utf-8")
+    assert quality_table(read_quality(path)).splitlines()[2:] == [
+        "| m | Q8_0 | 8.50 | 3.26 | 0.0751 | 7.445 | 0.00883 | 0.0517 | 95.2% | 7.447 | 0.0791 "
+        "| 0.01015 | +0.17% ± 0.16% |",
+        "| m | Q4_0 | 4.72 | 3.26 | 0.0751 | 7.445 | 0.00883 | 0.0517 | 95.2% | - | - | - | - |",
+    ]
+
+
 def test_a_page_with_tables() -> None:
     page = "a\n<!-- x -->\nold\n<!-- /x -->\nb\n<!-- y -->\nkept\n<!-- /y -->\n"
     assert with_tables(page, {"x": "| new |", "z": "none"}) == (
@@ -120,6 +143,9 @@ def test_a_page_with_tables() -> None:
         ("7b-q4_0", "start", Bar(0.5)),
         ("7b-q4_0", "memory", Bar(0.65)),
         ("7b-q4_0", "prefill:512", None),
+        ("1b-q6_k", "prefill:512", Bar(2.0)),
+        ("7b-q4_k_m", "prefill:64", Bar(2.0)),
+        ("1b-iq4_xs", "decode", Bar(1.05)),
         ("13b-q4_0", "decode", None),
         ("other", "decode", None),
     ],
