@@ -134,7 +134,7 @@ def test_a_prompt_on_tiles_equals_the_reference_and_single_tokens(
     np.testing.assert_array_equal(again, whole)
 
 
-@each_type
+@each_made_type
 @pytest.mark.parametrize("experts", [Experts(3, 2), Experts(9, 1)], ids=["all on tiles", "some"])
 def test_experts_on_tiles_equal_the_reference(
     tiles: target.Isa, kind: TensorType, experts: Experts
