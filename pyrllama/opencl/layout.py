@@ -66,13 +66,8 @@ def round_up(n: int, multiple: int) -> int:
 
 
 def is_converted(stored: TensorType) -> bool:
-    """Whether matrices of a stored type are held in another one.
-
-    No kernel runs codebooks.  Those of types cut into planes multiply one row wrongly since work
-    is shared out by tasks, so models hold them as Q8_0 until they are mended.
-    """
-    plain = stored in LAYOUTS and LAYOUTS[stored].planes is None
-    return not plain and stored in quants.RUNNABLE
+    """Whether matrices of a stored type are held in another one, as no kernel runs theirs."""
+    return stored not in LAYOUTS and stored in quants.RUNNABLE
 
 
 def held_type(stored: TensorType, cols: int, wanted: TensorType | None) -> TensorType:

@@ -14,7 +14,7 @@
 #undef WEIGHT_LOADS
 #undef ROW_LOADS
 #undef CHUNKS
-#undef SUMS
+#undef TILE_SUMS
 #undef TILE_BYTES
 #define TILE_COLS 32
 #if defined(TENSOR) && !defined(KIND_F32)
@@ -23,14 +23,14 @@
 #define TILE_ROWS TENSOR_ROWS
 #define TILE_TOKENS TENSOR_TOKENS
 #define WARPS_DOWN (TENSOR_ROWS / WARP_ROWS)
-#define SUMS (WARP_ROWS / 16 * (WARP_TOKENS / 8) * 4)
+#define TILE_SUMS (WARP_ROWS / 16 * (WARP_TOKENS / 8) * 4)
 #define CHUNKS (TILE_COLS / 8)  // of 16 bytes in a tile's row
 #define TILE_BYTES(rows) ((rows) * TILE_COLS * 2)
 #else
 #define TILE_GROUP 64
 #define TILE_ROWS 32
 #define TILE_TOKENS 32
-#define SUMS 16
+#define TILE_SUMS 16
 #define CHUNKS (TILE_COLS / 4)
 #define TILE_STRIDE (TILE_COLS + 1)
 #define TILE_BYTES(rows) ((rows) * TILE_STRIDE * 4)
@@ -248,9 +248,9 @@ __kernel __attribute__((reqd_work_group_size(TILE_GROUP, 1, 1))) void KIND(tile_
   const int n_cols = n_units * UNIT_COLS;
   Matrix m = {units, scales, rows, n_units};
   KIND(Stage) stage;
-  float sums[SUMS];
+  float sums[TILE_SUMS];
   #pragma unroll
-  for (int i = 0; i < SUMS; i++) sums[i] = 0.0f;
+  for (int i = 0; i < TILE_SUMS; i++) sums[i] = 0.0f;
   KIND(ask)(&stage, m, x, row0, token0, n_tokens, 0);
   KIND(take)(&stage, weights[0], tokens[0]);
   LOCAL_FENCE;
@@ -263,7 +263,7 @@ __kernel __attribute__((reqd_work_group_size(TILE_GROUP, 1, 1))) void KIND(tile_
     LOCAL_FENCE;
   }
   #pragma unroll
-  for (int i = 0; i < SUMS; i++) {
+  for (int i = 0; i < TILE_SUMS; i++) {
     int row = row0 + KIND(sum_row)(i), token = token0 + KIND(sum_token)(i);
     if (row < rows && token < n_tokens) {
       long place = (long)token * out_stride + out_first + row;
