@@ -50,7 +50,7 @@ class ChatPrompt(NamedTuple):
     """Control tokens that end it in that form."""
 
 
-class ChatSettings(GenerationSettings, total=False):
+class AnswerSettings(GenerationSettings, total=False):
     """What a caller may say of an answer.
 
     ``template`` is the name or the file of a chat template, by default the model's own, and
@@ -89,13 +89,13 @@ class Chat:
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
-        **settings: Unpack[ChatSettings],
+        **settings: Unpack[AnswerSettings],
     ) -> Completion:
         """Return the answer to the messages of a conversation.
 
         Messages have the form of OpenAI's chat API (``{"role": "user", "content": "Hello"}``),
         tools too.  They are rendered by the model's chat template, or by another one, as
-        ``ChatSettings`` says.
+        ``AnswerSettings`` says.
 
         Raises ``ChatTemplateError`` or ``MessageError``, and what ``generate`` raises.
         """
@@ -110,7 +110,7 @@ class Chat:
         tools: Sequence[Mapping[str, Any]] | None = None,
         *,
         on_end: Callable[[Answer], None] | None = None,
-        **settings: Unpack[ChatSettings],
+        **settings: Unpack[AnswerSettings],
     ) -> Answer:
         """Yield the tokens of an answer as they come; see ``chat``.
 
