@@ -86,6 +86,17 @@ def loading_bar(*, quiet: bool) -> Iterator[ProgressCallback | None]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("loading", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    bar = Progress(*columns, console=console, transient=True)
+    task = bar.add_task("loading", total=None)
+
+    def show(done: int, total: int) -> None:
+        """Show the bar only from the first byte to the last: what is said around it stays whole."""
+        bar.start()
+        bar.update(task, completed=done, total=total)
+        if done >= total:
+            bar.stop()
+
+    try:
+        yield show
+    finally:
+        bar.stop()

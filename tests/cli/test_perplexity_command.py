@@ -92,7 +92,7 @@ def results(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         if len(given) != 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("pyrllama.llama.measure", measure)
+    monkeypatch.setattr("pyrllama.measures.measure", measure)
     return given
 
 
