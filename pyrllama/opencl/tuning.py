@@ -247,6 +247,9 @@ def _family_defines(config: ModelConfig, max_seq_len: int) -> dict[str, int | st
     if config.qk_norm:
         eps = float(np.float32(config.norm_eps)).hex()
         words |= {"HEAD_EXTRAS": 1, "HEAD_NORMS": 1, "HEAD_EPS": f"{eps}f"}
+    if config.experts is not None:
+        words |= {"N_EXPERTS": config.experts.count, "N_USED": config.experts.used}
+        words |= {"NORMALISED": 1} if config.experts.normalised else {}
     if config.sliding_window is not None and config.sliding_window < max_seq_len:
         words["WINDOW"] = config.sliding_window
     return words
