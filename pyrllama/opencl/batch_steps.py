@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from pyrllama.core import TensorType
 from pyrllama.opencl.batch import N_OUTPUTS, N_TOKENS
 from pyrllama.opencl.experts import ExpertLaunches
 from pyrllama.opencl.heads import has_extras
@@ -22,7 +21,7 @@ from pyrllama.opencl.launches import (
     suffix,
     tile_of,
 )
-from pyrllama.opencl.layout import BLOCK, LAYOUTS, ROW_ALIGN, round_up
+from pyrllama.opencl.layout import BLOCK, LAYOUTS, ROW_ALIGN, has_fragments, round_up
 from pyrllama.opencl.tuning import (
     ATTENTION_GROUP,
     FEW_GROUP,
@@ -103,7 +102,7 @@ class BatchSteps:
     def _feed_forward(self, index: int, layer: int) -> Iterator[AnyLaunch]:
         if self._config.experts is not None:
             yield from self._normalised(2 * index + 1, f"{layer}.router", "router_logits")
-            experts = ExpertLaunches(self._stage, self._program, self._config.experts)
+            experts = ExpertLaunches(self._stage, self._program, self._config.experts, self._few)
             yield from experts.batch(layer, partial(self._norm_rows, 2 * index + 1, outputs=False))
             return
         (matrix,) = self._stage.matrices(f"{layer}.ffn_down")
@@ -247,14 +246,6 @@ class BatchSteps:
         kind = matrix.extent.kind
         wide = self._tuning.warpgroups and not self._few and has_fragments(kind)
         return LAYOUTS[kind].unit_cols if wide else tile_of(self._tuning, kind).order
-
-
-def has_fragments(kind: TensorType) -> bool:
-    """Whether units of a type are opened straight into what Tensor Cores read.
-
-    Those that are cut into planes go through local memory; see ``kernels/fragments.cl``.
-    """
-    return kind is not TensorType.F32 and LAYOUTS[kind].planes is None
 
 
 def _words(arguments: tuple[Any, ...]) -> Iterator[Any]:

@@ -15,8 +15,8 @@ import numpy as np
 
 from pyrllama.models.llama import ROUTER
 from pyrllama.opencl.launches import AS_FLOATS, AS_HALVES, BatchLaunch, activate, suffix, tile_of
-from pyrllama.opencl.layout import BLOCK, ROW_ALIGN, UNIT_BYTES, round_up
-from pyrllama.opencl.tuning import FLOAT, HALF, LANES, WIDE_TOKENS
+from pyrllama.opencl.layout import BLOCK, ROW_ALIGN, UNIT_BYTES, has_fragments, round_up
+from pyrllama.opencl.tuning import FEW_GROUP, FEW_ROWS, FLOAT, HALF, LANES, WIDE_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -73,10 +73,13 @@ def unchosen_bytes(stage: Stage) -> int:
 
 
 class ExpertLaunches:
-    """The launches of a layer's experts, the router's logits being there."""
+    """The launches of a layer's experts, the router's logits being there.
 
-    def __init__(self, stage: Stage, program: Program, experts: Experts) -> None:
-        self._stage, self._program, self._experts = stage, program, experts
+    ``few`` are the tokens of the largest batch that takes them, 0 where that is any number.
+    """
+
+    def __init__(self, stage: Stage, program: Program, experts: Experts, few: int = 0) -> None:
+        self._stage, self._program, self._experts, self._few = stage, program, experts, few
         self._config, self._tuning = stage.config, stage.tuning
 
     def single(self, layer: int, norm: tuple[Any, ...]) -> Iterator[Launch]:
@@ -98,23 +101,10 @@ class ExpertLaunches:
         """
         yield BatchLaunch(self._choose())
         yield BatchLaunch(self._sort(), self._stage.max_tokens)
-        order, gathered, row = AS_FLOATS, None, 0
-        for matrix in self._stage.matrices(f"{layer}.{GATE_UP}"):
-            tile = self._tile(matrix)
-            if order != tile.order:
-                order = tile.order
-                yield normalise(order)
-            if gathered != order:
-                gathered = order
-                yield BatchLaunch(self._gather(order))
-            width = round_up(2 * self._config.ffn_dim, BLOCK)
-            yield self._tiles(matrix, "expert_rows", "gate_up", row, width)
-            row += matrix.extent.rows // self._experts.count
         (down,) = self._stage.matrices(f"{layer}.{DOWN}")
-        rows = self._experts.used
-        yield BatchLaunch(activate(self._stage, self._program, self._tile(down).order, rows))
-        width = round_up(self._config.dim, BLOCK)
-        yield self._tiles(down, "hidden_rows", "expert_results", 0, width)
+        yield from self._activated(layer, normalise, self._tile(down).order)
+        results = "expert_results", 0, round_up(self._config.dim, BLOCK)
+        yield self._runs(down, "hidden_rows", *results)
         yield BatchLaunch(self._add(is_sorted=True))
 
     # --- one token ----------------------------------------------------------------------------
@@ -122,13 +112,36 @@ class ExpertLaunches:
     def _product(self, name: str, matrix: Matrix, halves: int, *arguments: Any) -> Launch:
         """Share out the device's groups among the token's experts."""
         slots, tuning = self._experts.used, self._tuning
-        results = matrix.extent.rows // self._experts.count // halves
+        results = self._rows_of_one(matrix) // halves
         most = max(1, tuning.groups // slots)
         groups = min(most, -(-results // (tuning.group // LANES)))
         name, chosen = f"{name}_{suffix(matrix)}", self._buffer("chosen")
         return self._launch(name, groups, *matrix.arguments, chosen, *arguments, slots=slots)
 
     # --- a batch ------------------------------------------------------------------------------
+
+    def _activated(
+        self, layer: int, normalise: Callable[[int], BatchLaunch], order: int
+    ) -> Iterator[BatchLaunch]:
+        """Multiply by gates and ups, and leave their SwiGLU in the order that is wanted."""
+        ffn_dim, matrices = self._config.ffn_dim, self._stage.matrices(f"{layer}.{GATE_UP}")
+        held, gathered, row = AS_FLOATS, None, 0
+        for matrix in matrices:
+            wanted = self._tile(matrix).order
+            if held != wanted:
+                held = wanted
+                yield normalise(held)
+            if gathered != held:
+                gathered = held
+                yield BatchLaunch(self._gather(held))
+            if len(matrices) == 1 and self._takes_few(matrix) and order == AS_HALVES:
+                hidden = "hidden_rows", 0, round_up(ffn_dim, ROW_ALIGN)
+                yield self._few_runs(matrix, "expert_rows", *hidden, pair=ffn_dim)
+                return
+            columns = "gate_up", row, round_up(2 * ffn_dim, BLOCK)
+            yield self._runs(matrix, "expert_rows", *columns)
+            row += self._rows_of_one(matrix)
+        yield BatchLaunch(activate(self._stage, self._program, order, self._experts.used))
 
     def _sort(self) -> Launch:
         names = "batch", "chosen", "expert_runs", "places", "placed"
@@ -141,23 +154,47 @@ class ExpertLaunches:
         chunks = np.int32(n_bytes // UNIT_BYTES)
         return self._launch("gather_rows", self._experts.used, *buffers, chunks)
 
-    def _tiles(self, matrix: Matrix, source: str, out: str, row: int, width: int) -> BatchLaunch:
-        """Multiply each expert's run of rows by it, to columns from ``row`` on of as many rows."""
-        tile, experts = self._tile(matrix), self._experts
+    def _runs(self, matrix: Matrix, source: str, out: str, first: int, stride: int) -> BatchLaunch:
+        """Multiply each expert by its run of rows, to the columns of ``out`` from ``first`` on."""
+        if self._takes_few(matrix):
+            return self._few_runs(matrix, source, out, first, stride)
+        tile = self._tile(matrix)
         launch = self._program.launch(
             f"expert_tiles_{suffix(matrix)}",
-            -(-matrix.extent.rows // experts.count // tile.rows),
+            -(-self._rows_of_one(matrix) // tile.rows),
             tile.group,
             *matrix.arguments,
             *(self._buffer(name) for name in (source, "batch", "expert_runs", out)),
-            np.int32(row),
-            np.int32(width),
-            slots=experts.count,
+            np.int32(first),
+            np.int32(stride),
+            slots=self._experts.count,
         )
         return BatchLaunch(launch, tile.tokens)
 
+    def _few_runs(
+        self, matrix: Matrix, source: str, out: str, first: int, stride: int, pair: int = 0
+    ) -> BatchLaunch:
+        """Multiply runs of few rows; with ``pair`` rows of gates and of ups, leave their SwiGLU."""
+        n_rows = 2 * stride if pair else self._rows_of_one(matrix)
+        launch = self._program.launch(
+            f"expert_few_{self._few}_{suffix(matrix)}",
+            -(-n_rows // FEW_ROWS),
+            FEW_GROUP,
+            *matrix.arguments,
+            *(self._buffer(name) for name in (source, "expert_runs", out)),
+            *(np.int32(n) for n in (first, stride, pair)),
+            slots=self._experts.count,
+        )
+        return BatchLaunch(launch, self._few)
+
+    def _takes_few(self, matrix: Matrix) -> bool:
+        return bool(self._few) and has_fragments(matrix.extent.kind)
+
     def _tile(self, matrix: Matrix) -> Tile:
         return tile_of(self._tuning, matrix.extent.kind)
+
+    def _rows_of_one(self, matrix: Matrix) -> int:
+        return matrix.extent.rows // self._experts.count
 
     # --- both ---------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ BEFORE_TYPES = (
     "attention_tiles",
     "attention_tensor",
 )
-A_TYPE = ("planes", "weights", "product", "decode", "tile", "experts", "fragments", "few", "wide")
+A_TYPE = ("planes", "weights", "product", "decode", "tile", "fragments", "few", "wide", "experts")
 """Sources that are built once for each storage type of a model's weights."""
 
 

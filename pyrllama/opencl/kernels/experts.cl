@@ -85,4 +85,31 @@ __kernel __attribute__((reqd_work_group_size(TILE_GROUP, 1, 1))) void KIND(exper
       out + (long)run.x * out_stride, out_first, out_stride, 0, weights, tokens);
 }
 
+#if defined(TENSOR) && !defined(KIND_F32) && !defined(PLANES)
+
+// The same for a batch of few tokens, each weight read once; with `pair`, an expert's SwiGLU in
+// float16 comes out. See few.cl.
+#define EXPERT_FEW_KERNEL(name, blocks)                                                           \
+  __kernel __attribute__((reqd_work_group_size(FEW_GROUP, 1, 1))) void name(                      \
+      __global const uint4 *units, __global const ushort *scales, int rows, int n_units,          \
+      __global const uint4 *x, __global const int2 *runs, __global float *out, int out_first,     \
+      int out_stride, int pair) {                                                                 \
+    __local float parts[FEW_WARPS * 8 * blocks * FEW_PITCH];                                      \
+    const int expert = get_group_id(1);                                                           \
+    const int2 run = runs[expert];                                                                \
+    if (run.y == 0) return;                                                                       \
+    const Matrix all = {units, scales, rows, n_units};                                            \
+    const long row_chunks = wide_stride(n_units * UNIT_COLS) / 8;                                 \
+    KIND(few)(                                                                                    \
+        KIND(expert_in)(all, expert), x + run.x * row_chunks, run.y,                              \
+        out + (long)run.x * (pair ? out_stride / 2 : out_stride), out_first, out_stride, 0, pair, \
+        parts, blocks);                                                                           \
+  }
+
+EXPERT_FEW_KERNEL(KIND(expert_few_8), 1)
+EXPERT_FEW_KERNEL(KIND(expert_few_16), 2)
+EXPERT_FEW_KERNEL(KIND(expert_few_32), 4)
+
+#endif
+
 #endif
