@@ -100,7 +100,7 @@ class ExpertLaunches:
         ``normalise`` gives the launch that makes these rows in another order.
         """
         yield BatchLaunch(self._choose())
-        yield BatchLaunch(self._sort(), self._stage.max_tokens)
+        yield BatchLaunch(self._sort(), self._stage.batch.max_tokens)
         (down,) = self._stage.matrices(f"{layer}.{DOWN}")
         yield from self._activated(layer, normalise, self._tile(down).order)
         results = "expert_results", 0, round_up(self._config.dim, BLOCK)

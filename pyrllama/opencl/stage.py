@@ -186,11 +186,6 @@ class Stage:
         return self.tuning.persistent and can_persist(self._matrices, self.part, n_buffers)
 
     @property
-    def max_tokens(self) -> int:
-        """Tokens of the largest batch."""
-        return self._sizes.max_tokens
-
-    @property
     def attends_on_tensor_cores(self) -> bool:
         """Whether rows of a prompt attend on Tensor Cores."""
         return tensor_attention(self.tuning, self._sizes.kv_type)

@@ -25,7 +25,7 @@ from pyrllama.opencl.layout import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -156,19 +156,29 @@ def upload(
         tensor = checkpoint.read(name)
         rows, cols = tensor.info.shape[-2:]
         at_once = max(1, SLICE_BYTES // tensor.data.shape[1])
-        for expert, first in itertools.product(range(stack.experts), range(0, rows, at_once)):
-            here = expert * rows + first
-            part = tensor.data[here : min(here + at_once, (expert + 1) * rows)]
+        for here, row in _slices(stack, rows, before, at_once):
+            part = tensor.data[here]
             units, scales = pack(
                 extent.kind, convert(tensor.info.type, part, cols, extent.kind), cols
             )
-            row = expert * (extent.rows // stack.experts) + before + first
             cl.enqueue_copy(queue, matrix.units, units, dst_offset=row * row_bytes)
             if matrix.scales is not None:
                 cl.enqueue_copy(queue, matrix.scales, scales, dst_offset=row * scale_bytes)
             progress(len(part) * (row_bytes + scale_bytes))
             checkpoint.release(name)
         before += rows
+
+
+def _slices(stack: Stack, rows: int, before: int, at_once: int) -> Iterator[tuple[slice, int]]:
+    """Yield the rows of a tensor to be converted at a time, and the row of the stack they go to.
+
+    ``rows`` are those of the tensor for one expert, ``before`` those of tensors before it.
+    """
+    rows_of_one = stack.extent.rows // stack.experts
+    for expert, first in itertools.product(range(stack.experts), range(0, rows, at_once)):
+        start = expert * rows
+        here = slice(start + first, start + min(first + at_once, rows))
+        yield here, expert * rows_of_one + before + first
 
 
 def read_vector(checkpoint: Checkpoint, name: str, padded: int) -> NDArray[np.float32]:
