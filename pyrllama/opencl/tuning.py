@@ -96,11 +96,13 @@ def default_tuning(
     """
     found = features(device)
     if Feature.INLINE_PTX in found:
+        # Routers to experts are F32, and too small to matter.
+        large = {*kinds} - {TensorType.F32} if config.experts else kinds
         splits = device.compute_units // (config.n_heads // heads_at_once(config))
         return Tuning(
             group=512,
             groups=device.compute_units,
-            loads=8 if kinds and HALVES.issuperset(kinds) else 4,
+            loads=8 if large and HALVES.issuperset(large) else 4,
             splits=min(MAX_SPLITS, max(1, splits)),
             attention_rows=attention_rows(device, config),
             tensor_cores=Feature.TENSOR_CORES in found,
