@@ -78,6 +78,16 @@ def test_a_prompt_and_tokens_alone_equal_transformers(device: Device) -> None:
     np.testing.assert_allclose(beside, expected[:1], atol=rounding, rtol=0)
 
 
+def test_a_device_that_waits_across_the_grid_takes_launches_too(device: Device) -> None:
+    tokens = MIXTRAL.tokens[:3]
+    with opencl_model(
+        device, MIXTRAL.config, MIXTRAL.weights, kv_type=TensorType.F32, persistent=True, groups=1
+    ) as model:
+        alone = one_by_one(model, tokens)
+    expected = MIXTRAL.logits[: len(tokens)]
+    np.testing.assert_allclose(alone, expected, atol=batch_rounding(device), rtol=0)
+
+
 def test_normed_heads_before_experts_equal_transformers(device: Device) -> None:
     fixture = load_fixture(FIXTURES / "qwen3_moe")
     with opencl_model(device, fixture.config, fixture.weights, kv_type=TensorType.F32) as model:
