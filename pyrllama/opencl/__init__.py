@@ -2,10 +2,11 @@
 
 Reading order: ``kernels/primitives.cl`` (what differs between devices), ``kernels/common.cl``,
 ``kernels/weights.cl`` and ``kernels/product.cl`` (weights), ``kernels/attention.cl`` and
-``kernels/attention_tiles.cl``, ``kernels/tile.cl``; for Tensor Cores
+``kernels/attention_tiles.cl``, ``kernels/tile.cl``; ``kernels/routing.cl`` and
+``kernels/experts.cl``; for Tensor Cores
 ``kernels/attention_tensor.cl``, ``kernels/few.cl`` and ``kernels/wide.cl``; then ``device.py``,
 ``program.py``, ``tuning.py``, ``layout.py``, ``weights.py``, ``steps.py``, ``batch_steps.py``,
-``stage.py`` and ``model.py``, which set them in motion.
+``experts.py``, ``stage.py`` and ``model.py``, which set them in motion.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class BatchWords:
     ) -> None:
         self._vocab_size = config.vocab_size
         self._n_blocks = n_blocks
-        self._max_tokens = max_tokens
+        self.max_tokens = max_tokens
         self._max_seq_len = max_seq_len
         self._tables = HEADER + COLUMNS * max_tokens
         self._words = np.zeros(self._tables + max_tokens * n_blocks, np.int32)
@@ -46,9 +46,9 @@ class BatchWords:
 
         Raises ``BackendError`` for anything that would lead a kernel out of its memory.
         """
-        if not 1 <= batch.n_tokens <= self._max_tokens:
+        if not 1 <= batch.n_tokens <= self.max_tokens:
             raise BackendError(
-                f"a batch of {batch.n_tokens} tokens; this model takes 1 to {self._max_tokens}"
+                f"a batch of {batch.n_tokens} tokens; this model takes 1 to {self.max_tokens}"
             )
         t = o = table = 0
         for chunk in batch.chunks:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from pyrllama.core import TensorType
 from pyrllama.opencl.batch import N_OUTPUTS, N_TOKENS
+from pyrllama.opencl.experts import ExpertLaunches
 from pyrllama.opencl.heads import has_extras
-from pyrllama.opencl.launches import attention_arguments, embed, suffix
-from pyrllama.opencl.layout import BLOCK, LAYOUTS, ROW_ALIGN, round_up
+from pyrllama.opencl.launches import (
+    AS_FLOATS,
+    BatchLaunch,
+    Rows,
+    activate,
+    attention_arguments,
+    embed,
+    suffix,
+    tile_of,
+)
+from pyrllama.opencl.layout import BLOCK, LAYOUTS, ROW_ALIGN, has_fragments, round_up
 from pyrllama.opencl.tuning import (
     ATTENTION_GROUP,
     FEW_GROUP,
@@ -32,39 +41,10 @@ if TYPE_CHECKING:
     from pyrllama.opencl.stage import Stage
     from pyrllama.opencl.weights import Matrix
 
-TILE_GROUP, TILE_ROWS, TILE_TOKENS = 64, 32, 32
-"""Of the portable tile product; see ``kernels/tile.cl``."""
-AS_FLOATS, AS_HALVES = 0, 1
-"""Orders of the activations that a product reads; others are for wide tiles, see ``rows.cl``."""
 TALL_TILE_TIME = 1.25
 """Of a wide tile of 192 rows, one of 128 rows taking 1, as measured on an H200."""
 MANY = 0
 """Instead of the number of rows that a product of few takes."""
-
-
-class Rows(enum.Enum):
-    """Which rows of a batch a launch is for; without any it is left out."""
-
-    TOKENS = enum.auto()
-    OUTPUTS = enum.auto()
-    """Those whose logits are wanted."""
-    SINGLE = enum.auto()
-    """All tokens, if some chunk has only one."""
-    RUNS = enum.auto()
-    """All tokens, if some chunk has several."""
-
-
-@dataclass(frozen=True, slots=True)
-class BatchLaunch:
-    """A launch whose groups grow with the rows of a batch."""
-
-    launch: Launch
-    rows_at_once: int = 1
-    rows: Rows = Rows.TOKENS
-
-    def sized(self, counts: dict[Rows, int]) -> tuple[Launch, int]:
-        """Return the launch, and how many times its groups so many rows need."""
-        return self.launch, -(-counts[self.rows] // self.rows_at_once)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +97,17 @@ class BatchSteps:
             (matrix,) = self._stage.matrices(f"{layer}.attn_output")
             yield from self._attended(index, matrix)
             yield self._product(matrix, "rows", "x", add=True)
-            (matrix,) = self._stage.matrices(f"{layer}.ffn_down")
-            yield from self._activated(index, f"{layer}.gate_up", matrix)
-            yield self._product(matrix, "hidden_rows", "x", add=True)
+            yield from self._feed_forward(index, layer)
+
+    def _feed_forward(self, index: int, layer: int) -> Iterator[AnyLaunch]:
+        if self._config.experts is not None:
+            yield from self._normalised(2 * index + 1, f"{layer}.router", "router_logits")
+            experts = ExpertLaunches(self._stage, self._program, self._config.experts, self._few)
+            yield from experts.batch(layer, partial(self._norm_rows, 2 * index + 1, outputs=False))
+            return
+        (matrix,) = self._stage.matrices(f"{layer}.ffn_down")
+        yield from self._activated(index, f"{layer}.gate_up", matrix)
+        yield self._product(matrix, "hidden_rows", "x", add=True)
 
     def _end_launches(self) -> Iterator[AnyLaunch]:
         part = self._stage.part
@@ -183,34 +171,28 @@ class BatchSteps:
             yield self._tensor_product(matrices[0], "rows", target, 2 * width, order)
             return
         yield from self._normalised(2 * index + 1, group, "gate_up")
-        sizes = config.ffn_dim, round_up(2 * config.ffn_dim, BLOCK), width, order
-        rows = buffer("gate_up"), buffer("hidden_rows")
-        yield BatchLaunch(self._launch("swiglu_rows", 1, *rows, *(np.int32(n) for n in sizes)))
+        yield BatchLaunch(activate(self._stage, self._program, self._order(down)))
 
     def _product(
         self, matrix: Matrix, source: str, out: str, *, row: int = 0, add: bool = False
     ) -> AnyLaunch:
         """Multiply the rows of a buffer, each tile of the matrix by each tile of rows."""
-        tuning, outputs, buffer = self._tuning, out == "logits", self._stage.buffer
+        outputs, buffer = out == "logits", self._stage.buffer
         count, rows = (N_OUTPUTS, Rows.OUTPUTS) if outputs else (N_TOKENS, Rows.TOKENS)
         target = count, buffer(out), row, self._stride(out), add
         if self._pairs(matrix):
             return self._tensor_product(matrix, source, (*target, 0), matrix.extent.rows)
-        if self._order(matrix) == AS_HALVES:
-            tile = tuning.tensor_group, tuning.tensor_rows, tuning.tensor_tokens
-        else:
-            tile = TILE_GROUP, TILE_ROWS, TILE_TOKENS
-        group, tile_rows, tile_tokens = tile
+        tile = tile_of(self._tuning, matrix.extent.kind)
         launch = self._program.launch(
             f"tile_product_{suffix(matrix)}",
-            -(-matrix.extent.rows // tile_rows),
-            group,
+            -(-matrix.extent.rows // tile.rows),
+            tile.group,
             *matrix.arguments,
             buffer(source),
             buffer("batch"),
             *_words(target),
         )
-        return BatchLaunch(launch, tile_tokens, rows)
+        return BatchLaunch(launch, tile.tokens, rows)
 
     def _tensor_product(
         self,
@@ -247,6 +229,7 @@ class BatchSteps:
             "x": config.dim,
             "qkv": config.q_dim + 2 * config.kv_dim,
             "gate_up": 2 * config.ffn_dim,
+            "router_logits": config.experts.count if config.experts else 0,
         }
         return round_up(widths[rows], BLOCK) if rows in widths else config.vocab_size
 
@@ -261,18 +244,8 @@ class BatchSteps:
     def _order(self, matrix: Matrix) -> int:
         """Return how a matrix's product reads activations; see ``kernels/rows.cl``."""
         kind = matrix.extent.kind
-        if not self._tuning.tensor_cores or kind is TensorType.F32:
-            return AS_FLOATS
         wide = self._tuning.warpgroups and not self._few and has_fragments(kind)
-        return LAYOUTS[kind].unit_cols if wide else AS_HALVES
-
-
-def has_fragments(kind: TensorType) -> bool:
-    """Whether units of a type are opened straight into what Tensor Cores read.
-
-    Those that are cut into planes go through local memory; see ``kernels/fragments.cl``.
-    """
-    return kind is not TensorType.F32 and LAYOUTS[kind].planes is None
+        return LAYOUTS[kind].unit_cols if wide else tile_of(self._tuning, kind).order
 
 
 def _words(arguments: tuple[Any, ...]) -> Iterator[Any]:

@@ -86,6 +86,14 @@ def held_type(stored: TensorType, cols: int, wanted: TensorType | None) -> Tenso
     return kind
 
 
+def has_fragments(kind: TensorType) -> bool:
+    """Whether units of a type are opened straight into what Tensor Cores read.
+
+    Those that are cut into planes go through local memory; see ``kernels/fragments.cl``.
+    """
+    return kind is not TensorType.F32 and LAYOUTS[kind].planes is None
+
+
 @dataclass(frozen=True, slots=True)
 class Extent:
     """The sizes of a matrix on the device."""

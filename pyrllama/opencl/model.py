@@ -10,6 +10,7 @@ import numpy as np
 from pyrllama.core import BLOCK_TOKENS, TensorType
 from pyrllama.errors import BackendError, SettingError
 from pyrllama.models.llama import OUTPUT
+from pyrllama.opencl.experts import unchosen_bytes
 from pyrllama.opencl.stage import KV_PADDING, Part, Sizes, Stage, block_bytes, stage_stacks
 from pyrllama.opencl.supported import check_supported
 
@@ -78,7 +79,7 @@ class OpenClModel:
         self._block_bytes = block_bytes(config, n_layers, kv_type)
         self.kv_bytes_per_token = block_bytes(config, n_layers, kv_type) // BLOCK_TOKENS
         self.weight_bytes = sum(stage.weight_bytes for stage in self._stages)
-        self.decode_bytes = self.weight_bytes
+        self.decode_bytes = self.weight_bytes - sum(map(unchosen_bytes, self._stages))
         if parts[0][1].embeds and OUTPUT in checkpoint.tensors:  # one row of it is read
             self.decode_bytes -= self._stages[0].matrices("embedding")[0].extent.n_bytes
 

@@ -31,6 +31,8 @@ def can_persist(matrices: Mapping[str, Sequence[Matrix]], part: Part, n_buffers:
     """Whether one kernel serves a part: each role is one matrix, of one type in all layers."""
     if not part.layers or n_buffers > MAX_BUFFERS:
         return False
+    if f"{part.layers[0]}.router" in matrices:  # experts have launches of their own
+        return False
     for role in ROLES:
         groups = [matrices[f"{layer}.{role}"] for layer in part.layers]
         if any(len(group) > 1 for group in groups):

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from pyrllama.core import BLOCK_TOKENS
 from pyrllama.errors import NotEnoughMemoryError, SettingError
+from pyrllama.models.llama import is_router
 from pyrllama.opencl.batch import COLUMNS
+from pyrllama.opencl.experts import feed_forward_bytes
 from pyrllama.opencl.layout import BLOCK, is_converted, round_up
 from pyrllama.opencl.model import MAX_BATCH_TOKENS, check_kv_type, part_bytes
 from pyrllama.opencl.stage import Part, block_bytes
-from pyrllama.opencl.tuning import default_tuning
+from pyrllama.opencl.tuning import FLOAT, default_tuning
 from pyrllama.units import format_bytes
 
 if TYPE_CHECKING:
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 USABLE = 0.92
 """Of a device's memory; the driver and the display take some of it, and OpenCL does not say how
 much."""
-FLOAT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,8 @@ def _converted(demand: Demand) -> tuple[TensorType, ...]:
     """Return the types of matrices that devices cannot hold as they are stored."""
     if demand.weight_type is not None:
         return ()
-    matrices = (info for info in demand.checkpoint.tensors.values() if len(info.shape) == 2)
+    tensors = demand.checkpoint.tensors.values()
+    matrices = (info for info in tensors if len(info.shape) > 1 and not is_router(info.name))
     return tuple(sorted({info.type for info in matrices if is_converted(info.type)}))
 
 
@@ -157,10 +159,10 @@ def _working_bytes(config: ModelConfig, device: Device, part: Part, max_seq_len:
         + config.q_dim
         + 2 * config.kv_dim
         + splits * (round_up(config.q_dim, BLOCK) + 2 * config.n_heads)
-        + 2 * config.ffn_dim
-        + max(config.dim, config.q_dim, config.ffn_dim)
+        + max(config.dim, config.q_dim)
         + config.vocab_size * part.ends
         + COLUMNS
         + -(-max_seq_len // BLOCK_TOKENS)
     )
-    return FLOAT * (rows * numbers + max_seq_len * config.head_dim)
+    of_network = sum(feed_forward_bytes(config, rows).values())
+    return of_network + FLOAT * (rows * numbers + max_seq_len * config.head_dim)

@@ -37,11 +37,12 @@ BEFORE_TYPES = (
     "heads",
     "attention",
     "rows",
+    "routing",
     "warpgroup",
     "attention_tiles",
     "attention_tensor",
 )
-A_TYPE = ("planes", "weights", "product", "decode", "tile", "fragments", "few", "wide")
+A_TYPE = ("planes", "weights", "product", "decode", "tile", "fragments", "few", "wide", "experts")
 """Sources that are built once for each storage type of a model's weights."""
 
 
@@ -92,11 +93,13 @@ class Launch:
     group: int
     arguments: tuple[Any, ...]
     """Kept, because a kernel does not keep the buffers that it is given."""
+    slots: int = 1
+    """Work-groups of the grid's second dimension: the experts of a token, or all there are."""
 
     def enqueue(self, queue: Any, times: int = 1) -> Any:
         """Put the launch into a queue, with ``times`` as many groups; return its event."""
-        size = self.groups * times * self.group
-        return pyopencl().enqueue_nd_range_kernel(queue, self.kernel, (size,), (self.group,))
+        size = self.groups * times * self.group, self.slots
+        return pyopencl().enqueue_nd_range_kernel(queue, self.kernel, size, (self.group, 1))
 
 
 class Program:
@@ -109,11 +112,11 @@ class Program:
         self.context = context
         self._program = _build(device, context, source, options)
 
-    def launch(self, name: str, groups: int, group: int, *arguments: Any) -> Launch:
+    def launch(self, name: str, groups: int, group: int, *arguments: Any, slots: int = 1) -> Launch:
         """Make a kernel of its own and set its arguments once."""
         kernel = pyopencl().Kernel(self._program, name)
         kernel.set_args(*arguments)
-        return Launch(kernel, groups, group, arguments)
+        return Launch(kernel, groups, group, arguments, slots)
 
 
 def _build(device: Device, context: Any, source: str, options: Sequence[str]) -> Any:

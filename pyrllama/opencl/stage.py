@@ -17,6 +17,7 @@ from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING
 from pyrllama.models.rope import ROPE_FACTORS, rope_table
 from pyrllama.opencl.batch import BatchWords
 from pyrllama.opencl.device import device_errors, pyopencl
+from pyrllama.opencl.experts import GROUPS_OF_EXPERTS, feed_forward_bytes
 from pyrllama.opencl.heads import has_extras, head_extras
 from pyrllama.opencl.layout import BLOCK, ROW_ALIGN, round_up
 from pyrllama.opencl.persistent import can_persist, n_barriers, persistent_source, places
@@ -48,9 +49,11 @@ KV_PADDING = {TensorType.F16: 8, TensorType.F32: 8, TensorType.Q8_0: BLOCK}
 """Types of the KV cache, and the numbers to a multiple of which a head is padded in it."""
 GRID_WORDS = 4
 """Of a barrier across the grid; see ``kernels/primitives.cl``."""
-GROUPS_OF_MATRICES: dict[str, tuple[str, ...]] = {
+GROUPS_OF_ATTENTION: dict[str, tuple[str, ...]] = {
     "qkv": ("attn_q", "attn_k", "attn_v"),
     "attn_output": ("attn_output",),
+}
+GROUPS_OF_NETWORK: dict[str, tuple[str, ...]] = {
     "gate_up": ("ffn_gate", "ffn_up"),
     "ffn_down": ("ffn_down",),
 }
@@ -88,10 +91,11 @@ def stage_stacks(
     checkpoint: Checkpoint, part: Part, wanted: TensorType | None
 ) -> dict[str, list[Stack]]:
     """Return all matrices of a part, by group (``"0.qkv"``, ``"output"``), as they are held."""
+    of_network = GROUPS_OF_EXPERTS if checkpoint.config.experts else GROUPS_OF_NETWORK
     found = {
         f"{layer}.{group}": stacks(checkpoint, [f"blk.{layer}.{n}.weight" for n in names], wanted)
         for layer in part.layers
-        for group, names in GROUPS_OF_MATRICES.items()
+        for group, names in (GROUPS_OF_ATTENTION | of_network).items()
     }
     tied = OUTPUT not in checkpoint.tensors
     if part.embeds or (part.ends and tied):
@@ -206,13 +210,12 @@ class Stage:
         ordered: dict[tuple[str, ...], Stack] = {}
         for group in groups.values():
             ordered.update((stack.names, stack) for stack in group)
-        extents = [stack.extent for stack in ordered.values()]
-        self._memory = DeviceMemory(self.device, self._context, extents)
+        self._memory = DeviceMemory(self.device, self._context, ordered.values())
         placed: dict[tuple[str, ...], Matrix] = {}
         for i, (names, stack) in enumerate(ordered.items()):
             placed[names] = self._memory.place(i, stack.extent)
             upload(self._queue, placed[names], stack, checkpoint, progress)
-        self.weight_bytes = sum(extent.n_bytes for extent in extents)
+        self.weight_bytes = sum(stack.extent.n_bytes for stack in ordered.values())
         return {name: [placed[s.names] for s in group] for name, group in groups.items()}
 
     def _allocate(self) -> dict[str, Any]:
@@ -224,13 +227,12 @@ class Stage:
             "qkv": config.q_dim + 2 * config.kv_dim,
             "parts": round_up(config.q_dim, BLOCK) * self.tuning.splits,
             "shares": 2 * config.n_heads * self.tuning.splits,
-            "gate_up": 2 * config.ffn_dim,
         }
         buffers = {name: self._buffer(4 * rows * round_up(n, BLOCK)) for name, n in width.items()}
         tiled = 4 * round_up(rows, WIDE_TOKENS)  # bytes of a column of what products read
         buffers["rows"] = self._buffer(tiled * round_up(max(config.dim, config.q_dim), ROW_ALIGN))
-        buffers["hidden_rows"] = self._buffer(tiled * round_up(config.ffn_dim, ROW_ALIGN))
-        buffers["hidden"] = self._buffer(4 * round_up(config.ffn_dim, BLOCK))
+        for name, n_bytes in feed_forward_bytes(config, rows).items():
+            buffers[name] = self._buffer(n_bytes)
         # One number behind the logits tells whether a group gave up waiting.
         buffers["logits"] = self._buffer(4 * (rows * config.vocab_size * part.ends + 1))
         buffers["words"] = self._buffer(4 * GRID_WORDS)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyrllama.opencl.batch_steps import MANY, BatchSteps, Rows, count_rows
-from pyrllama.opencl.launches import attention_arguments, embed, suffix
+from pyrllama.opencl.batch_steps import MANY, BatchSteps, count_rows
+from pyrllama.opencl.experts import GATE_UP, ExpertLaunches
+from pyrllama.opencl.launches import Rows, attention_arguments, embed, suffix
 from pyrllama.opencl.layout import BLOCK, round_up
 from pyrllama.opencl.persistent import persistent_launch
 from pyrllama.opencl.tuning import FEW_COUNTS, LANES, heads_at_once, local_memory
@@ -34,7 +35,8 @@ class Steps:
             self._single = [persistent_launch(stage, program, attention_arguments(stage, 0))]
             self._n_layer_launches = 1
         elif self._takes_single():
-            self._single = list(self._single_launches())
+            layers = list(self._single_layers())
+            self._single, self._n_layer_launches = [*layers, *self._single_end()], len(layers)
 
     def enqueue(self, queue: Any, batch: Batch) -> None:
         """Enqueue a step; logits, if there are any, stand in their buffer when it ends."""
@@ -68,15 +70,14 @@ class Steps:
         whole = round_up(config.dim, BLOCK) <= min(
             memory.segment_floats, memory.segment_blocks * BLOCK
         )
-        layers = self._stage.part.layers
-        return whole and all(len(self._matrices(f"{i}.gate_up")) == 1 for i in layers)
+        layers, group = self._stage.part.layers, GATE_UP if config.experts else "gate_up"
+        return whole and all(len(self._matrices(f"{i}.{group}")) == 1 for i in layers)
 
-    def _single_launches(self) -> Iterator[Launch]:
+    def _single_layers(self) -> Iterator[Launch]:
         tuning, buffer = self._tuning, self._stage.buffer
         x, qkv, parts, shares = (buffer(name) for name in ("x", "qkv", "parts", "shares"))
         if self._stage.part.embeds:
             yield embed(self._stage, self._program)
-        n_launches = int(self._stage.part.embeds)
         items = self._config.n_heads // heads_at_once(self._config) * tuning.splits
         for index, layer in enumerate(self._stage.part.layers):
             row = 0
@@ -85,21 +86,31 @@ class Steps:
                     "norm_product", matrix, *self._norm(2 * index), qkv, np.int32(row)
                 )
                 row += matrix.extent.rows
-                n_launches += 1
             yield self._launch("attend_fresh", items, *attention_arguments(self._stage, index))
             (matrix,) = self._matrices(f"{layer}.attn_output")
             yield self._product("attended_product", matrix, parts, shares, x)
-            (matrix,) = self._matrices(f"{layer}.gate_up")
-            norm = self._norm(2 * index + 1)
-            yield self._product("swiglu_product", matrix, *norm, buffer("hidden"), halves=2)
-            (matrix,) = self._matrices(f"{layer}.ffn_down")
-            yield self._product("add_product", matrix, buffer("hidden"), x)
-            n_launches += 4
-        self._n_layer_launches = n_launches
+            yield from self._feed_forward(layer, self._norm(2 * index + 1))
+
+    def _feed_forward(self, layer: int, norm: tuple[Any, ...]) -> Iterator[Launch]:
+        buffer = self._stage.buffer
+        if self._config.experts is not None:
+            (router,) = self._matrices(f"{layer}.router")
+            logits = buffer("router_logits"), np.int32(0)
+            yield self._product("norm_product", router, *norm, *logits)
+            experts = ExpertLaunches(self._stage, self._program, self._config.experts)
+            yield from experts.single(layer, norm)
+            return
+        (matrix,) = self._matrices(f"{layer}.gate_up")
+        yield self._product("swiglu_product", matrix, *norm, buffer("hidden"), halves=2)
+        (matrix,) = self._matrices(f"{layer}.ffn_down")
+        yield self._product("add_product", matrix, buffer("hidden"), buffer("x"))
+
+    def _single_end(self) -> Iterator[Launch]:
         if self._stage.part.ends:
             (matrix,) = self._matrices("output")
             norm = self._norm(2 * len(self._stage.part.layers))
-            yield self._product("norm_product", matrix, *norm, buffer("logits"), np.int32(0))
+            logits = self._stage.buffer("logits"), np.int32(0)
+            yield self._product("norm_product", matrix, *norm, *logits)
 
     def _product(self, name: str, matrix: Matrix, *arguments: Any, halves: int = 1) -> Launch:
         """Launch as many groups as there is work for, at most those that keep a device busy."""

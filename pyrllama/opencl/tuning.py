@@ -96,11 +96,13 @@ def default_tuning(
     """
     found = features(device)
     if Feature.INLINE_PTX in found:
+        # Routers to experts are F32, and too small to matter.
+        large = {*kinds} - {TensorType.F32} if config.experts else kinds
         splits = device.compute_units // (config.n_heads // heads_at_once(config))
         return Tuning(
             group=512,
             groups=device.compute_units,
-            loads=8 if kinds and HALVES.issuperset(kinds) else 4,
+            loads=8 if large and HALVES.issuperset(large) else 4,
             splits=min(MAX_SPLITS, max(1, splits)),
             attention_rows=attention_rows(device, config),
             tensor_cores=Feature.TENSOR_CORES in found,
@@ -247,6 +249,9 @@ def _family_defines(config: ModelConfig, max_seq_len: int) -> dict[str, int | st
     if config.qk_norm:
         eps = float(np.float32(config.norm_eps)).hex()
         words |= {"HEAD_EXTRAS": 1, "HEAD_NORMS": 1, "HEAD_EPS": f"{eps}f"}
+    if config.experts is not None:
+        words |= {"N_EXPERTS": config.experts.count, "N_USED": config.experts.used}
+        words |= {"NORMALISED": 1} if config.experts.normalised else {}
     if config.sliding_window is not None and config.sliding_window < max_seq_len:
         words["WINDOW"] = config.sliding_window
     return words

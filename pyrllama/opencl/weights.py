@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyrllama import quants
+from pyrllama.core import TensorType
 from pyrllama.errors import DeviceError, UnsupportedTypeError
+from pyrllama.models.llama import is_router
 from pyrllama.opencl.device import device_errors, pyopencl
 from pyrllama.opencl.layout import (
     ALIGNMENT,
@@ -22,12 +25,11 @@ from pyrllama.opencl.layout import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import TensorType
     from pyrllama.opencl.device import Device
     from pyrllama.opencl.layout import Extent
 
@@ -67,21 +69,27 @@ def room_for(extent: Extent) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Tensors whose rows are multiplied as one matrix, all of one type."""
+    """Tensors whose rows are multiplied as one matrix, all of one type.
+
+    Of matrices of experts, the rows of all tensors for an expert stand before the next one's.
+    """
 
     names: tuple[str, ...]
     extent: Extent
+    experts: int = 1
 
 
 def stacks(checkpoint: Checkpoint, names: Sequence[str], wanted: TensorType | None) -> list[Stack]:
     """Join neighbouring tensors of the same type and columns into stacks.
 
-    Raises ``UnsupportedTypeError`` for a type that no kernel runs.
+    Routers, which are small and decide much, are held in F32.  Raises ``UnsupportedTypeError``
+    for a type that no kernel runs.
     """
     found: list[Stack] = []
     for name in names:
         info = checkpoint.tensors[name]
-        kind = held_type(info.type, info.shape[1], wanted)
+        *experts, rows, cols = info.shape
+        kind = TensorType.F32 if is_router(name) else held_type(info.type, cols, wanted)
         if kind not in LAYOUTS:
             running = ", ".join(known.name for known in LAYOUTS)
             raise UnsupportedTypeError(
@@ -89,29 +97,31 @@ def stacks(checkpoint: Checkpoint, names: Sequence[str], wanted: TensorType | No
                 f"{name} would be held as {kind.name}, which cannot run on OpenCL yet; the types "
                 f"that run are {running}",
             )
+        n_experts = math.prod(experts)
+        joined: tuple[str, ...] = (name,)
+        n_rows = n_experts * rows
         if found and found[-1].extent.kind is kind:
             before = found.pop()
-            rows = before.extent.rows + info.shape[0]
-            found.append(Stack((*before.names, name), extent_of(kind, (rows, info.shape[1]))))
-        else:
-            found.append(Stack((name,), extent_of(kind, info.shape)))
+            joined, n_rows = (*before.names, name), before.extent.rows + n_rows
+        found.append(Stack(joined, extent_of(kind, (n_rows, cols)), n_experts))
     return found
 
 
 class DeviceMemory:
     """The large buffers of a device that hold all matrices of a stage."""
 
-    def __init__(self, device: Device, context: Any, extents: Iterable[Extent]) -> None:
+    def __init__(self, device: Device, context: Any, stacks: Iterable[Stack]) -> None:
         self._device = device
         self._cl = pyopencl()
         self._places: list[tuple[int, int]] = []
         sizes = [0]
-        for extent in extents:
-            n_bytes = room_for(extent)
+        for stack in stacks:
+            n_bytes = room_for(stack.extent)
             if n_bytes > device.max_buffer:
                 raise DeviceError(
-                    f"OpenCL device {device} holds no buffer of {n_bytes / 1e9:.1f} GB, which one "
-                    f"matrix takes; choose a smaller type with --quantize, or --backend cpu"
+                    f"OpenCL device {device} holds no buffer of {n_bytes / 1e9:.1f} GB for "
+                    f"{' and '.join(stack.names)}; choose a smaller type with --quantize, or "
+                    f"--backend cpu"
                 )
             if sizes[-1] + n_bytes > device.max_buffer:
                 sizes.append(0)
@@ -141,22 +151,34 @@ def upload(
     """Read, convert and copy a stack's tensors a slice at a time; report bytes that are done."""
     cl, extent = pyopencl(), matrix.extent
     row_bytes, scale_bytes = (n // extent.rows for n in (extent.unit_bytes, extent.scale_bytes))
-    row = 0
+    before = 0
     for name in stack.names:
         tensor = checkpoint.read(name)
-        rows, cols = tensor.info.shape
+        rows, cols = tensor.info.shape[-2:]
         at_once = max(1, SLICE_BYTES // tensor.data.shape[1])
-        for first in range(0, rows, at_once):
-            part = tensor.data[first : first + at_once]
+        for here, row in _slices(stack, rows, before, at_once):
+            part = tensor.data[here]
             units, scales = pack(
                 extent.kind, convert(tensor.info.type, part, cols, extent.kind), cols
             )
             cl.enqueue_copy(queue, matrix.units, units, dst_offset=row * row_bytes)
             if matrix.scales is not None:
                 cl.enqueue_copy(queue, matrix.scales, scales, dst_offset=row * scale_bytes)
-            row += len(part)
             progress(len(part) * (row_bytes + scale_bytes))
             checkpoint.release(name)
+        before += rows
+
+
+def _slices(stack: Stack, rows: int, before: int, at_once: int) -> Iterator[tuple[slice, int]]:
+    """Yield the rows of a tensor to be converted at a time, and the row of the stack they go to.
+
+    ``rows`` are those of the tensor for one expert, ``before`` those of tensors before it.
+    """
+    rows_of_one = stack.extent.rows // stack.experts
+    for expert, first in itertools.product(range(stack.experts), range(0, rows, at_once)):
+        start = expert * rows
+        here = slice(start + first, start + min(first + at_once, rows))
+        yield here, expert * rows_of_one + before + first
 
 
 def read_vector(checkpoint: Checkpoint, name: str, padded: int) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 from support.opencl_devices import fake_device
@@ -10,6 +11,7 @@ from support.opencl_devices import fake_device
 from pyrllama.checkpoints.random import SHAPES, RandomCheckpoint
 from pyrllama.core import TensorType
 from pyrllama.errors import NotEnoughMemoryError, SettingError
+from pyrllama.models.llama import is_router
 from pyrllama.opencl.plan import Demand, Plan, make_plan
 
 GB = 10**9
@@ -49,6 +51,23 @@ def test_types_without_kernels_become_q8_0() -> None:
     assert "become" not in str(half)
     asked = dataclasses.replace(stored, weight_type=TensorType.Q4_0)
     assert not make_plan(asked, devices, None).converted
+
+
+def test_all_experts_count_and_their_routers_as_float32() -> None:
+    checkpoint = RandomCheckpoint(SHAPES["30b-a3b"], TensorType.Q4_0)
+    matrices = [info for info in checkpoint.tensors.values() if len(info.shape) > 1]
+    n_router = sum(math.prod(info.shape) for info in matrices if is_router(info.name))
+    n_quantised = sum(math.prod(info.shape) for info in matrices) - n_router
+    checkpoint.tensors = {
+        name: dataclasses.replace(info, type=TensorType.IQ3_S) if is_router(name) else info
+        for name, info in checkpoint.tensors.items()
+    }
+    plan = make_plan(
+        Demand(checkpoint, None, TensorType.F16, 512), [fake_device(memory=80 * GB)], None
+    )
+    assert plan.needs[0].weights == n_quantised * 18 // 32 + n_router * 4
+    assert plan.needs[0].working > 4 * 512 * 8 * (2 * 2048 + 3 * 768)
+    assert not plan.converted
 
 
 def test_as_many_of_the_last_layers_as_fit() -> None:

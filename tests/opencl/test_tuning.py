@@ -8,7 +8,7 @@ import pytest
 from support.opencl_devices import fake_device
 from support.tiny_models import tiny_config
 
-from pyrllama.core import TensorType
+from pyrllama.core import Experts, TensorType
 from pyrllama.errors import DeviceError
 from pyrllama.opencl import tuning
 from pyrllama.opencl.device import Feature
@@ -37,6 +37,14 @@ def test_nvidia(monkeypatch: pytest.MonkeyPatch, kinds: Collection[TensorType], 
     assert (chosen.tensor_cores, chosen.warpgroups, chosen.tensor_attention) == (True,) * 3
     assert chosen.few_tokens == 32
     assert chosen.persistent
+
+
+def test_routers_in_float32_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "features", lambda _: NVIDIA)
+    config, kinds = tiny_config(experts=Experts(4, 2)), {TensorType.F16, TensorType.F32}
+    assert tuning.default_tuning(fake_device(), config, kinds).loads == 8
+    assert tuning.default_tuning(fake_device(), config, {TensorType.F32}).loads == 4
+    assert tuning.default_tuning(fake_device(), tiny_config(), kinds).loads == 4
 
 
 def test_attention_on_tensor_cores_needs_room_and_float16(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ from support.tiny_models import tiny_config
 
 from pyrllama.core import TensorType
 from pyrllama.opencl.batch import HEADER, N_TOKENS
-from pyrllama.opencl.batch_steps import TILE_GROUP, TILE_ROWS, TILE_TOKENS
 from pyrllama.opencl.device import pyopencl
+from pyrllama.opencl.launches import TILE_GROUP, TILE_ROWS, TILE_TOKENS
 from pyrllama.opencl.layout import ROW_ALIGN, extent_of, pack, round_up
 from pyrllama.opencl.program import OPTIONS, UNOPTIMISED, Program, model_source
 from pyrllama.opencl.tuning import defines, local_memory

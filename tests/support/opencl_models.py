@@ -11,6 +11,7 @@ import pytest
 from support.tiny_models import MemoryCheckpoint
 
 from pyrllama.core import TensorType
+from pyrllama.models.llama import is_router
 from pyrllama.opencl.layout import held_type
 from pyrllama.opencl.model import OpenClModel
 from pyrllama.opencl.stage import Part
@@ -77,9 +78,10 @@ def opencl_model(
 
 
 def rounded(values: NDArray[np.float32], kind: TensorType) -> NDArray[np.float32]:
-    """Return what a matrix is once it is held in a type."""
-    kind = held_type(TensorType.F32, values.shape[1], kind)
-    return dequantize(kind, quantize(kind, values), values.shape[1])
+    """Return what a matrix, or those of experts, are once they are held in a type."""
+    cols = values.shape[-1]
+    kind = held_type(TensorType.F32, cols, kind)
+    return dequantize(kind, quantize(kind, values.reshape(-1, cols)), cols).reshape(values.shape)
 
 
 def reference_of(
@@ -96,7 +98,7 @@ def reference_of(
     a batch do not.
     """
     held = {
-        name: rounded(values, kind) if values.ndim == 2 else values
+        name: rounded(values, kind) if values.ndim > 1 and not is_router(name) else values
         for name, values in weights.items()
     }
     matmul = _whole_blocks_as_int8 if int8 and kind in QUANTISED else ops.matmul

@@ -232,6 +232,39 @@ FUNCTION void KIND(take)(const KIND(Stage) *s, __local uint4 *weights, __local u
   }
 }
 
+// One tile: the matrix's rows from row0 on and the tokens from token0 on.
+FUNCTION void KIND(tile)(
+    Matrix m, __global const uint4 *x, int n_tokens, int row0, int token0, __global float *out,
+    int out_first, int out_stride, int add, __local uint4 *weights, __local uint4 *tokens) {
+  const int weights_half = TILE_BYTES(TILE_ROWS) / 16, tokens_half = TILE_BYTES(TILE_TOKENS) / 16;
+  const int n_cols = m.n_units * UNIT_COLS;
+  KIND(Stage) stage;
+  float sums[TILE_SUMS];
+  #pragma unroll
+  for (int i = 0; i < TILE_SUMS; i++) sums[i] = 0.0f;
+  KIND(ask)(&stage, m, x, row0, token0, n_tokens, 0);
+  KIND(take)(&stage, weights, tokens);
+  LOCAL_FENCE;
+  int buffer = 0;
+  for (int column = TILE_COLS; column <= n_cols; column += TILE_COLS) {
+    if (column < n_cols) KIND(ask)(&stage, m, x, row0, token0, n_tokens, column);
+    KIND(multiply)(sums, weights + buffer * weights_half, tokens + buffer * tokens_half);
+    buffer ^= 1;
+    if (column < n_cols) {
+      KIND(take)(&stage, weights + buffer * weights_half, tokens + buffer * tokens_half);
+    }
+    LOCAL_FENCE;
+  }
+  #pragma unroll
+  for (int i = 0; i < TILE_SUMS; i++) {
+    int row = row0 + KIND(sum_row)(i), token = token0 + KIND(sum_token)(i);
+    if (row < m.rows && token < n_tokens) {
+      long place = (long)token * out_stride + out_first + row;
+      out[place] = add ? out[place] + sums[i] : sums[i];
+    }
+  }
+}
+
 // A group for every tile; those of the same rows are neighbours, so that weights are read once.
 // `x` is (tokens, padded columns), of which the batch's word `count_at` says how many. `out` is
 // (tokens, out_stride) float, rows from `out_first` on; with `add` the product is added to it.
@@ -239,35 +272,13 @@ __kernel __attribute__((reqd_work_group_size(TILE_GROUP, 1, 1))) void KIND(tile_
     __global const uint4 *units, __global const ushort *scales, int rows, int n_units,
     __global const uint4 *x, __global const int *batch, int count_at, __global float *out,
     int out_first, int out_stride, int add) {
-  __local uint4 weights[2][TILE_BYTES(TILE_ROWS) / 16];
-  __local uint4 tokens[2][TILE_BYTES(TILE_TOKENS) / 16];
+  __local uint4 weights[2 * TILE_BYTES(TILE_ROWS) / 16];
+  __local uint4 tokens[2 * TILE_BYTES(TILE_TOKENS) / 16];
   const int n_tokens = batch[count_at];
   const int token_tiles = (n_tokens + TILE_TOKENS - 1) / TILE_TOKENS;
   const int row0 = get_group_id(0) / token_tiles * TILE_ROWS;
   const int token0 = get_group_id(0) % token_tiles * TILE_TOKENS;
-  const int n_cols = n_units * UNIT_COLS;
   Matrix m = {units, scales, rows, n_units};
-  KIND(Stage) stage;
-  float sums[TILE_SUMS];
-  #pragma unroll
-  for (int i = 0; i < TILE_SUMS; i++) sums[i] = 0.0f;
-  KIND(ask)(&stage, m, x, row0, token0, n_tokens, 0);
-  KIND(take)(&stage, weights[0], tokens[0]);
-  LOCAL_FENCE;
-  int buffer = 0;
-  for (int column = TILE_COLS; column <= n_cols; column += TILE_COLS) {
-    if (column < n_cols) KIND(ask)(&stage, m, x, row0, token0, n_tokens, column);
-    KIND(multiply)(sums, weights[buffer], tokens[buffer]);
-    buffer ^= 1;
-    if (column < n_cols) KIND(take)(&stage, weights[buffer], tokens[buffer]);
-    LOCAL_FENCE;
-  }
-  #pragma unroll
-  for (int i = 0; i < TILE_SUMS; i++) {
-    int row = row0 + KIND(sum_row)(i), token = token0 + KIND(sum_token)(i);
-    if (row < rows && token < n_tokens) {
-      long place = (long)token * out_stride + out_first + row;
-      out[place] = add ? out[place] + sums[i] : sums[i];
-    }
-  }
+  KIND(tile)(
+      m, x, n_tokens, row0, token0, out, out_first, out_stride, add, weights, tokens);
 }
