@@ -37,6 +37,7 @@ BEFORE_TYPES = (
     "heads",
     "attention",
     "rows",
+    "choice",
     "warpgroup",
     "attention_tiles",
     "attention_tensor",

@@ -74,9 +74,10 @@ class Sampler:
     def sample(self, logits: Row | TopLogits) -> tuple[int, float]:
         """Return the id of a token and its logprob, as the package documents them.
 
-        ``logits`` is ``(vocab,)``, or holds the ``reach`` greatest.  The token does not count as said before ``accept``.
-        Raises ``BackendError`` for logits that hold NaN or infinity, ``NoTokenLeftError`` when
-        everything is barred, and ``StructureError`` when a constraint cannot go on.
+        ``logits`` is ``(vocab,)``, or holds the ``reach`` greatest.  The token does not count as
+        said before ``accept``.  Raises ``BackendError`` for logits that hold NaN or infinity,
+        ``NoTokenLeftError`` when everything is barred, and ``StructureError`` when a constraint
+        cannot go on.
         """
         candidates = self._candidates(logits)
         if self._greedy:

@@ -10,8 +10,9 @@ enum { ROLE_QKV, ROLE_ATTN_OUTPUT, ROLE_GATE_UP, ROLE_FFN_DOWN, ROLES };
 #define WEIGHTS_PARAMETERS                                                                        \
   __global const uchar *w0, __global const uchar *w1, __global const uchar *w2,                   \
       __global const uchar *w3, __global const uchar *w4, __global const uchar *w5
+#define LARGER(a, b) ((a) > (b) ? (a) : (b))
 #define PERSISTENT_BYTES                                                                          \
-  (ACTIVATION_BYTES_MOST > 4 * ATTEND_FLOATS ? ACTIVATION_BYTES_MOST : 4 * ATTEND_FLOATS)
+  ROUND_UP(LARGER(ACTIVATION_BYTES_MOST, 4 * LARGER(ATTEND_FLOATS, TOP_LOCAL)), 16)
 
 // Where a matrix stands: its buffer, and the bytes before its units and before its scales.
 FUNCTION Matrix matrix_at(
@@ -48,7 +49,8 @@ FUNCTION Matrix matrix_at(
 __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void persistent_step(
     WEIGHTS_PARAMETERS, __constant const long *places, __global const float *norms,
     ATTENTION_PARAMETERS, __global float *x, __global float *qkv_out, __global float *hidden,
-    __global float *logits, volatile __global int *words, float eps
+    __global float *logits, __global float *greatest, __global float2 *masses,
+    __global uint *top, volatile __global int *words, float eps
 #ifdef PHASE_TIMES
     , __global ulong *times
 #endif
@@ -128,8 +130,22 @@ __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void persistent_step
   Source last = {x, norms + 2 * n_layers * NORM_STRIDE, 0, DIM, eps, 1};
   OUTPUT(product)(&task, m, last, logits, 0, 0, memory, scratch);
   OUTPUT(finish)(m, last, logits, 0, 0, scratch);
+  const int k = batch[BATCH_TOP];
+  if (k) {
+    GROUP_FENCE;
+    sum_up_run(logits, VOCAB_SIZE, group, n_groups, greatest, masses, scratch);
+  }
 #endif
   NOTE(0)
-  // Behind the logits the host finds whether a group gave up waiting.
-  if (leave_grid(words)) logits[VOCAB_SIZE] = (float)words[GAVE_UP];
+  const int leaves = leave_grid(words, scratch);
+  if (leaves == LEAVES_OTHERS) return;
+  // Behind the logits, or with the greatest of them, the host finds whether a group gave up waiting.
+  if (get_local_id(0) == 0) logits[VOCAB_SIZE] = (float)(leaves == LEAVES_HURT);
+#if ENDS
+  if (k) {
+    choose_top(
+        logits, VOCAB_SIZE, n_groups, k, greatest, masses, top, leaves == LEAVES_HURT,
+        (__local int *)memory, scratch);
+  }
+#endif
 }
