@@ -112,8 +112,3 @@ FUNCTION float8 activations(Source source, int column, float *squares) {
   }
   return v;
 }
-
-// The same of any source.
-FUNCTION float8 eight_of(Source source, int column, float *squares) {
-  return source.shares ? joined8(source, column) : activations(source, column, squares);
-}
