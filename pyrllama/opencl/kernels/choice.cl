@@ -6,6 +6,9 @@
 // does so in no order: which ones they are is the same every time, and the host sorts them.
 //
 // NaN or infinity anywhere make the mass NaN.
+//
+// Of a row of no logits nothing is written. All groups take the same way to the end then, too: no
+// fence stands under a condition, which would make PoCL compile all that follows it twice.
 
 #define TOP_ROOM 512
 // A row's result: words. More logits than TOP_ROOM are counted, but not all are there.
@@ -64,24 +67,20 @@ FUNCTION int count_reaching(
 // A bound that k of n numbers reach, and hardly more as a rule; the least finite one where fewer do.
 FUNCTION float bound_of(
     __global const float *numbers, int n, int k, float top, __local float *scratch) {
-  if (count_reaching(numbers, n, top, scratch) >= k) return top;
+  int found = count_reaching(numbers, n, top, scratch) >= k || n == 0;
   float low = INFINITY, high = top;
   for (int i = get_local_id(0); i < n; i += GROUP) {
     const float number = load_shared(numbers + i);
     if (number > -INFINITY) low = fmin(low, number);
   }
   low = -group_max(-low, scratch);
-  const int enough = k + k / 2 + 8;
-  int reach = enough + 1;
-  for (int i = 0; i < BISECTIONS && reach > enough; i++) {
+  if (found) low = top;
+  for (int i = 0; i < BISECTIONS && !found; i++) {
     const float middle = 0.5f * low + 0.5f * high;
-    const int of_middle = count_reaching(numbers, n, middle, scratch);
-    if (of_middle < k) {
-      high = middle;
-    } else {
-      low = middle;
-      reach = of_middle;
-    }
+    const int reach = count_reaching(numbers, n, middle, scratch);
+    if (reach < k) high = middle;
+    else low = middle;
+    found = reach >= k && reach <= k + k / 2 + 8;
   }
   return low;
 }
@@ -100,10 +99,10 @@ FUNCTION float mass_of(
 // Write down the logits of a row that reach a bound; returns in `counts` how many parts and how
 // many logits do.
 FUNCTION void gather_reaching(
-    __global const float *logits, int n, int n_runs, __global const float *greatest, float bound,
-    __global uint *out, volatile __local int *counts, __local int *listed) {
+    __global const float *logits, int n, int n_runs, int n_parts, __global const float *greatest,
+    float bound, __global uint *out, volatile __local int *counts, __local int *listed) {
   const int of_run = parts_of_run(n, n_runs);
-  for (int i = get_local_id(0); i < of_run * n_runs; i += GROUP) {
+  for (int i = get_local_id(0); i < n_parts; i += GROUP) {
     if (load_shared(greatest + i) < bound) continue;
     const int at = atomic_inc(counts);
     if (at < TOP_ROOM) listed[at] = i;
@@ -129,19 +128,19 @@ FUNCTION void choose_top(
     __global const float *logits, int n, int n_runs, int k, __global const float *greatest,
     __global const float2 *masses, __global uint *out, int gave_up, __local int *memory,
     __local float *scratch) {
-  const int n_parts = parts_of_run(n, n_runs) * n_runs;
+  const int n_parts = n ? parts_of_run(n, n_runs) * n_runs : 0;
   float top = -INFINITY;
   for (int i = get_local_id(0); i < n_parts; i += GROUP) {
     top = fmax(top, load_shared(greatest + i));
   }
   top = group_max(top, scratch);
-  const float mass = mass_of(masses, n_runs, top, scratch);
+  const float mass = mass_of(masses, n ? n_runs : 0, top, scratch);
   const float bound = bound_of(greatest, n_parts, k, top, scratch);
   volatile __local int *counts = memory + TOP_ROOM;
   if (get_local_id(0) < 2) counts[get_local_id(0)] = 0;
   LOCAL_FENCE;
-  gather_reaching(logits, n, n_runs, greatest, bound, out, counts, memory);
-  if (get_local_id(0) != 0) return;
+  gather_reaching(logits, n, n_runs, n_parts, greatest, bound, out, counts, memory);
+  if (n == 0 || get_local_id(0) != 0) return;
   out[TOP_COUNT] = counts[0] > TOP_ROOM ? counts[0] : counts[1];
   out[TOP_GAVE_UP] = gave_up;
   out[TOP_MASS] = as_uint(mass);

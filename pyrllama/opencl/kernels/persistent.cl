@@ -130,22 +130,17 @@ __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void persistent_step
   Source last = {x, norms + 2 * n_layers * NORM_STRIDE, 0, DIM, eps, 1};
   OUTPUT(product)(&task, m, last, logits, 0, 0, memory, scratch);
   OUTPUT(finish)(m, last, logits, 0, 0, scratch);
-  const int k = batch[BATCH_TOP];
-  if (k) {
-    GROUP_FENCE;
-    sum_up_run(logits, VOCAB_SIZE, group, n_groups, greatest, masses, scratch);
-  }
+  const int n_summed = batch[BATCH_TOP] ? VOCAB_SIZE : 0;
+  GROUP_FENCE;
+  sum_up_run(logits, n_summed, group, n_groups, greatest, masses, scratch);
 #endif
   NOTE(0)
-  const int leaves = leave_grid(words, scratch);
-  if (leaves == LEAVES_OTHERS) return;
   // Behind the logits, or with the greatest of them, the host finds whether a group gave up waiting.
-  if (get_local_id(0) == 0) logits[VOCAB_SIZE] = (float)(leaves == LEAVES_HURT);
+  const int leaves = leave_grid(words, scratch), gave_up = leaves == LEAVES_HURT;
+  if (leaves != LEAVES_OTHERS && get_local_id(0) == 0) logits[VOCAB_SIZE] = (float)gave_up;
 #if ENDS
-  if (k) {
-    choose_top(
-        logits, VOCAB_SIZE, n_groups, k, greatest, masses, top, leaves == LEAVES_HURT,
-        (__local int *)memory, scratch);
-  }
+  choose_top(
+      logits, leaves == LEAVES_OTHERS ? 0 : n_summed, n_groups, batch[BATCH_TOP], greatest, masses,
+      top, gave_up, (__local int *)memory, scratch);
 #endif
 }
