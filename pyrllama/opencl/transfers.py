@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,8 +64,9 @@ class Transfers:
 
     def close(self) -> None:
         """Free the memory; no array of it may be used any more."""
-        self.wait()
-        for buffer, memory in self._maps:
-            memory.release(self._queue)
-            buffer.release()
+        with contextlib.suppress(pyopencl().Error):  # a device that has failed holds nothing
+            self.wait()
+            for buffer, memory in self._maps:
+                memory.release(self._queue)
+                buffer.release()
         self._maps.clear()
