@@ -4,10 +4,10 @@ r"""Time sizes of the OpenCL kernels against each other on one device: one row f
         --decode "loads=2,4 group=512,1024 splits=2,4" --prefill "warp_tokens=32,64"
 
 Every variant is all combinations of the named fields of ``Tuning``.  The weights are loaded once.
-A decode row gives the time of a step on the device (steps enqueued without waiting) and of a
-whole ``forward``; its logits are compared with those of the batch's kernels, and a prompt's last
-logits with those of one token.  With ``--phases`` the persistent kernel notes when its phases begin
-and end, and a table tells where a step's time goes.
+A decode row gives the time of a step on the device (steps enqueued without waiting), of a whole
+``forward``, and of steps that only give their greatest logits; its logits are compared with those
+of the batch's kernels, and a prompt's last logits with those of one token.  With ``--phases`` the
+persistent kernel notes when its phases begin and end, and a table tells where a step's time goes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyrllama.checkpoints.random import SHAPES, RandomCheckpoint
-from pyrllama.core import BLOCK_TOKENS, Batch, Chunk, TensorType
+from pyrllama.core import BLOCK_TOKENS, Batch, Chunk, TensorType, TopLogits
 from pyrllama.errors import RllamaError
 from pyrllama.opencl import choose_devices
 from pyrllama.opencl.bandwidth import copy_bandwidth
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from pyrllama.opencl.tuning import Tuning
 
 STEPS, REPETITIONS = 20, 7
+CHOICES = (1, 21, 150)
+"""Greatest logits that are found on the device: for greedy, the default settings, and many."""
 ROLES_OF_A_LAYER = ("qkv", "attention", "attn_output", "gate_up", "ffn_down")
 
 
@@ -138,15 +140,30 @@ def decode(stage: Stage, contexts: list[int], copy: float) -> Iterator[str]:
         again = stage.forward(step)[-1]
         on_device = median(stage.repeat, step, STEPS) / STEPS
         whole = median(stage.forward, step)
+        chosen = ", ".join(choice(stage, step, k) for k in CHOICES)
         (embedding,), (output,) = stage.matrices("embedding"), stage.matrices("output")
         unread = 0 if embedding is output else embedding.extent.n_bytes
         read = stage.weight_bytes - unread
         yield (
             f"decode at {context}: {on_device * 1e3:.3f} ms on the device ({1 / on_device:.1f}/s, "
             f"{read / on_device / 1e12:.3f} TB/s of weights, {read / on_device / copy:.1%} of the "
-            f"copy), forward {whole * 1e3:.3f} ms ({1 / whole:.1f}/s); "
+            f"copy), forward {whole * 1e3:.3f} ms ({1 / whole:.1f}/s), {chosen}; "
             f"error {error:.1e}, repeats {bool(np.array_equal(again, logits))}"
         )
+
+
+def choice(stage: Stage, step: Batch, k: int) -> str:
+    """Return what a step costs whose token is chosen from the greatest logits, on the device."""
+    row, (top,) = stage.forward(step)[-1], stage.top_logits(step, k)
+    if not isinstance(top, TopLogits):
+        return f"top {k} not found on the device"
+    same = np.array_equal(top.ids, np.lexsort((np.arange(row.size), -row))[:k])
+    on_device = median(stage.repeat, step, STEPS, k) / STEPS
+    whole = median(stage.top_logits, step, k)
+    return (
+        f"top {k} {on_device * 1e3:.3f} ms on the device, {whole * 1e3:.3f} ms in all "
+        f"({1 / whole:.1f}/s, {'right' if same else 'WRONG'})"
+    )
 
 
 def phases(stage: Stage, context: int) -> Iterator[str]:

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    LogitRow: TypeAlias = "NDArray[np.float32] | TopLogits"
+    """What is known of the logits behind a token: all, ``(vocab,)``, or the greatest."""
+
+MOST_TOP_LOGITS = 256
+"""Where more of a row's greatest logits are wanted, the whole row is."""
 BLOCK_TOKENS = 32
 """Tokens whose keys and values one block of the KV cache holds."""
 
@@ -331,6 +336,18 @@ class Batch:
     def n_outputs(self) -> int:
         """Rows of logits that the pass returns."""
         return sum(chunk.outputs for chunk in self.chunks)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TopLogits:
+    """The greatest logits of one row, where no other token can be chosen from it."""
+
+    logits: NDArray[np.float32]
+    """The greatest first, ``(k,)``; all are finite but for minus infinity."""
+    ids: NDArray[np.int64]
+    """Their tokens, ``(k,)``; between equal logits the lower one comes first."""
+    mass: float
+    """Sum of ``e^(x - greatest)`` over the whole row."""
 
 
 class CacheMiss(enum.StrEnum):

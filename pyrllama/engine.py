@@ -40,15 +40,16 @@ from pyrllama.errors import (
 )
 from pyrllama.generation import Event, Generation
 from pyrllama.kvcache import blocks_for
+from pyrllama.output_rows import output_rows
 from pyrllama.prefix import Held, PrefixCache, shared_blocks
 from pyrllama.sampling import Sampler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from pyrllama.core import ModelConfig, Request
+    from pyrllama.core import LogitRow, ModelConfig, Request
     from pyrllama.speculation import Speculation
 
     Rows = NDArray[np.float32]
@@ -60,7 +61,8 @@ __all__ = ["Engine", "Event", "Generation", "Model"]
 class Model(Protocol):
     """What a backend offers: one forward pass over a batch, and the KV cache it writes to.
 
-    One that is a ``prefix.BlockMemory`` too has its blocks copied and kept on disk.
+    One that is a ``prefix.BlockMemory`` too has its blocks copied and kept on disk; one that is
+    an ``output_rows.TopLogitsModel`` is asked for no more logits than a choice depends on.
     """
 
     config: ModelConfig
@@ -168,8 +170,9 @@ class Engine:
             return []
         decoding = [generation.generated > 0 for generation, _ in plan]
         try:
-            logits = self.model.forward(Batch(tuple(chunk for _, chunk in plan)))
-            events = self._advance(plan, logits)
+            batch = Batch(tuple(chunk for _, chunk in plan))
+            rows = output_rows(self.model, batch, [generation.sampler for generation, _ in plan])
+            events = self._advance(plan, rows)
         except BaseException:
             for generation, _ in plan:
                 self.cancel(generation)
@@ -336,9 +339,11 @@ class Engine:
             outputs=1 + len(draft),
         )
 
-    def _advance(self, plan: list[tuple[Generation, Chunk]], logits: Rows) -> list[Event]:
+    def _advance(
+        self, plan: list[tuple[Generation, Chunk]], given: Iterable[LogitRow]
+    ) -> list[Event]:
         """Note what the cache holds now, and sample where a text has been read to its end."""
-        rows = iter(logits)
+        rows = iter(given)
         events = []
         for generation, chunk in plan:
             drafts = chunk.tokens[len(chunk.tokens) - max(chunk.outputs - 1, 0) :]
@@ -350,7 +355,7 @@ class Engine:
         return events
 
     def _sample_rows(
-        self, generation: Generation, drafts: tuple[int, ...], rows: list[Rows]
+        self, generation: Generation, drafts: tuple[int, ...], rows: list[LogitRow]
     ) -> list[Event]:
         """Sample row by row while the drafts come true: what is sampled is the text anyway.
 
@@ -371,7 +376,7 @@ class Engine:
             generation.held.cached += 1
         return events
 
-    def _sample(self, generation: Generation, row: Rows) -> Event:
+    def _sample(self, generation: Generation, row: LogitRow) -> Event:
         token, logprob = generation.sampler.sample(row)
         generation.sampler.accept(token)
         generation.text.append(token)

@@ -11,9 +11,11 @@ from pyrllama.errors import DeviceError
 from pyrllama.prefix import block_memory
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-    from pyrllama.core import Batch
+    from pyrllama.core import Batch, LogitRow
     from pyrllama.cpu import CpuModel
     from pyrllama.opencl import OpenClModel
     from pyrllama.prefix import BlockMemory
@@ -40,6 +42,10 @@ class SplitModel:
     def forward(self, batch: Batch) -> NDArray[np.float32]:
         """Run a batch and return the logits that it asks for, ``(n_outputs, vocab_size)``."""
         return self._opencl.forward(batch, self._cpu.hidden(batch))
+
+    def top_logits(self, batch: Batch, k: int) -> Sequence[LogitRow]:
+        """Run a batch and return the greatest logits; see ``output_rows.TopLogitsModel``."""
+        return self._opencl.top_logits(batch, k, self._cpu.hidden(batch))
 
     @property
     def block_format(self) -> str | None:

@@ -12,6 +12,7 @@ import numpy as np
 from pyrllama.core import BLOCK_TOKENS, Batch, Chunk, Sampling
 from pyrllama.errors import SettingError
 from pyrllama.kvcache import BlockPool, blocks_for
+from pyrllama.output_rows import output_rows
 from pyrllama.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -160,7 +161,8 @@ class Bench:
 
     def _step(self, batch: Batch) -> list[int]:
         """Run a batch as the engine does, and sample from every row of logits."""
-        return [self._sampler.sample(row)[0] for row in self._model.forward(batch)]
+        rows = output_rows(self._model, batch, [self._sampler] * len(batch.chunks))
+        return [self._sampler.sample(row)[0] for row in rows]
 
 
 def _chunk(tokens: tuple[int, ...], start: int, blocks: tuple[int, ...], outputs: int = 1) -> Chunk:

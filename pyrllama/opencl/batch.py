@@ -14,25 +14,38 @@ if TYPE_CHECKING:
 
     from pyrllama.core import Batch, Chunk, ModelConfig
 
-N_TOKENS, N_OUTPUTS = 0, 1
-"""Words that count the tokens, and those whose logits are wanted."""
+N_TOKENS, N_OUTPUTS, TOP = 0, 1, 2
+"""Words that count the tokens, those whose logits are wanted, and how many of the greatest."""
 HEADER = 8
 COLUMNS = 6
 """Words for each token before the tables of blocks begin."""
 
 
+def word_count(n_blocks: int, max_tokens: int) -> int:
+    """Return the words of the largest batch."""
+    return HEADER + COLUMNS * max_tokens + max_tokens * n_blocks
+
+
 class BatchWords:
-    """The words of one batch at a time, all sizes checked before a kernel sees them."""
+    """The words of one batch at a time, all sizes checked before a kernel sees them.
+
+    They stand in ``words``, int32, of which ``word_count`` tells the number.
+    """
 
     def __init__(
-        self, config: ModelConfig, n_blocks: int, max_tokens: int, max_seq_len: int
+        self,
+        config: ModelConfig,
+        n_blocks: int,
+        max_tokens: int,
+        max_seq_len: int,
+        words: NDArray[np.int32],
     ) -> None:
         self._vocab_size = config.vocab_size
         self._n_blocks = n_blocks
         self.max_tokens = max_tokens
         self._max_seq_len = max_seq_len
         self._tables = HEADER + COLUMNS * max_tokens
-        self._words = np.zeros(self._tables + max_tokens * n_blocks, np.int32)
+        self._words = words
         columns = self._words[HEADER : self._tables].reshape(COLUMNS, max_tokens)
         self._tokens, self._positions, self._starts, self._outputs = columns[:4]
 
@@ -41,9 +54,10 @@ class BatchWords:
         """Bytes of the largest batch."""
         return self._words.nbytes
 
-    def fill(self, batch: Batch) -> NDArray[np.int32]:
+    def fill(self, batch: Batch, top: int = 0) -> NDArray[np.int32]:
         """Write a batch and return the words of it; they are overwritten by the next one.
 
+        ``top`` is how many of the greatest logits are wanted, 0 for all of them.
         Raises ``BackendError`` for anything that would lead a kernel out of its memory.
         """
         if not 1 <= batch.n_tokens <= self.max_tokens:
@@ -61,7 +75,7 @@ class BatchWords:
             end = self._tables + table + len(chunk.blocks)
             self._words[self._tables + table : end] = chunk.blocks
             t, o, table = t + n, o + outputs, table + len(chunk.blocks)
-        self._words[N_TOKENS], self._words[N_OUTPUTS] = t, o
+        self._words[[N_TOKENS, N_OUTPUTS, TOP]] = t, o, top
         return self._words[: self._tables + table]
 
     def _check(self, chunk: Chunk) -> None:

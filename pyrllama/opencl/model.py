@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import Batch
+    from pyrllama.core import Batch, LogitRow
     from pyrllama.opencl.device import Device
     from pyrllama.opencl.tuning import Tuning
 
@@ -95,6 +95,18 @@ class OpenClModel:
                 hidden = stage.forward(batch, hidden)
             assert hidden is not None  # noqa: S101 - a model has a stage
             return hidden
+
+    def top_logits(
+        self, batch: Batch, k: int, hidden: NDArray[np.float32] | None = None
+    ) -> Sequence[LogitRow]:
+        """Run a batch as ``forward`` does, and return the greatest logits of each row.
+
+        See ``output_rows.TopLogitsModel``.
+        """
+        with self._lock:
+            for stage in self._stages[:-1]:
+                hidden = stage.forward(batch, hidden)
+            return self._stages[-1].top_logits(batch, k, hidden)
 
     def read_block(self, block: int) -> NDArray[np.uint8]:
         """Return the bytes of a block of the KV cache, the stages' parts joined, as a copy.

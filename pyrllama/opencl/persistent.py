@@ -83,7 +83,8 @@ def persistent_launch(stage: Stage, program: Program, attention: tuple[Any, ...]
     """Make the launch of the kernel, its arguments set."""
     buffers = stage.weight_buffers
     weights = [buffers[min(i, len(buffers) - 1)] for i in range(MAX_BUFFERS)]
-    named = (stage.buffer(name) for name in ("x", "qkv", "hidden", "logits", "words"))
+    names = "x", "qkv", "hidden", "logits", "greatest", "masses", "top", "words"
+    named = (stage.buffer(name) for name in names)
     times = (stage.buffer("times"),) if stage.tuning.phase_times else ()
     return program.launch(
         "persistent_step",

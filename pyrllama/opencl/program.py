@@ -38,6 +38,7 @@ BEFORE_TYPES = (
     "attention",
     "rows",
     "routing",
+    "choice",
     "warpgroup",
     "attention_tiles",
     "attention_tensor",

@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyrllama.core import BLOCK_TOKENS, TensorType
-from pyrllama.errors import DeviceError
 from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING
 from pyrllama.models.rope import ROPE_FACTORS, rope_table
-from pyrllama.opencl.batch import BatchWords
+from pyrllama.opencl.batch import BatchWords, word_count
+from pyrllama.opencl.choice import can_choose, choice_bytes
 from pyrllama.opencl.device import device_errors, pyopencl
 from pyrllama.opencl.experts import GROUPS_OF_EXPERTS, feed_forward_bytes
 from pyrllama.opencl.heads import has_extras, head_extras
 from pyrllama.opencl.layout import BLOCK, ROW_ALIGN, round_up
+from pyrllama.opencl.outputs import Outputs
 from pyrllama.opencl.persistent import can_persist, n_barriers, persistent_source, places
 from pyrllama.opencl.program import OPTIONS, UNOPTIMISED, Program, model_source
 from pyrllama.opencl.steps import Steps
+from pyrllama.opencl.transfers import Transfers
 from pyrllama.opencl.tuning import (
     WIDE_TOKENS,
     default_tuning,
@@ -35,12 +37,12 @@ from pyrllama.opencl.weights import DeviceMemory, Matrix, read_vector, stacks, u
 from pyrllama.quants import row_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import Batch, ModelConfig
+    from pyrllama.core import Batch, LogitRow, ModelConfig
     from pyrllama.opencl.device import Device
     from pyrllama.opencl.tuning import Tuning
     from pyrllama.opencl.weights import Stack
@@ -135,7 +137,14 @@ class Stage:
             if has_extras(config):
                 extras = head_extras(checkpoint, part.layers)
                 self._constants["head_extras"] = self._filled(extras)
-        self.batch = BatchWords(config, sizes.n_blocks, sizes.max_tokens, sizes.max_seq_len)
+            self._transfers = Transfers(self._context, self._queue)
+            n_words = word_count(sizes.n_blocks, sizes.max_tokens)
+            words = self._transfers.pinned((n_words,), np.int32)
+            self._outputs = Outputs(self, self._transfers)
+            rows = 0 if part.embeds and part.ends else sizes.max_tokens
+            states = rows, round_up(config.dim, BLOCK)
+            self._states = self._transfers.pinned(states, np.float32)
+        self.batch = BatchWords(config, sizes.n_blocks, sizes.max_tokens, sizes.max_seq_len, words)
         self.tune(tuning or default_tuning(device, config, self._kinds()))
 
     def tune(self, tuning: Tuning) -> None:
@@ -235,6 +244,8 @@ class Stage:
             buffers[name] = self._buffer(n_bytes)
         # One number behind the logits tells whether a group gave up waiting.
         buffers["logits"] = self._buffer(4 * (rows * config.vocab_size * part.ends + 1))
+        choice = choice_bytes(config, self.tuning)
+        buffers |= {name: self._buffer(n_bytes) for name, n_bytes in choice.items()}
         buffers["words"] = self._buffer(4 * GRID_WORDS)
         if self.tuning.phase_times:
             n_times = 2 * self.tuning.groups * (n_barriers(part) + 1)
@@ -295,32 +306,42 @@ class Stage:
         ``hidden`` are what the stage before gave.  Raises ``BackendError`` for a batch that does
         not fit, ``DeviceError`` when the device fails.
         """
-        words = self.batch.fill(batch)
-        cl, config, n = pyopencl(), self.config, batch.n_tokens
+        single = batch.n_tokens == 1 and self.persists
         with device_errors(self.device, "running the model"):
-            cl.enqueue_copy(self._queue, self._buffers["batch"], words, is_blocking=False)
-            if hidden is not None:
-                padded = np.zeros((n, round_up(config.dim, BLOCK)), np.float32)
-                padded[:, : config.dim] = hidden
-                cl.enqueue_copy(self._queue, self._buffers["x"], padded, is_blocking=False)
-            self._steps.enqueue(self._queue, batch)
-            single = n == 1 and self.persists
+            self._start(batch, hidden)
             if self.part.ends:
-                return self._logits(batch.n_outputs, single=single)
-            x = np.empty((n, round_up(config.dim, BLOCK)), np.float32)
-            cl.enqueue_copy(self._queue, x, self._buffers["x"])
-            if single:
-                self._logits(0, single=True)
-            return x[:, : config.dim]
+                return self._outputs.logits(batch.n_outputs, single=single)
+            return self._outputs.states(self._states[: batch.n_tokens], single=single)
 
-    def repeat(self, batch: Batch, times: int) -> None:
-        """Run the same batch many times without waiting between, to be timed."""
-        words = self.batch.fill(batch)
+    def top_logits(
+        self, batch: Batch, k: int, hidden: NDArray[np.float32] | None = None
+    ) -> Sequence[LogitRow]:
+        """Run a batch as ``forward`` does; return the ``k`` greatest logits of rows, or whole rows.
+
+        The last stage of a model does.
+        """
+        if not can_choose(self.config, self.tuning, k, batch.n_outputs):
+            return list(self.forward(batch, hidden))
         with device_errors(self.device, "running the model"):
-            pyopencl().enqueue_copy(self._queue, self._buffers["batch"], words)
+            self._start(batch, hidden, top=k)
+            return self._outputs.top(batch.n_outputs, k)
+
+    def _start(self, batch: Batch, hidden: NDArray[np.float32] | None, top: int = 0) -> None:
+        """Enqueue a step and what it reads."""
+        self._transfers.send(self._buffers["batch"], self.batch.fill(batch, top))
+        if hidden is not None:
+            states = self._states[: batch.n_tokens]
+            states[:, : self.config.dim] = hidden
+            self._transfers.send(self._buffers["x"], states)
+        self._steps.enqueue(self._queue, batch, top=top)
+
+    def repeat(self, batch: Batch, times: int, top: int = 0) -> None:
+        """Run the same batch many times without waiting between, to be timed."""
+        with device_errors(self.device, "running the model"):
+            self._transfers.send(self._buffers["batch"], self.batch.fill(batch, top))
             for _ in range(times):
-                self._steps.enqueue(self._queue, batch)
-            self._queue.finish()
+                self._steps.enqueue(self._queue, batch, top=top)
+            self._transfers.wait()
 
     def timed(self, batch: Batch) -> list[tuple[str, float]]:
         """Run a batch and return the name of every launch and the seconds it took."""
@@ -331,7 +352,7 @@ class Stage:
             cl.enqueue_copy(queue, self._buffers["batch"], words)
             events = [
                 (launch.kernel.function_name, launch.enqueue(queue, times))
-                for launch, times in self._steps.launches(batch)
+                for launch, times in self._steps.launches(batch, top=0)
             ]
             queue.finish()
             return [(name, 1e-9 * (e.profile.end - e.profile.start)) for name, e in events]
@@ -360,23 +381,6 @@ class Stage:
             pyopencl().enqueue_copy(self._queue, times, self._buffers["times"])
         return times
 
-    def _logits(self, n_outputs: int, *, single: bool) -> NDArray[np.float32]:
-        """Wait for the step and return its logits; raises ``DeviceError`` if it gave up."""
-        vocab_size = self.config.vocab_size if self.part.ends else 0
-        values = np.empty(n_outputs * vocab_size + single, np.float32)
-        if not values.size:
-            self._queue.finish()
-        else:
-            offset = 0 if n_outputs else 4 * vocab_size
-            pyopencl().enqueue_copy(self._queue, values, self._buffers["logits"], src_offset=offset)
-        if single and values[-1]:
-            raise DeviceError(
-                f"OpenCL device {self.device} does not run {self.tuning.groups} groups of "
-                f"{self.tuning.group} work-items at once, as it seemed to do; end other programs "
-                f"that use it, or run without it: --backend cpu"
-            )
-        return values[: n_outputs * vocab_size].reshape(n_outputs, vocab_size)
-
     def close(self) -> None:
         """Free the device's memory now, not when Python notices."""
         buffers = {*self._buffers.values(), *self._constants.values(), *self._memory.buffers}
@@ -384,6 +388,7 @@ class Stage:
         self._buffers.clear()
         self._constants.clear()
         self._memory.buffers.clear()
+        self._transfers.close()
         del self._steps
         for buffer in buffers:
             buffer.release()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyrllama.opencl.batch_steps import MANY, BatchSteps, count_rows
+from pyrllama.opencl.choice import choice_launches
 from pyrllama.opencl.experts import GATE_UP, ExpertLaunches
 from pyrllama.opencl.launches import Rows, attention_arguments, embed, suffix
 from pyrllama.opencl.layout import BLOCK, round_up
@@ -30,6 +31,7 @@ class Steps:
         self._config, self._tuning = stage.config, stage.tuning
         counts = [few for few in FEW_COUNTS if few <= stage.tuning.few_tokens]
         self._batches = {few: BatchSteps(stage, program, few) for few in (*counts, MANY)}
+        self._choice = list(choice_launches(stage, program)) if stage.part.ends else []
         self._single: list[Launch] | None = None
         if stage.persists:
             self._single = [persistent_launch(stage, program, attention_arguments(stage, 0))]
@@ -38,13 +40,21 @@ class Steps:
             layers = list(self._single_layers())
             self._single, self._n_layer_launches = [*layers, *self._single_end()], len(layers)
 
-    def enqueue(self, queue: Any, batch: Batch) -> None:
-        """Enqueue a step; logits, if there are any, stand in their buffer when it ends."""
-        for launch, times in self.launches(batch):
+    def enqueue(self, queue: Any, batch: Batch, *, top: int) -> None:
+        """Enqueue a step; logits, if there are any, stand in their buffer when it ends.
+
+        With ``top``, which the words of the batch give too, so many of the greatest do as well.
+        """
+        for launch, times in self.launches(batch, top=top):
             launch.enqueue(queue, times)
 
-    def launches(self, batch: Batch) -> Iterator[tuple[Launch, int]]:
+    def launches(self, batch: Batch, *, top: int) -> Iterator[tuple[Launch, int]]:
         """Yield a step's launches in their order, and how many times its groups each takes."""
+        yield from self._computing(batch)
+        if top and not (batch.n_tokens == 1 and self._stage.persists):
+            yield from (launch.sized(count_rows(batch)) for launch in self._choice)
+
+    def _computing(self, batch: Batch) -> Iterator[tuple[Launch, int]]:
         counts = count_rows(batch)
         if counts[Rows.TOKENS] == 1 and self._single is not None:
             n_launches = len(self._single) if batch.n_outputs else self._n_layer_launches

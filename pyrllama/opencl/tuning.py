@@ -43,6 +43,9 @@ FEW_GROUP, FEW_ROWS = 256, 32
 FEW_COUNTS = (8, 16, 32)
 """For how many it is built."""
 
+TOP_PARTS = 1024
+"""Parts of a row of logits, at most, of each of which the greatest is known."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
@@ -193,6 +196,11 @@ def longest_row(config: ModelConfig) -> int:
     return round_up(max(config.dim, config.q_dim, config.ffn_dim), BLOCK)
 
 
+def top_part(vocab_size: int) -> int:
+    """Return the logits of a part of a row, in about ``TOP_PARTS`` of which the greatest lie."""
+    return round_up(-(-vocab_size // TOP_PARTS), LANES)
+
+
 def norm_stride(config: ModelConfig) -> int:
     """Return the floats from a norm's weights to the next; a part of a buffer can begin there."""
     return round_up(config.dim, ALIGNMENT // FLOAT)
@@ -221,6 +229,7 @@ def defines(
         **{name: 1 for name, on in flags.items() if on},
         **_family_defines(config, max_seq_len),
         "GROUP": tuning.group,
+        "TOP_PART": top_part(config.vocab_size),
         "LOADS": tuning.loads,
         "SPLITS": tuning.splits,
         "ATTENTION_GROUP": ATTENTION_GROUP,

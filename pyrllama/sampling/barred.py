@@ -35,28 +35,34 @@ class Bars:
         Where a constraint allows nothing but the end, the text ends, whatever its length.
         Raises ``NoTokenLeftError`` when no token is left.
         """
-        stops = n_generated < self._stops_from and self._stops.size > 0
+        stops = self._bars_stops(n_generated)
         if matcher is None and not (stops or self._biased.size or self._banned.size):
             return
-        n_logits = len(candidates)
         if matcher is not None:
-            candidates.keep(np.flatnonzero(matcher.allowed(n_logits)))
+            candidates.keep(np.flatnonzero(matcher.allowed(len(candidates))))
         if self._biased.size:
-            where, which = candidates.positions(_known(self._biased, n_logits))
+            where, which = candidates.positions(self._biased)
             logits = candidates.editable()
             logits[where] = np.clip(
                 logits[where] + self._bias[which],
                 np.where(logits[where] == -np.inf, -np.inf, FLOAT32.min),
                 FLOAT32.max,
             )
-        _bar(candidates, _known(self._banned, n_logits))
+        _bar(candidates, self._banned)
         if stops:
-            _bar_stops(candidates, _known(self._stops, n_logits), matcher)
+            _bar_stops(candidates, self._stops, matcher)
         if len(candidates) == 0 or np.max(candidates.logits) == -np.inf:
             raise NoTokenLeftError(
                 "no token is left to choose: what the schema or grammar allows is banned, or "
                 "everything is; take some ids out of banned_tokens"
             )
+
+    def count(self, n_generated: int) -> int:
+        """Return how many tokens are barred whatever a constraint allows, with biases off."""
+        return self._banned.size + self._stops.size * self._bars_stops(n_generated)
+
+    def _bars_stops(self, n_generated: int) -> bool:
+        return n_generated < self._stops_from and self._stops.size > 0
 
 
 def _bar_stops(candidates: Candidates, stops: Ids, matcher: TokenMatcher | None) -> None:
@@ -74,11 +80,6 @@ def _others(candidates: Candidates, tokens: Ids) -> Row:
     """Return the logits of all candidates but ``tokens``."""
     where, _ = candidates.positions(tokens)
     return np.delete(candidates.logits, where)
-
-
-def _known(tokens: Ids, n_logits: int) -> Ids:
-    """Leave out ids that have no logit."""
-    return tokens[: int(np.searchsorted(tokens, n_logits))]
 
 
 def _ids(tokens: Iterable[int]) -> Ids:

@@ -17,17 +17,19 @@ if TYPE_CHECKING:
 class Candidates:
     """Tokens with their logits; at first the whole vocabulary, then what a stage left of it.
 
+    With ``ids`` only the greatest logits of it are given, the greatest first.
+
     Nothing is computed over the vocabulary before a stage needs it: the temperature is a
     divisor that waits, and the exponentials are taken once, of what is left.
     """
 
-    def __init__(self, logits: Row) -> None:
+    def __init__(self, logits: Row, ids: Ids | None = None) -> None:
         self.logits = logits
         """``(candidates,)``, still to be divided by the temperature."""
-        self.ids: Ids | None = None
+        self.ids = ids
         """The tokens, by id unless ``falling``; None is the whole vocabulary."""
         self.temperature = 1.0
-        self.falling = False
+        self.falling = ids is not None
         """Whether the largest logit comes first."""
         self.before_top_k: Row | None = None
         """The logits of all of which top-k left some."""
@@ -98,11 +100,12 @@ class Candidates:
     def positions(self, tokens: Ids) -> tuple[Ids, Ids]:
         """Return where tokens, rising and each once, are among the candidates, and which they are.
 
-        The second array says which of ``tokens`` stands at each position.
+        The second array says which of ``tokens`` stands at each position; some may have no logit.
         """
         self._put_in_order()
         if self.ids is None:
-            return tokens, np.arange(tokens.size)
+            known = int(np.searchsorted(tokens, self.logits.size))
+            return tokens[:known], np.arange(known)
         where = np.minimum(np.searchsorted(tokens, self.ids), max(tokens.size - 1, 0))
         found = np.flatnonzero(tokens[where] == self.ids) if tokens.size else tokens
         return found, where[found]

@@ -41,6 +41,11 @@ class History:
             )
         self._counts[token] += 1
 
+    @property
+    def n_distinct(self) -> int:
+        """How many different tokens there are."""
+        return self._distinct.size
+
     def last(self, n: int) -> Ids:
         """Return the last ``n`` tokens, ``ALL`` of them, or as many as there are."""
         start = 0 if n == ALL else max(0, self._size - n)

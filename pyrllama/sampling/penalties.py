@@ -71,9 +71,5 @@ def repeat(
 
 def _said(candidates: Candidates, tokens: Ids, counts: Counts) -> tuple[Ids, Counts]:
     """Return the positions of the candidates among ``tokens``, and the counts of these."""
-    candidates.close_up()
-    if candidates.ids is None:  # a text may hold tokens that have no logit
-        known = int(np.searchsorted(tokens, len(candidates)))
-        return tokens[:known], counts[:known]
     where, which = candidates.positions(tokens)
     return where, counts[which]

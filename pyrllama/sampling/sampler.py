@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyrllama.core import TokenRules, TopLogprobs
+from pyrllama.core import TokenRules, TopLogits, TopLogprobs
 from pyrllama.errors import BackendError
 from pyrllama.sampling.barred import Bars
 from pyrllama.sampling.candidates import Candidates
 from pyrllama.sampling.chain import is_greedy, make_chain
 from pyrllama.sampling.history import History
 from pyrllama.sampling.mirostat import Mirostat
+from pyrllama.sampling.reach import Reach
 from pyrllama.sampling.selection import largest, pick, run_sums, softmax_weights
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Sampler:
         self._text = History(prompt)
         self._n_generated = 0
         self._bars = Bars(sampling, rules)
+        self._reach = Reach(sampling, rules)
         self._chain = make_chain(sampling, rules, self._text, self._random)
         self._greedy = is_greedy(sampling)
         self._matcher = rules.constraint.start() if rules.constraint else None
@@ -64,18 +66,23 @@ class Sampler:
         """Whether the text so far is all that its constraint asks for; True without one."""
         return self._matcher is None or self._matcher.complete
 
-    def sample(self, logits: Row) -> tuple[int, float]:
+    @property
+    def reach(self) -> int | None:
+        """How many of the greatest logits the next choice depends on; None for all of them."""
+        return self._reach.of(self._text, self._bars.count(self._n_generated))
+
+    def sample(self, logits: Row | TopLogits) -> tuple[int, float]:
         """Return the id of a token and its logprob, as the package documents them.
 
-        ``logits`` is ``(vocab,)``.  The token does not count as said before ``accept``.
-        Raises ``BackendError`` for logits that hold NaN or infinity, ``NoTokenLeftError`` when
-        everything is barred, and ``StructureError`` when a constraint cannot go on.
+        ``logits`` is ``(vocab,)``, or holds the ``reach`` greatest.  The token does not count as
+        said before ``accept``.  Raises ``BackendError`` for logits that hold NaN or infinity,
+        ``NoTokenLeftError`` when everything is barred, and ``StructureError`` when a constraint
+        cannot go on.
         """
         candidates = self._candidates(logits)
         if self._greedy:
             picked = int(np.argmax(candidates.logits))
-            # ln softmax of the largest logit: -ln sum e^(x - largest)
-            logprob = -math.log(run_sums(softmax_weights(candidates.logits)).sum())
+            logprob = -math.log(_mass(logits, candidates))  # ln softmax of the largest logit
         else:
             picked, probability = pick(candidates.weights(), self._random.random())
             logprob = math.log(probability)
@@ -114,10 +121,13 @@ class Sampler:
             probabilities[where] = candidates.shares()
         return probabilities
 
-    def _candidates(self, logits: Row) -> Candidates:
+    def _candidates(self, logits: Row | TopLogits) -> Candidates:
         """Apply everything but the choice itself."""
-        _check(np.max(logits))
-        candidates = Candidates(logits)
+        if isinstance(logits, TopLogits):
+            candidates = Candidates(logits.logits, logits.ids)
+        else:
+            candidates = Candidates(logits)
+        _check(np.max(candidates.logits))
         self._bars.apply(candidates, self._matcher, self._n_generated)
         for stage in self._chain:
             stage(candidates)
@@ -125,11 +135,11 @@ class Sampler:
             self._mirostat.truncate(candidates)
         return candidates
 
-    def _top(self, logits: Row, token: int) -> TopLogprobs | None:
+    def _top(self, logits: Row | TopLogits, token: int) -> TopLogprobs | None:
         """Return the likeliest tokens of a row as the model gave it."""
-        n = min(self._rules.top_logprobs, logits.size)
-        if n == 0:
+        if self._rules.top_logprobs == 0 or isinstance(logits, TopLogits):
             return None
+        n = min(self._rules.top_logprobs, logits.size)
         total = float(np.max(logits)) + math.log(run_sums(softmax_weights(logits)).sum())
         tokens = largest(logits, n)
         return TopLogprobs(
@@ -147,6 +157,13 @@ def distribution(
     Raises what ``Sampler.sample`` raises.
     """
     return Sampler(sampling, prompt, rules).distribution(logits)
+
+
+def _mass(logits: Row | TopLogits, candidates: Candidates) -> float:
+    """Return the sum of ``e^(x - largest)`` over all that a greedy choice is made from."""
+    if isinstance(logits, TopLogits):
+        return logits.mass
+    return float(run_sums(softmax_weights(candidates.logits)).sum())
 
 
 def _check(largest_logit: np.float32) -> None:

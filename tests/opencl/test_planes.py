@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from support.opencl_kernels import Kernels
+from support.opencl_kernels import MatrixKernels
 from support.opencl_models import opencl_model
 from support.tiny_models import MemoryCheckpoint, chunk_of, logits_of, random_weights, tiny_config
 
@@ -18,6 +19,8 @@ from pyrllama.quants import block_size, dequantize, quantize, row_bytes, type_si
 from pyrllama.reference import ReferenceModel, ops
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from pyrllama.opencl.device import Device
@@ -27,9 +30,9 @@ each_kind = pytest.mark.parametrize("kind", PLANES, ids=lambda kind: kind.name)
 
 
 @pytest.fixture(scope="module")
-def kernels(device: Device) -> Kernels:
-    """Return the kernels of all these types in one program."""
-    return Kernels(device, PLANES, COLS)
+def of_kind(device: Device) -> Callable[[TensorType], MatrixKernels]:
+    """Return what gives the kernels of a type: a program of all of them compiles for long."""
+    return cache(lambda kind: MatrixKernels(device, tiny_config(dim=COLS), {kind}))
 
 
 def random_rows(kind: TensorType, n_rows: int, cols: int, seed: int) -> NDArray[np.uint8]:
@@ -39,20 +42,25 @@ def random_rows(kind: TensorType, n_rows: int, cols: int, seed: int) -> NDArray[
 
 @each_kind
 @pytest.mark.parametrize("cols", [256, COLS])
-def test_the_numbers_are_those_of_the_file(kernels: Kernels, kind: TensorType, cols: int) -> None:
+def test_the_numbers_are_those_of_the_file(
+    of_kind: Callable[[TensorType], MatrixKernels], kind: TensorType, cols: int
+) -> None:
     """Of any bits: also of scales that are infinite, denormal or no numbers."""
     rows = random_rows(kind, 90, cols, seed=cols)
     expected = dequantize(kind, rows, cols)
-    np.testing.assert_array_equal(kernels.embedded(kind, rows, cols), expected)
+    np.testing.assert_array_equal(of_kind(kind).embedded(kind, rows, cols), expected)
 
 
 @each_kind
-def test_products_equal_the_reference(kernels: Kernels, kind: TensorType) -> None:
+def test_products_equal_the_reference(
+    of_kind: Callable[[TensorType], MatrixKernels], kind: TensorType
+) -> None:
+    kernels = of_kind(kind)
     random = np.random.default_rng(3)
     rows = quantize(kind, random.normal(0, 0.1, (50, COLS)).astype(np.float32))
     weights = dequantize(kind, rows, COLS)
     x = random.normal(0, 1, (40, COLS)).astype(np.float32)
-    one = kernels.product(kind, rows, x[0])
+    one = kernels.product("add_product", kind, rows, COLS, x[0])
     np.testing.assert_allclose(one, ops.matmul_int8(x[:1], weights)[0], atol=1e-4, rtol=0)
     many = kernels.tiles(kind, rows, x)
     rounding = 2e-2 if kernels.reads_halves else 1e-4
@@ -61,13 +69,13 @@ def test_products_equal_the_reference(kernels: Kernels, kind: TensorType) -> Non
 
 def test_rows_that_come_in_segments(device: Device) -> None:
     kinds = (TensorType.Q6_K, TensorType.Q2_K)
-    kernels = Kernels(device, kinds, COLS, segment_blocks=8)
+    kernels = MatrixKernels(device, tiny_config(dim=COLS), kinds, segment_blocks=8)
     random = np.random.default_rng(4)
     x = random.normal(0, 1, (1, COLS)).astype(np.float32)
     for kind in kinds:
         rows = quantize(kind, random.normal(0, 0.1, (5, COLS)).astype(np.float32))
         expected = ops.matmul_int8(x, dequantize(kind, rows, COLS))[0]
-        product = kernels.product(kind, rows, x[0])
+        product = kernels.product("add_product", kind, rows, COLS, x[0])
         np.testing.assert_allclose(product, expected, atol=1e-4, rtol=0)
 
 

@@ -1,4 +1,4 @@
-"""Single kernels of a device, run on matrices of random bits."""
+"""Single kernels of a device, run on arrays, and on matrices of any stored rows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from support.opencl_models import tuning_for
-from support.tiny_models import tiny_config
 
 from pyrllama.core import TensorType
 from pyrllama.opencl.batch import HEADER, N_TOKENS
@@ -19,19 +18,22 @@ from pyrllama.opencl.tuning import defines, local_memory
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
+    from pyrllama.core import ModelConfig
     from pyrllama.opencl.device import Device
-    from pyrllama.opencl.program import Launch
 
     Floats = NDArray[np.float32]
 
 MAX_TOKENS = 96
+"""Of a batch and of a sequence, as in the models of ``support.opencl_models``."""
 
 
 class Kernels:
-    """A program with the kernels of some types, for matrices of up to ``cols`` columns.
+    """The program of a model whose matrices are of some types, by default of none.
 
+    It is the one that ``opencl_model`` builds, so that drivers which keep what they compile, as
+    PoCL does, compile each kernel once.  ``changes`` are other sizes of a ``Tuning``;
     ``segment_blocks`` are the blocks of activations that local memory holds at a time, by default
     a whole row.
     """
@@ -39,20 +41,22 @@ class Kernels:
     def __init__(
         self,
         device: Device,
-        kinds: Collection[TensorType],
-        cols: int,
+        config: ModelConfig,
+        kinds: Collection[TensorType] = (),
         *,
+        kv_type: TensorType = TensorType.F16,
         segment_blocks: int | None = None,
+        **changes: Any,
     ) -> None:
-        config = tiny_config(dim=cols)
-        self._tuning = tuning_for(device, config)
-        self.reads_halves = self._tuning.tensor_cores
-        memory = local_memory(device, config, self._tuning)
+        self.config = config
+        kind = next(iter(kinds), None)
+        self.tuning = tuning_for(device, config, kind, **changes)
+        memory = local_memory(device, config, self.tuning)
         words = defines(
-            self._tuning,
+            self.tuning,
             config,
             memory,
-            kv_type=TensorType.F16,
+            kv_type=kv_type,
             max_tokens=MAX_TOKENS,
             max_seq_len=MAX_TOKENS,
         )
@@ -60,70 +64,90 @@ class Kernels:
         cl = pyopencl()
         context = cl.Context([device.handle])
         self._queue = cl.CommandQueue(context)
-        options = OPTIONS if self._tuning.optimise else (*OPTIONS, UNOPTIMISED)
+        options = OPTIONS if self.tuning.optimise else (*OPTIONS, UNOPTIMISED)
         self._program = Program(device, context, model_source(words, kinds), options)
 
-    def embedded(self, kind: TensorType, rows: NDArray[np.uint8], cols: int) -> Floats:
-        """Return stored rows as the embedding of tokens gives them, ``(rows, cols)``."""
-        n, name = len(rows), f"embed_{kind.name.lower()}"
-        units, scales, _, n_units = self._matrix(kind, rows, cols)
-        batch = self._buffer(np.r_[np.zeros(HEADER), np.arange(n)].astype(np.int32))
-        return self._run(name, n, (units, scales, n_units, batch), (n, cols), (np.int32(cols),))
-
-    def product(self, kind: TensorType, rows: NDArray[np.uint8], x: Floats) -> Floats:
-        """Return the product with one row of activations, ``(rows,)``, as decoding makes it."""
-        matrix = self._matrix(kind, rows, x.size)
-        arguments = (*matrix, self._buffer(x))
-        return self._run(f"add_product_{kind.name.lower()}", 3, arguments, (len(rows),))
-
-    def tiles(self, kind: TensorType, rows: NDArray[np.uint8], x: Floats) -> Floats:
-        """Return the product with rows of activations, ``(tokens, rows)``, as prefill makes it."""
-        matrix = self._matrix(kind, rows, x.shape[1])
-        batch = np.zeros(HEADER, np.int32)
-        batch[N_TOKENS] = len(x)
-        tuning = self._tuning
-        group, tile_rows, tokens = TILE_GROUP, TILE_ROWS, TILE_TOKENS
-        if tuning.tensor_cores:
-            group, tile_rows, tokens = tuning.tensor_group, tuning.tensor_rows, tuning.tensor_tokens
-        padded = np.pad(x, ((0, 0), (0, -x.shape[1] % ROW_ALIGN)))
-        stored = self._buffer(padded.astype(np.float16) if self.reads_halves else padded)
-        groups = -(-len(rows) // tile_rows) * -(-len(x) // tokens)
-        return self._run(
-            f"tile_product_{kind.name.lower()}",
-            groups,
-            (*matrix, stored, self._buffer(batch), np.int32(N_TOKENS)),
-            (len(x), len(rows)),
-            (np.int32(0), np.int32(len(rows)), np.int32(0)),
-            group=group,
-        )
-
-    def _run(
-        self,
-        name: str,
-        groups: int,
-        before: tuple[Any, ...],
-        shape: tuple[int, ...],
-        after: tuple[Any, ...] = (),
-        *,
-        group: int | None = None,
-    ) -> Floats:
-        """Run a kernel whose output, zeros at first, stands between its other arguments."""
-        out = np.zeros(shape, np.float32)
-        buffer = self._buffer(out)
-        size = group or self._tuning.group
-        launch: Launch = self._program.launch(name, groups, size, *before, buffer, *after)
+    def run(self, name: str, groups: int, *arguments: Any, group: int | None = None) -> None:
+        """Run a kernel: its arguments are buffers, arrays that it only reads, and numbers."""
+        given = [
+            self.buffer(argument) if isinstance(argument, np.ndarray) else argument
+            for argument in arguments
+        ]
+        given = [np.int32(value) if isinstance(value, int) else value for value in given]
+        given = [np.float32(value) if isinstance(value, float) else value for value in given]
+        launch = self._program.launch(name, groups, group or self.tuning.group, *given)
         launch.enqueue(self._queue)
-        pyopencl().enqueue_copy(self._queue, out, buffer)
-        return out
 
-    def _matrix(self, kind: TensorType, rows: NDArray[np.uint8], cols: int) -> tuple[Any, ...]:
-        units, scales = pack(kind, rows, cols)
-        extent = extent_of(kind, (len(rows), round_up(cols, 32)))
-        assert (units.nbytes, scales.nbytes) == (extent.unit_bytes, extent.scale_bytes)
-        sizes = np.int32(len(rows)), np.int32(extent.n_units)
-        return self._buffer(units), self._buffer(scales), *sizes
-
-    def _buffer(self, values: NDArray[Any]) -> Any:
+    def buffer(self, values: NDArray[Any]) -> Any:
+        """Return a copy of an array on the device."""
         cl = pyopencl()
         flags = cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR
         return cl.Buffer(self._program.context, flags, hostbuf=np.ascontiguousarray(values))
+
+    def zeros(self, *shape: int) -> Any:
+        """Return zeroed float32 on the device."""
+        return self.buffer(np.zeros(shape, np.float32))
+
+    def read(self, buffer: Any, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Any:
+        """Return what a buffer holds."""
+        out = np.empty(shape, dtype)
+        pyopencl().enqueue_copy(self._queue, out, buffer)
+        return out
+
+
+class MatrixKernels(Kernels):
+    """Kernels that read stored matrices."""
+
+    @property
+    def reads_halves(self) -> bool:
+        """Whether products of a batch read their activations as float16."""
+        return self.tuning.tensor_cores
+
+    def embedded(self, kind: TensorType, rows: NDArray[np.uint8], cols: int) -> Floats:
+        """Return stored rows as the embedding of tokens gives them, ``(rows, padded cols)``."""
+        n, stride = len(rows), round_up(cols, 32)
+        units, scales, _, n_units = self.matrix(kind, rows, cols)
+        batch = np.r_[np.zeros(HEADER), np.arange(n)].astype(np.int32)
+        out = self.zeros(n, stride)
+        self.run(f"embed_{kind.name.lower()}", n, units, scales, n_units, batch, out, stride)
+        return self.read(out, (n, stride))  # type: ignore[no-any-return]
+
+    def product(
+        self, name: str, kind: TensorType, rows: NDArray[np.uint8], cols: int, *arguments: Any
+    ) -> Floats:
+        """Run a product of decoding, whose output comes last and is zeros at first: ``(rows,)``."""
+        out = self.zeros(len(rows))
+        last = (0,) if name == "norm_product" else ()
+        matrix = self.matrix(kind, rows, cols)
+        self.run(f"{name}_{kind.name.lower()}", 3, *matrix, *arguments, out, *last)
+        return self.read(out, (len(rows),))  # type: ignore[no-any-return]
+
+    def tiles(self, kind: TensorType, rows: NDArray[np.uint8], x: Floats) -> Floats:
+        """Return the product with rows of activations, ``(tokens, rows)``, as prefill makes it."""
+        batch = np.zeros(HEADER, np.int32)
+        batch[N_TOKENS] = len(x)
+        tuning = self.tuning
+        group, tile_rows, tokens = TILE_GROUP, TILE_ROWS, TILE_TOKENS
+        halves = self.reads_halves and kind is not TensorType.F32
+        if halves:
+            group, tile_rows, tokens = tuning.tensor_group, tuning.tensor_rows, tuning.tensor_tokens
+        padded = np.pad(x, ((0, 0), (0, -x.shape[1] % ROW_ALIGN)))
+        out = self.zeros(len(x), len(rows))
+        self.run(
+            f"tile_product_{kind.name.lower()}",
+            -(-len(rows) // tile_rows) * -(-len(x) // tokens),
+            *self.matrix(kind, rows, x.shape[1]),
+            padded.astype(np.float16) if halves else padded,
+            batch,
+            *(N_TOKENS, out, 0, len(rows), 0),
+            group=group,
+        )
+        return self.read(out, (len(x), len(rows)))  # type: ignore[no-any-return]
+
+    def matrix(self, kind: TensorType, rows: NDArray[np.uint8], cols: int) -> tuple[Any, ...]:
+        """Return stored rows as the arguments that stand for a matrix."""
+        units, scales = pack(kind, rows, cols)
+        extent = extent_of(kind, (len(rows), cols))
+        assert (units.nbytes, scales.nbytes) == (extent.unit_bytes, extent.scale_bytes)
+        stored = self.buffer(scales) if scales.size else None
+        return self.buffer(units), stored, len(rows), extent.n_units

@@ -5,6 +5,7 @@
 // A batch: words of int, written by the host before a step.
 #define BATCH_N_TOKENS 0
 #define BATCH_N_OUTPUTS 1
+#define BATCH_TOP 2  // how many of the greatest logits of a row are wanted; 0 for all
 #define BATCH_TOKENS 8
 #define BATCH_POSITIONS (BATCH_TOKENS + MAX_TOKENS)
 #define BATCH_TABLE_STARTS (BATCH_POSITIONS + MAX_TOKENS)

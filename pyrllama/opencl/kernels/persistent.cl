@@ -10,8 +10,9 @@ enum { ROLE_QKV, ROLE_ATTN_OUTPUT, ROLE_GATE_UP, ROLE_FFN_DOWN, ROLES };
 #define WEIGHTS_PARAMETERS                                                                        \
   __global const uchar *w0, __global const uchar *w1, __global const uchar *w2,                   \
       __global const uchar *w3, __global const uchar *w4, __global const uchar *w5
+#define LARGER(a, b) ((a) > (b) ? (a) : (b))
 #define PERSISTENT_BYTES                                                                          \
-  (ACTIVATION_BYTES_MOST > 4 * ATTEND_FLOATS ? ACTIVATION_BYTES_MOST : 4 * ATTEND_FLOATS)
+  ROUND_UP(LARGER(ACTIVATION_BYTES_MOST, 4 * LARGER(ATTEND_FLOATS, TOP_LOCAL)), 16)
 
 // Where a matrix stands: its buffer, and the bytes before its units and before its scales.
 FUNCTION Matrix matrix_at(
@@ -48,7 +49,8 @@ FUNCTION Matrix matrix_at(
 __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void persistent_step(
     WEIGHTS_PARAMETERS, __constant const long *places, __global const float *norms,
     ATTENTION_PARAMETERS, __global float *x, __global float *qkv_out, __global float *hidden,
-    __global float *logits, volatile __global int *words, float eps
+    __global float *logits, __global float *greatest, __global float2 *masses,
+    __global uint *top, volatile __global int *words, float eps
 #ifdef PHASE_TIMES
     , __global ulong *times
 #endif
@@ -128,8 +130,17 @@ __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void persistent_step
   Source last = {x, norms + 2 * n_layers * NORM_STRIDE, 0, DIM, eps, 1};
   OUTPUT(product)(&task, m, last, logits, 0, 0, memory, scratch);
   OUTPUT(finish)(m, last, logits, 0, 0, scratch);
+  const int n_summed = batch[BATCH_TOP] ? VOCAB_SIZE : 0;
+  GROUP_FENCE;
+  sum_up_run(logits, n_summed, group, n_groups, greatest, masses, scratch);
 #endif
   NOTE(0)
-  // Behind the logits the host finds whether a group gave up waiting.
-  if (leave_grid(words)) logits[VOCAB_SIZE] = (float)words[GAVE_UP];
+  // Behind the logits, or with the greatest of them, the host finds whether a group gave up waiting.
+  const int leaves = leave_grid(words, scratch), gave_up = leaves == LEAVES_HURT;
+  if (leaves != LEAVES_OTHERS && get_local_id(0) == 0) logits[VOCAB_SIZE] = (float)gave_up;
+#if ENDS
+  choose_top(
+      logits, leaves == LEAVES_OTHERS ? 0 : n_summed, n_groups, batch[BATCH_TOP], greatest, masses,
+      top, gave_up, (__local int *)memory, scratch);
+#endif
 }

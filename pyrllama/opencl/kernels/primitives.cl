@@ -286,12 +286,26 @@ FUNCTION float group_sum(float value, __local float *scratch) {
 #endif
 }
 
+// The maximum of a value over all work-items of the group.
+FUNCTION float group_max(float value, __local float *scratch) {
+#ifdef NVIDIA
+  float most = team_max(value, scratch);
+  LOCAL_FENCE;
+  if (lane_id() == 0) scratch[team_in_group()] = most;
+  LOCAL_FENCE;
+  for (int team = 0; team < TEAMS; team++) most = fmax(most, scratch[team]);
+  return most;
+#else
+  return fold(value, scratch, GROUP, 1);
+#endif
+}
+
 // Words of a barrier across the grid: groups that arrived since the kernel began, groups that
 // left it, and whether one gave up waiting.
 #define ARRIVED 0
 #define LEFT 1
 #define GAVE_UP 2
-#define WAIT_LIMIT (1 << 22)
+#define WAIT_LIMIT (1 << 22)  // looks, each of about a microsecond
 #define LOOKS_BETWEEN (1 << 10)  // for another group that gave up, each as long as one for arrivals
 
 // Wait until all groups of the grid have arrived `round` times. All groups must run at once;
@@ -310,10 +324,27 @@ FUNCTION void grid_barrier(volatile __global int *words, int round) {
   GROUP_FENCE;
 }
 
-// The last group to leave makes the words ready for the next kernel; one work-item gets 1.
-FUNCTION int leave_grid(volatile __global int *words) {
-  if (get_local_id(0) || add_release(words + LEFT, 1) + 1 < (int)get_num_groups(0)) return 0;
-  words[ARRIVED] = 0;
-  words[LEFT] = 0;
-  return 1;
+// What leave_grid says of a group.
+#define LEAVES_OTHERS 0
+#define LEAVES_LAST 1
+#define LEAVES_HURT 2  // last, and some group gave up waiting
+
+// The last group to leave may read all that the others wrote, and makes the words ready for the
+// next kernel.
+FUNCTION int leave_grid(volatile __global int *words, __local float *scratch) {
+  GROUP_FENCE;
+  if (get_local_id(0) == 0) {
+    int leaves = LEAVES_OTHERS;
+    if (add_release(words + LEFT, 1) + 1 == (int)get_num_groups(0)) {
+      leaves = words[GAVE_UP] ? LEAVES_HURT : LEAVES_LAST;
+      words[ARRIVED] = 0;
+      words[LEFT] = 0;
+      words[GAVE_UP] = 0;
+    }
+    scratch[0] = (float)leaves;
+  }
+  LOCAL_FENCE;
+  const int leaves = (int)scratch[0];
+  LOCAL_FENCE;  // the scratch is free again
+  return leaves;
 }

@@ -1,0 +1,50 @@
+"""What a model is asked of a batch's logits: whole rows, or no more than the choices depend on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from pyrllama.core import MOST_TOP_LOGITS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pyrllama.core import Batch, LogitRow
+    from pyrllama.engine import Model
+    from pyrllama.sampling import Sampler
+
+
+@runtime_checkable
+class TopLogitsModel(Protocol):
+    """A model that can find the greatest logits where they are computed."""
+
+    def top_logits(self, batch: Batch, k: int) -> Sequence[LogitRow]:
+        """Run a batch and return the ``k`` greatest logits of each row that it asks for.
+
+        ``k`` is from 1 to ``MOST_TOP_LOGITS``.  A whole row may stand in the place of any, such as
+        one that holds NaN or infinity.
+        """
+        ...
+
+
+def output_rows(model: Model, batch: Batch, samplers: Sequence[Sampler]) -> Sequence[LogitRow]:
+    """Run a batch and return for each wanted row what the sampler of its chunk needs."""
+    k = _reach(batch, samplers)
+    if k is None or k >= model.config.vocab_size or not isinstance(model, TopLogitsModel):
+        return model.forward(batch)  # type: ignore[return-value]  # rows of an array are arrays
+    return model.top_logits(batch, k)
+
+
+def _reach(batch: Batch, samplers: Sequence[Sampler]) -> int | None:
+    """Return how many of the greatest logits are enough for all choices; None for all of them.
+
+    Rows that check drafts depend on choices that are yet to come.
+    """
+    greatest = 0
+    for chunk, sampler in zip(batch.chunks, samplers, strict=True):
+        if chunk.outputs:
+            reach = sampler.reach if chunk.outputs == 1 else None
+            if reach is None or reach > MOST_TOP_LOGITS:
+                return None
+            greatest = max(greatest, reach)
+    return greatest or None
