@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import llvmlite.binding as llvm
 import pytest
 
-from pyrllama import code_cache
 from pyrllama.cpu import compiler, target
 from pyrllama.cpu import isa as machine
 
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
 
 
 def emulate(isa: Isa, folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """Let ``isa`` be compiled for this machine, into a kernel cache of its own
-    below ``folder``.
+    """Let ``isa`` be compiled for this machine, and its kernels be kept below ``folder``.
 
     Emulated tile registers are one set for all threads.  An instruction set that is here stays
     as it is.
@@ -41,13 +39,20 @@ def emulate(isa: Isa, folder: Path, patch: pytest.MonkeyPatch) -> None:
         text = definitions(asked)
         return with_emulations(text, here) if asked is isa else text
 
-    patch.setenv(code_cache.CACHE_VARIABLE, str(folder / "emulated"))
+    cache_file, loaded = compiler._cache_file, compiler._loaded
+
+    def file_of(name: str, asked: Isa) -> Path:
+        emulated_file = folder / "emulated" / f"{isa.name}.{name}.o"
+        return emulated_file if asked is isa else cache_file(name, asked)
+
+    patch.setattr(compiler, "_cache_file", file_of)
     patch.setattr(machine, "definitions", emulated)
     patch.setattr(
         target, "target_machine", lambda asked: target_machine(here if asked is isa else asked)
     )
     patch.setattr(target, "supported", lambda: (isa, *supported))
-    patch.setattr(compiler, "_loaded", {})
+    real = {key: kernel for key, kernel in loaded.items() if key[1] != isa.name}
+    patch.setattr(compiler, "_loaded", real)
 
 
 def with_emulations(text: str, here: Isa) -> str:
