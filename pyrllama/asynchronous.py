@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
@@ -19,13 +20,16 @@ from pyrllama.llama import Llama, load
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
+    from pyrllama.chat.answer import Answer
     from pyrllama.core import Completion, Token
-    from pyrllama.llama import TokenStream
+    from pyrllama.token_stream import TokenStream
+
+    Stream = TokenStream | Answer
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -65,43 +69,66 @@ class AsyncLlama:
 
     async def generate(self, prompt: str | Sequence[int], **settings: Any) -> Completion:
         """Generate a whole continuation; see ``Llama.generate``."""
-        opened = await self._open(prompt, settings)
-        try:
-            while await self.call(_next, opened) is not None:
-                pass
-            return opened.completion()
-        finally:
-            await self.call(opened.close)
+        return await self._completion(partial(self.llama.stream, prompt, **settings))
 
-    async def stream(self, prompt: str | Sequence[int], **settings: Any) -> AsyncIterator[Token]:
+    def stream(self, prompt: str | Sequence[int], **settings: Any) -> AsyncIterator[Token]:
         """Yield the tokens of a continuation as they come; see ``Llama.stream``."""
-        opened = await self._open(prompt, settings)
-        try:
-            while (token := await self.call(_next, opened)) is not None:
-                yield token
-        finally:
-            await self.call(opened.close)
+        return self._tokens(partial(self.llama.stream, prompt, **settings))
+
+    async def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **settings: Any,
+    ) -> Completion:
+        """Return the answer to the messages of a conversation; see ``Llama.chat``."""
+        return await self._completion(partial(self.llama.stream_chat, messages, tools, **settings))
+
+    def stream_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **settings: Any,
+    ) -> AsyncIterator[Token]:
+        """Yield the tokens of an answer as they come; see ``Llama.chat``."""
+        return self._tokens(partial(self.llama.stream_chat, messages, tools, **settings))
 
     async def embed(self, text: str | Sequence[int]) -> NDArray[np.float32]:
         """Return a vector that stands for a text; see ``Llama.embed``."""
         return await self.call(self.llama.embed, text)
 
-    async def _open(self, prompt: str | Sequence[int], settings: dict[str, Any]) -> TokenStream:
+    async def _completion(self, start: Callable[[], Stream]) -> Completion:
+        async with self._opened(start) as stream:
+            while await self.call(_next, stream) is not None:
+                pass
+            return stream.completion()
+
+    async def _tokens(self, start: Callable[[], Stream]) -> AsyncIterator[Token]:
+        async with self._opened(start) as stream:
+            while (token := await self.call(_next, stream)) is not None:
+                yield token
+
+    @asynccontextmanager
+    async def _opened(self, start: Callable[[], Stream]) -> AsyncIterator[Stream]:
         """Submit a request; if the task is cancelled meanwhile, the request is too."""
-        future = self._thread.submit(self.llama.stream, prompt, **settings)
+        future = self._thread.submit(start)
         try:
-            return await asyncio.shield(asyncio.wrap_future(future))
+            stream = await asyncio.shield(asyncio.wrap_future(future))
         except asyncio.CancelledError:
             await self.call(_close, future)  # behind the request, in the same thread
             raise
+        try:
+            yield stream
+        finally:
+            await self.call(stream.close)
 
 
-def _next(stream: TokenStream) -> Token | None:
+def _next(stream: Stream) -> Token | None:
     """Return the next token, None at the end: StopIteration cannot leave a coroutine."""
     return next(stream, None)
 
 
-def _close(future: Future[TokenStream]) -> None:
+def _close(future: Future[Stream]) -> None:
     """Close a stream that was opened for nobody."""
     if future.exception() is None:
         future.result().close()

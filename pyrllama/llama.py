@@ -9,15 +9,13 @@
 from __future__ import annotations
 
 import secrets
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from pyrllama.chat.api import Chat
 from pyrllama.chat.sources import Templates
-from pyrllama.core import Completion, FinishReason, Token
+from pyrllama.core import Completion
 from pyrllama.engine import Engine
 from pyrllama.errors import PromptError, SettingError
 from pyrllama.loading import (
@@ -29,121 +27,31 @@ from pyrllama.loading import (
     parse_kv_type,
     parse_weight_type,
 )
-from pyrllama.perplexity import Perplexity, measure
+from pyrllama.measures import Measures
 from pyrllama.prompt_store import DEFAULT_BYTES
 from pyrllama.request_maker import GenerationSettings, RequestMaker
 from pyrllama.reuse import open_prefixes, open_speculation
 from pyrllama.sampling.sampler import SEED_BITS
-from pyrllama.text_chunks import cut_text
+from pyrllama.token_stream import TokenStream
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
-    from types import TracebackType
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
-    from pyrllama.collecting import Collection
-    from pyrllama.core import ModelConfig, Sampling, TensorType, TopLogprobs
-    from pyrllama.divergence import Base, Divergence
+    from pyrllama.core import Completion, ModelConfig, Sampling, TensorType
     from pyrllama.engine import Model
     from pyrllama.loading import Progress
     from pyrllama.memory import MemoryNeed
     from pyrllama.opencl.plan import Plan
     from pyrllama.prefix import PrefixCache
-    from pyrllama.request_maker import Asked
     from pyrllama.speculation import Speculation
     from pyrllama.tokenizer import Tokenizer
 
 
-_Result = TypeVar("_Result")
-
-
-class TokenStream(Iterator[Token]):
-    """Tokens as they are generated; the last one carries the reason of the end.
-
-    Closing the stream, or dropping it, cancels what is left and frees its part of the cache.
-    """
-
-    def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, stop_ids: frozenset[int], asked: Asked
-    ) -> None:
-        request = asked.request
-        self._engine = engine
-        self._stop_ids = stop_ids
-        self._stops = asked.stops
-        self._n_spelled = tokenizer.vocab_size
-        self._generation = engine.submit(request)
-        # What must match a grammar shows all that matches, a space at the beginning too.
-        whole = request.rules.constraint is not None
-        self._detokenizer = tokenizer.stream(request.tokens, keep_first_space=whole)
-        self._pieces: list[str] = []
-        self._finish: FinishReason | None = None
-        self._cancel = weakref.finalize(self, engine.cancel, self._generation)
-        self._cancel.atexit = False
-
-    def __next__(self) -> Token:
-        generation = self._generation
-        given = len(self._pieces)
-        if self._finish is not None:
-            raise StopIteration
-        while generation.generated == given:
-            if generation.error is not None:
-                raise generation.error
-            if generation.finish is not None:
-                raise StopIteration
-            self._engine.step()
-        token = generation.text[len(generation.request.tokens) + given]
-        # Other streams' steps may have advanced this one by several tokens.
-        last = given + 1 == generation.generated
-        finish = generation.finish if last else None
-        text = self._text_of(token, finish)
-        if self._stops.found is not None:
-            finish = FinishReason.STOP
-            self._cancel()
-        self._finish = finish
-        self._pieces.append(text)
-        return Token(token, text, generation.logprobs[given], finish, self._top(given))
-
-    def _text_of(self, token: int, finish: FinishReason | None) -> str:
-        """Return the text that a token makes clear: of the last one all that was held back."""
-        # The embedding may be padded beyond the tokenizer's vocabulary.
-        silent = token in self._stop_ids or token >= self._n_spelled
-        text = "" if silent else self._detokenizer.push(token)
-        if finish is not None:
-            text += self._detokenizer.flush()
-        if len(self._pieces) + 1 >= self._generation.request.sampling.min_tokens:
-            text = self._stops.push(text)
-        return text if finish is None else text + self._stops.flush()
-
-    def _top(self, index: int) -> TopLogprobs | None:
-        top = self._generation.sampler.top
-        return top[index] if index < len(top) else None
-
-    def close(self) -> None:
-        """Stop generating; ``completion`` still tells what came so far."""
-        self._cancel()
-
-    def completion(self) -> Completion:
-        """Sum up the tokens that the stream has given so far."""
-        generation, given = self._generation, len(self._pieces)
-        return Completion(
-            text="".join(self._pieces),
-            tokens=generation.tokens[:given],
-            logprobs=tuple(generation.logprobs[:given]),
-            prompt_tokens=generation.request.tokens,
-            finish=self._finish or generation.finish or FinishReason.CANCELLED,
-            timings=generation.timings,
-            seed=generation.sampler.seed,
-            not_reused=generation.not_reused,
-            top=tuple(generation.sampler.top[:given]),
-            stop_string=self._stops.found,
-            complete=generation.sampler.complete,
-        )
-
-
-class Llama(Chat):
+class Llama(Chat, Measures):
     """A loaded model with its tokenizer; a context manager that frees both.
 
     Texts may be streamed side by side, but only from one thread.
@@ -180,12 +88,7 @@ class Llama(Chat):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -289,85 +192,6 @@ class Llama(Chat):
         from pyrllama.state_file import load_state  # noqa: PLC0415
 
         return load_state(Path(path), self._engine)
-
-    def perplexity(
-        self,
-        text: str,
-        *,
-        context: int | None = None,
-        chunks: int | None = None,
-        save_logits: str | os.PathLike[str] | None = None,
-        progress: Callable[[Perplexity], None] | None = None,
-    ) -> Perplexity:
-        """Measure how well the model predicts a text; ``pyrllama.perplexity`` has the method.
-
-        ``context`` is by default 512 tokens, or what the model was loaded with if that is
-        less; ``chunks`` stops after so many contexts.  ``save_logits`` names a file to write
-        for ``divergence``.  ``progress`` is called with the result so far after each chunk.
-        Raises ``PromptError`` for a text of less than two contexts.
-        """
-        chosen = cut_text(self.tokenizer, text, self.max_seq_len, context=context, chunks=chunks)
-        if save_logits is None:
-            return _last(measure(self._engine, self.tokenizer, chosen), progress)
-        from pyrllama.logits_file import saved_logits  # noqa: PLC0415
-
-        with saved_logits(Path(save_logits), chosen, self.config.vocab_size) as tap:
-            return _last(measure(self._engine, self.tokenizer, chosen, tap), progress)
-
-    def divergence(
-        self,
-        text: str | None,
-        base: Llama | str | os.PathLike[str],
-        *,
-        context: int | None = None,
-        chunks: int | None = None,
-        progress: Callable[[Divergence], None] | None = None,
-    ) -> Divergence:
-        """Measure how far the model's predictions over a text are from those of ``base``.
-
-        ``base`` is another model of the same vocabulary, or a file of logits that
-        ``perplexity`` or llama.cpp saved; for a file, ``text`` None is the text that it is of.
-        The rest is as in ``perplexity``; ``pyrllama.divergence`` has the method.  Raises
-        ``ComparisonError`` for a base of another vocabulary or text.
-        """
-        from pyrllama.divergence import (  # noqa: PLC0415
-            ModelBase,
-            check_vocabularies,
-            measure_divergence,
-        )
-        from pyrllama.logits_file import LogitsFile  # noqa: PLC0415
-
-        with ExitStack() as stack:
-            other: Base
-            if isinstance(base, Llama):
-                other = ModelBase(base._engine, base.tokenizer)
-            else:
-                other = stack.enter_context(closing(LogitsFile(Path(base))))
-            check_vocabularies(self.config.vocab_size, other.vocab_size)
-            chosen = other.text(
-                self.tokenizer, text, self.max_seq_len, context=context, chunks=chunks
-            )
-            results = measure_divergence(self._engine, self.tokenizer, chosen, other)
-            return _last(results, progress)
-
-    def collect_importance(
-        self,
-        text: str,
-        *,
-        context: int | None = None,
-        chunks: int | None = None,
-        output: bool = False,
-        progress: Callable[[Collection], None] | None = None,
-    ) -> Collection:
-        """Collect the importance of every matrix's columns over a text, for quantising.
-
-        ``output`` is for the vocabulary projection too; the other settings are those of
-        ``perplexity``.  ``pyrllama.collecting`` has the method.
-        """
-        from pyrllama.collecting import collect  # noqa: PLC0415
-
-        chosen = cut_text(self.tokenizer, text, self.max_seq_len, context=context, chunks=chunks)
-        return _last(collect(self._engine, chosen, output=output), progress)
 
     def _tokens_of(self, prompt: str | Sequence[int]) -> list[int]:
         """Return the ids of a text, or those given; of nothing, BOS."""
@@ -488,16 +312,6 @@ def load(
         prefixes=prefixes,
         speculation=speculation,
     )
-
-
-def _last(results: Iterator[_Result], progress: Callable[[_Result], None] | None) -> _Result:
-    """Show every result so far and return the last one."""
-    result = None
-    for result in results:
-        if progress:
-            progress(result)
-    assert result is not None  # noqa: S101 - a text has at least one chunk
-    return result
 
 
 def _optional(path: str | os.PathLike[str] | None) -> Path | None:

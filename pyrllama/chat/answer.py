@@ -10,7 +10,7 @@ from pyrllama.core import Completion, FinishReason, Timings, Token
 from pyrllama.stop_strings import StopStrings
 
 if TYPE_CHECKING:
-    from pyrllama.llama import TokenStream
+    from pyrllama.token_stream import TokenStream
 
     Start = Callable[[Sequence[int], int | None, int], TokenStream]
     """Begins to generate: prompt, tokens at most, and how often the context was shifted."""

@@ -10,6 +10,7 @@ from pyrllama.chat.answer import Answer
 from pyrllama.chat.messages import OPENING_ROLES, checked_messages, checked_tools
 from pyrllama.chat.template import ChatTemplate
 from pyrllama.errors import ChatTemplateError, SettingError
+from pyrllama.request_maker import GenerationSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
     from pyrllama.chat.sources import Templates
     from pyrllama.chat.template import TemplateSource
     from pyrllama.core import Completion, Sampling
-    from pyrllama.llama import TokenStream
-    from pyrllama.request_maker import GenerationSettings, WritingSettings
+    from pyrllama.token_stream import TokenStream
     from pyrllama.tokenizer import Tokenizer
 
 
@@ -50,6 +50,21 @@ class ChatPrompt(NamedTuple):
     """Control tokens that end it in that form."""
 
 
+class AnswerSettings(GenerationSettings, total=False):
+    """What a caller may say of an answer.
+
+    ``template`` is the name or the file of a chat template, by default the model's own, and
+    ``template_arguments`` are further variables for it.  ``context_shift`` lets the answer go on
+    over a full context, whose older half is then forgotten.  The rest is as in ``generate``.
+    """
+
+    sampling: Sampling | None
+    max_tokens: int | None
+    template: str | Path | TemplateSource | None
+    template_arguments: Mapping[str, Any] | None
+    context_shift: bool
+
+
 class Chat:
     """What ``Llama`` can do with conversations."""
 
@@ -74,36 +89,17 @@ class Chat:
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
-        *,
-        template: str | Path | TemplateSource | None = None,
-        template_arguments: Mapping[str, Any] | None = None,
-        sampling: Sampling | None = None,
-        max_tokens: int | None = None,
-        stop: Sequence[str] = (),
-        context_shift: bool = False,
-        **settings: Unpack[WritingSettings],
+        **settings: Unpack[AnswerSettings],
     ) -> Completion:
         """Return the answer to the messages of a conversation.
 
         Messages have the form of OpenAI's chat API (``{"role": "user", "content": "Hello"}``),
-        tools too.  They are rendered by the model's chat template, or by ``template``: a name
-        or a file; ``template_arguments`` are further variables for it.  The answer ends before
-        the first of the texts ``stop``.  ``context_shift`` lets it go on over a full context,
-        whose older half is then forgotten.  The rest is as in ``generate``.
+        tools too.  They are rendered by the model's chat template, or by another one, as
+        ``AnswerSettings`` says.
 
         Raises ``ChatTemplateError`` or ``MessageError``, and what ``generate`` raises.
         """
-        answer = self.stream_chat(
-            messages,
-            tools,
-            template=template,
-            template_arguments=template_arguments,
-            sampling=sampling,
-            max_tokens=max_tokens,
-            stop=stop,
-            context_shift=context_shift,
-            **settings,
-        )
+        answer = self.stream_chat(messages, tools, **settings)
         for _ in answer:
             pass
         return answer.completion()
@@ -113,30 +109,27 @@ class Chat:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
         *,
-        template: str | Path | TemplateSource | None = None,
-        template_arguments: Mapping[str, Any] | None = None,
-        sampling: Sampling | None = None,
-        max_tokens: int | None = None,
-        stop: Sequence[str] = (),
-        context_shift: bool = False,
         on_end: Callable[[Answer], None] | None = None,
-        **settings: Unpack[WritingSettings],
+        **settings: Unpack[AnswerSettings],
     ) -> Answer:
         """Yield the tokens of an answer as they come; see ``chat``.
 
         ``on_end`` is called once with the answer when it has ended or was closed.
         """
-        if context_shift and any(settings.get(name) is not None for name in STRUCTURES):
+        rest: dict[str, Any] = dict(settings)
+        template, arguments = rest.pop("template", None), rest.pop("template_arguments", None)
+        stop, max_tokens = rest.pop("stop", ()), rest.pop("max_tokens", None)
+        context_shift = rest.pop("context_shift", False)
+        if context_shift and any(rest.get(name) is not None for name in STRUCTURES):
             raise SettingError("context_shift", context_shift, "off where the answer has a form")
-        prompt = self.chat_prompt(
-            messages, tools, template=template, template_arguments=template_arguments
-        )
-        seed = settings.get("seed", None if sampling is None else sampling.seed)
+        prompt = self.chat_prompt(messages, tools, template=template, template_arguments=arguments)
+        sampling: Sampling | None = rest.get("sampling")
+        seed = rest.get("seed", None if sampling is None else sampling.seed)
 
         def start(tokens: Sequence[int], most: int | None, shifts: int) -> TokenStream:
             if seed is not None:  # what follows a shift must not repeat what came before
-                settings["seed"] = (seed + shifts) % SEEDS
-            return self.stream(tokens, sampling=sampling, max_tokens=most, **settings)
+                rest["seed"] = (seed + shifts) % SEEDS
+            return self.stream(tokens, max_tokens=most, **rest)
 
         def ended(answer: Answer) -> None:
             ids = answer.completion().tokens
@@ -152,7 +145,7 @@ class Chat:
             start,
             prompt.tokens,
             max_tokens=max_tokens,
-            stop=(*prompt.stop, *stop),
+            stop=(*prompt.stop, *((stop,) if isinstance(stop, str) else stop)),
             end_ids=prompt.end_ids,
             keep=keep,
             on_end=ended,

@@ -180,7 +180,7 @@ class HuggingFaceCheckpoint(StoredCheckpoint):
             sources[whole] = StackedTensor(parts)
         for name, tensor in tensors.items():
             n_heads = rotated_heads(name, self.config)
-            sources[name] = PermutedTensor(tensor, n_heads) if n_heads else tensor
+            sources[name] = PermutedTensor((tensor,), n_heads) if n_heads else tensor
         return sources
 
 

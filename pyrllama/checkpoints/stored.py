@@ -170,18 +170,10 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, slots=True)
-class JoinedTensor:
-    """A matrix cut along an axis into equal parts, one in each shard."""
+class CopiedTensor:
+    """A tensor that is put together out of parts, all of one type."""
 
     parts: Sequence[StoredTensor]
-    axis: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the whole."""
-        sizes = list(self.parts[0].shape)
-        sizes[self.axis] *= len(self.parts)
-        return tuple(sizes)
 
     @property
     def type(self) -> TensorType | None:
@@ -192,6 +184,23 @@ class JoinedTensor:
     def stored_as(self) -> str:
         """The file's own word for the type."""
         return self.parts[0].stored_as
+
+    def release(self) -> None:
+        """Do nothing: the pages went back as the parts were copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedTensor(CopiedTensor):
+    """A matrix cut along an axis into equal parts, one in each shard."""
+
+    axis: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole."""
+        sizes = list(self.parts[0].shape)
+        sizes[self.axis] *= len(self.parts)
+        return tuple(sizes)
 
     def rows(self) -> NDArray[np.uint8]:
         """Return the parts joined in memory; a part's pages are given back once it is copied."""
@@ -204,65 +213,36 @@ class JoinedTensor:
             part.release()
         return joined
 
-    def release(self) -> None:
-        """Do nothing: the pages went back as the parts were copied."""
-
 
 @dataclass(frozen=True, slots=True)
-class PermutedTensor:
+class PermutedTensor(CopiedTensor):
     """Rows of queries or keys, or numbers of their biases and norms, stored by halves of a head.
 
     Here they are in the order of neighbours; see ``models/rows.py``.
     """
 
-    stored: StoredTensor
     n_heads: int
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the tensor."""
-        return self.stored.shape
-
-    @property
-    def type(self) -> TensorType | None:
-        """Type of the numbers."""
-        return self.stored.type
-
-    @property
-    def stored_as(self) -> str:
-        """The file's own word for the type."""
-        return self.stored.stored_as
+        return self.parts[0].shape
 
     def rows(self) -> NDArray[np.uint8]:
         """Return the rows in the order of neighbours, copied."""
-        permuted = take_rows(self.stored.rows(), to_neighbours(self.shape[0], self.n_heads))
-        self.stored.release()
+        permuted = take_rows(self.parts[0].rows(), to_neighbours(self.shape[0], self.n_heads))
+        self.parts[0].release()
         return permuted
-
-    def release(self) -> None:
-        """Do nothing: the pages went back as the rows were copied."""
 
 
 @dataclass(frozen=True, slots=True)
-class StackedTensor:
+class StackedTensor(CopiedTensor):
     """The matrices of a layer's experts, each a tensor of its own in the files."""
-
-    parts: Sequence[StoredTensor]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the whole: ``(experts, rows, cols)``."""
         return (len(self.parts), *self.parts[0].shape)
-
-    @property
-    def type(self) -> TensorType | None:
-        """Type of all parts."""
-        return self.parts[0].type
-
-    @property
-    def stored_as(self) -> str:
-        """The file's own word for the type."""
-        return self.parts[0].stored_as
 
     def rows(self) -> NDArray[np.uint8]:
         """Return the experts' rows, one expert after the other, copied."""
@@ -272,9 +252,6 @@ class StackedTensor:
             target[:] = part.rows()
             part.release()
         return stacked
-
-    def release(self) -> None:
-        """Do nothing: the pages went back as the parts were copied."""
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

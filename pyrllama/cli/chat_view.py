@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Protocol, Self
 from pyrllama.cli.terminal import printable, write
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from rich.console import Console
     from rich.live import Live
     from rich.markdown import Markdown
@@ -24,12 +22,7 @@ class View(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *_error: object) -> None: ...
 
     def show(self, text: str) -> None:
         """Show the next piece."""
@@ -45,12 +38,7 @@ class PlainView:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         write(self._console, "\n")
 
     def show(self, text: str) -> None:
@@ -81,12 +69,7 @@ class MarkdownView:
         self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         assert self._live is not None  # noqa: S101 - entered
         self._live.stop()
         self._print(self._rest)

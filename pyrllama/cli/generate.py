@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pyrllama.core import Completion
-    from pyrllama.llama import Llama, TokenStream
+    from pyrllama.llama import Llama
+    from pyrllama.token_stream import TokenStream
 
 EXIT_INTERRUPTED = 130
 CUT_OFF = "the text was cut off before it matched its schema or grammar; raise --max-tokens"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
@@ -44,6 +45,19 @@ def test_the_answer_streams(stories: Llama) -> None:
     whole = stories.chat(DOG, temperature=0, max_tokens=20)
     assert "".join(token.text for token in tokens) == whole.text
     assert tuple(token.id for token in tokens) == whole.tokens
+
+
+def test_the_answer_comes_through_asyncio_too(stories: Llama) -> None:
+    async def ask() -> tuple[str, str]:
+        llama = pyrllama.AsyncLlama(stories)  # not closed: other tests use the model
+        tokens = llama.stream_chat(DOG, temperature=0, max_tokens=20)
+        streamed = [token.text async for token in tokens]
+        whole = await llama.chat(DOG, temperature=0, stop="there was")
+        return "".join(streamed), whole.text
+
+    streamed, whole = asyncio.run(ask())
+    assert streamed == stories.chat(DOG, temperature=0, max_tokens=20).text
+    assert whole == " Once upon a time, "
 
 
 def test_a_stop_text(stories: Llama) -> None:
