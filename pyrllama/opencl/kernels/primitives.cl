@@ -20,10 +20,7 @@ FUNCTION int team_in_group(void) { return (int)get_local_id(0) / LANES; }
 // Loops over private arrays must be unrolled to keep them in registers; elsewhere, unrolling
 // loops with barriers makes compilers (PoCL's) take minutes.
 #define UNROLL_ON_GPU _Pragma("unroll")
-// Times 8 columns of activations that a work-item loads before it puts the first down; attention's,
-// which have to be joined, one by one.
-#define MOST_EIGHTS 3
-#define EIGHTS_AT_ONCE(source) ((source).shares ? 1 : MOST_EIGHTS)
+#define EIGHTS_AT_ONCE 3  // 8 columns of activations that a work-item loads before it puts one down
 
 FUNCTION float exchange(float value, int mask) {
   float other;
@@ -177,8 +174,7 @@ FUNCTION int load_acquire(volatile __global int *p) {
 #else
 
 #define UNROLL_ON_GPU
-#define MOST_EIGHTS 1
-#define EIGHTS_AT_ONCE(source) 1
+#define EIGHTS_AT_ONCE 1
 
 // Two barriers and a walk: barriers cost more than reading `width` floats that neighbours share.
 FUNCTION float fold(float value, __local float *scratch, const int width, const int take_max) {

@@ -153,16 +153,16 @@ FUNCTION void KIND(load)(
   float squares = 0.0f;
   LOCAL_FENCE;  // the products before are done with the memory
   #pragma unroll 1
-  for (int start = 0; start < n / 8; start += EIGHTS_AT_ONCE(source) * GROUP) {
-    float8 v[MOST_EIGHTS];
+  for (int start = 0; start < n / 8; start += EIGHTS_AT_ONCE * GROUP) {
+    float8 v[EIGHTS_AT_ONCE];
     UNROLL_ON_GPU
-    for (int k = 0; k < EIGHTS_AT_ONCE(source); k++) {
+    for (int k = 0; k < EIGHTS_AT_ONCE; k++) {
       const int quad = start + k * GROUP + (int)get_local_id(0);
       v[k] = (float8)(0.0f);
       if (quad < n / 8) v[k] = eight_of(source, first + 8 * quad, &squares);
     }
     UNROLL_ON_GPU
-    for (int k = 0; k < EIGHTS_AT_ONCE(source); k++) {
+    for (int k = 0; k < EIGHTS_AT_ONCE; k++) {
       const int quad = start + k * GROUP + (int)get_local_id(0);
       if (k && start + k * GROUP >= n / 8) continue;
       KIND(put)(quad, quad < n / 8, v[k], memory, scratch);
