@@ -106,7 +106,7 @@ def test_a_mixture_of_types_equals_the_reference(device: Device) -> None:
         for matmul in (ops.matmul, ops.matmul_int8)
     ]
     in_batch, alone = (logits_of(model, tokens) for model in references)
-    with opencl_model(device, config, checkpoint, persistent=device.is_nvidia) as model:
+    with opencl_model(device, config, checkpoint, persistent=True) as model:
         many = logits_of(model, tokens)
         steps = [model.forward(Batch((chunk_of([t], i, outputs=1),))) for i, t in enumerate(tokens)]
     np.testing.assert_allclose(many, in_batch, atol=1e-2, rtol=0)

@@ -112,3 +112,8 @@ FUNCTION float8 activations(Source source, int column, float *squares) {
   }
   return v;
 }
+
+// Eight columns, from wherever a product's activations come.
+FUNCTION float8 eight_of(Source source, int column, float *squares) {
+  return source.shares ? joined8(source, column) : activations(source, column, squares);
+}

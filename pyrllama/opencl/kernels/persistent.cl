@@ -1,11 +1,11 @@
 // A whole step of one token as one kernel: the phases of decode.cl with a barrier across the grid
 // after each. All groups must run at once; the host sizes the grid so that they do.
 //
-// Roles of matrices: QKV(name), ATTN_OUTPUT(name), GATE_UP(name), FFN_DOWN(name), OUTPUT(name)
-// and EMBEDDING(name) give a kernel function of the type that the role's matrices have;
-// QKV_UNITS and so on are the units of a row.
+// All products are one piece of code, which runs over the phases: a copy for each of them would
+// fall out of the instruction cache from layer to layer. BY_KIND(kind, CALL) expands CALL with the
+// name of a storage type; EMBEDDING(name) gives a kernel function of the embedding's type.
 
-enum { ROLE_QKV, ROLE_ATTN_OUTPUT, ROLE_GATE_UP, ROLE_FFN_DOWN, ROLES };
+enum { ROLE_QKV, ROLE_ATTN_OUTPUT, ROLE_GATE_UP, ROLE_FFN_DOWN, ROLE_OUTPUT, PHASES_A_LAYER = 5 };
 
 #define WEIGHTS_PARAMETERS                                                                        \
   __global const uchar *w0, __global const uchar *w1, __global const uchar *w2,                   \
@@ -14,27 +14,34 @@ enum { ROLE_QKV, ROLE_ATTN_OUTPUT, ROLE_GATE_UP, ROLE_FFN_DOWN, ROLES };
 #define PERSISTENT_BYTES                                                                          \
   ROUND_UP(LARGER(ACTIVATION_BYTES_MOST, 4 * LARGER(ATTEND_FLOATS, TOP_LOCAL)), 16)
 
-// Where a matrix stands: its buffer, and the bytes before its units and before its scales.
-FUNCTION Matrix matrix_at(
-    WEIGHTS_PARAMETERS, __constant const long *places, int index, int rows, int n_units) {
-  __constant const long *place = places + 3 * index;
+// A matrix of the table: its buffer, the bytes before its units and before its scales, its rows, the
+// units of a row, its kind, its role, and the row of what it makes at which its own begin.
+enum { PLACE_BUFFER, PLACE_UNITS, PLACE_SCALES, PLACE_ROWS, PLACE_ROW_UNITS, PLACE_KIND, PLACE_ROLE,
+       PLACE_OUT, PLACE_WORDS };
+FUNCTION Matrix matrix_at(WEIGHTS_PARAMETERS, __constant const long *places, int index) {
+  __constant const long *place = places + PLACE_WORDS * index;
   __global const uchar *base = w0;
 #if N_BUFFERS > 1
-  int buffer = (int)place[0];
+  int buffer = (int)place[PLACE_BUFFER];
   base = buffer == 0 ? w0 : buffer == 1 ? w1 : buffer == 2 ? w2 : buffer == 3 ? w3
        : buffer == 4 ? w4 : w5;
 #endif
-  Matrix m = {(__global const uint4 *)(base + place[1]),
-              (__global const ushort *)(base + place[2]), rows, n_units};
+  Matrix m = {(__global const uint4 *)(base + place[PLACE_UNITS]),
+              (__global const ushort *)(base + place[PLACE_SCALES]), (int)place[PLACE_ROWS],
+              (int)place[PLACE_ROW_UNITS]};
   return m;
 }
 
-#define AT(index, rows, n_units) matrix_at(w0, w1, w2, w3, w4, w5, places, index, rows, n_units)
-#define LAYER_AT(layer, role, rows, n_units) AT((layer) * ROLES + role, rows, n_units)
+#define AT(index) matrix_at(w0, w1, w2, w3, w4, w5, places, index)
+#define WORD_AT(index, word) ((int)places[PLACE_WORDS * (index) + (word)])
+#define KIND_AT(index) WORD_AT(index, PLACE_KIND)
+#define BEGIN(kind) begin_##kind(&task, m, pairs)
+#define COMPUTE(kind) product_##kind(&task, m, source, out, pairs, add, memory, scratch)
+#define FINISH(kind) finish_##kind(before, source, out, had_pairs, add, scratch)
 
 #ifdef PHASE_TIMES
 // When a group came to a barrier and when it left it: (groups, barriers, 2) nanoseconds.
-#define MEETINGS (EMBEDS + (ROLES + 1) * n_layers + 1)
+#define MEETINGS (EMBEDS + PHASES_A_LAYER * n_layers + 1)
 #define NOTE(which)                                                                               \
   if (get_local_id(0) == 0) times[(group * MEETINGS + round) * 2 + which] = device_time();
 #else
@@ -58,78 +65,72 @@ __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void persistent_step
   __local uint4 memory[PERSISTENT_BYTES / 16];
   __local float scratch[SCRATCH_FLOATS];
   const int group = get_group_id(0), n_groups = get_num_groups(0);
-  int round = 0;
+  int round = 0, role = ROLE_QKV, pairs = 0;
   Task task;
-  Matrix m = LAYER_AT(0, ROLE_QKV, Q_DIM + 2 * KV_DIM, QKV_UNITS);
-  QKV(begin)(&task, m, 0);
+  Item item;
+  Slice slice;
+  Matrix m = AT(0);
+  BY_KIND(KIND_AT(0), BEGIN);
 
 #if EMBEDS
   EMBEDDING(embed_row)(
-      AT(n_layers * ROLES + 1, 0, EMBEDDING_UNITS), batch[BATCH_TOKENS], x,
-      group * GROUP + (int)get_local_id(0), n_groups * GROUP);
+      AT(N_PRODUCTS), batch[BATCH_TOKENS], x, group * GROUP + (int)get_local_id(0),
+      n_groups * GROUP);
   MEET
 #endif
 
-  for (layer = 0; layer < n_layers; layer++) {
+  layer = 0;
+  #pragma unroll 1
+  for (int nth = 0; nth < N_PRODUCTS; nth++) {
+    const int kind = KIND_AT(nth), normalised = 2 * layer + (role == ROLE_GATE_UP);
+    const int add = role == ROLE_ATTN_OUTPUT || role == ROLE_FFN_DOWN;
     const Attention a = ATTENTION;
-    __global const float *norm = norms + 2 * layer * NORM_STRIDE;
-    Source source = {x, norm, 0, DIM, eps, 1};
-    QKV(product)(&task, m, source, qkv_out, 0, 0, memory, scratch);
-    // All of a sequence but its newest token is in the cache before the step begins.
-    Item item = item_of(a, min(group, ITEMS - 1), 1);
-    Slice slice;
-    ask_slice(&slice, a, item, item.next);
-    QKV(finish)(m, source, qkv_out, 0, 0, scratch);
-    MEET
+    Source source = {x, norms + normalised * NORM_STRIDE, 0, DIM, eps, !add};
+    __global float *out = x;
+    if (role == ROLE_QKV) out = qkv_out + WORD_AT(nth, PLACE_OUT);
+    if (role == ROLE_ATTN_OUTPUT) source.x = parts, source.shares = shares;
+    if (role == ROLE_GATE_UP) out = hidden;
+    if (role == ROLE_FFN_DOWN) source.x = hidden;
+    if (role == ROLE_OUTPUT) out = logits;
 
-    #pragma unroll 1
-    for (int index = group; index < ITEMS; index += n_groups) {
-      if (index != group) {
-        item = item_of(a, index, 1);
-        ask_slice(&slice, a, item, item.next);
+    if (role == ROLE_ATTN_OUTPUT) {
+      #pragma unroll 1
+      for (int index = group; index < ITEMS; index += n_groups) {
+        if (index != group) {
+          item = item_of(a, index, 1);
+          ask_slice(&slice, a, item, item.next);
+        }
+        attend(a, item, &slice, 1, (__local float *)memory, scratch);
       }
-      attend(a, item, &slice, 1, (__local float *)memory, scratch);
+      BY_KIND(kind, BEGIN);
+      MEET
     }
-    m = LAYER_AT(layer, ROLE_ATTN_OUTPUT, DIM, ATTN_OUTPUT_UNITS);
-    ATTN_OUTPUT(begin)(&task, m, 0);
-    MEET
+    BY_KIND(kind, COMPUTE);
 
-    Source attended = {parts, 0, shares, 0, 0, 0};
-    ATTN_OUTPUT(product)(&task, m, attended, x, 0, 1, memory, scratch);
-    const Matrix output = m;
-    m = LAYER_AT(layer, ROLE_GATE_UP, 2 * FFN_DIM, GATE_UP_UNITS);
-    GATE_UP(begin)(&task, m, 1);
-    ATTN_OUTPUT(finish)(output, attended, x, 0, 1, scratch);
-    MEET
-
-    source.weight = norm + NORM_STRIDE;
-    GATE_UP(product)(&task, m, source, hidden, 1, 0, memory, scratch);
-    const Matrix gate_up = m;
-    m = LAYER_AT(layer, ROLE_FFN_DOWN, DIM, FFN_DOWN_UNITS);
-    FFN_DOWN(begin)(&task, m, 0);
-    GATE_UP(finish)(gate_up, source, hidden, 1, 0, scratch);
-    MEET
-
-    Source activated = {hidden, 0, 0, 0, 0, 0};
-    FFN_DOWN(product)(&task, m, activated, x, 0, 1, memory, scratch);
-    const Matrix down = m;
-    if (layer + 1 < n_layers) {
-      m = LAYER_AT(layer + 1, ROLE_QKV, Q_DIM + 2 * KV_DIM, QKV_UNITS);
-      QKV(begin)(&task, m, 0);
-    } else {
-#if ENDS
-      m = AT(n_layers * ROLES, VOCAB_SIZE, OUTPUT_UNITS);
-      OUTPUT(begin)(&task, m, 0);
-#endif
+    // What the next phase reads first is asked for before it can begin: weights, or of the cache, where
+    // all of a sequence but its newest token stands since before the step.
+    const Matrix before = m;
+    const int had_pairs = pairs, had_role = role;
+    if (nth + 1 < N_PRODUCTS) {
+      m = AT(nth + 1);
+      role = WORD_AT(nth + 1, PLACE_ROLE);
+      pairs = role == ROLE_GATE_UP;
+      if (role == ROLE_ATTN_OUTPUT) {
+        item = item_of(a, min(group, ITEMS - 1), 1);
+        ask_slice(&slice, a, item, item.next);
+      } else {
+        BY_KIND(KIND_AT(nth + 1), BEGIN);
+      }
     }
-    FFN_DOWN(finish)(down, activated, x, 0, 1, scratch);
-    MEET
+    BY_KIND(kind, FINISH);
+    layer += had_role == ROLE_FFN_DOWN;
+    // Parts of a layer's queries, keys and values in several types do not wait for each other.
+    if (had_role != ROLE_OUTPUT && (role != had_role || nth + 1 == N_PRODUCTS)) {
+      MEET
+    }
   }
 
 #if ENDS
-  Source last = {x, norms + 2 * n_layers * NORM_STRIDE, 0, DIM, eps, 1};
-  OUTPUT(product)(&task, m, last, logits, 0, 0, memory, scratch);
-  OUTPUT(finish)(m, last, logits, 0, 0, scratch);
   const int n_summed = batch[BATCH_TOP] ? VOCAB_SIZE : 0;
   GROUP_FENCE;
   sum_up_run(logits, n_summed, group, n_groups, greatest, masses, scratch);

@@ -152,29 +152,20 @@ FUNCTION void KIND(load)(
     __local float *scratch) {
   float squares = 0.0f;
   LOCAL_FENCE;  // the products before are done with the memory
-  if (source.shares) {
-    #pragma unroll 1
-    for (int start = 0; start < n / 8; start += GROUP) {
-      const int quad = start + (int)get_local_id(0);
-      float8 v = (float8)(0.0f);
-      if (quad < n / 8) v = joined8(source, first + 8 * quad);
-      KIND(put)(quad, quad < n / 8, v, memory, scratch);
+  #pragma unroll 1
+  for (int start = 0; start < n / 8; start += EIGHTS_AT_ONCE * GROUP) {
+    float8 v[EIGHTS_AT_ONCE];
+    UNROLL_ON_GPU
+    for (int k = 0; k < EIGHTS_AT_ONCE; k++) {
+      const int quad = start + k * GROUP + (int)get_local_id(0);
+      v[k] = (float8)(0.0f);
+      if (quad < n / 8) v[k] = eight_of(source, first + 8 * quad, &squares);
     }
-  } else {
-    #pragma unroll 1
-    for (int start = 0; start < n / 8; start += EIGHTS_AT_ONCE * GROUP) {
-      float8 v[EIGHTS_AT_ONCE];
-      UNROLL_ON_GPU
-      for (int k = 0; k < EIGHTS_AT_ONCE; k++) {
-        const int quad = start + k * GROUP + (int)get_local_id(0);
-        v[k] = (float8)(0.0f);
-        if (quad < n / 8) v[k] = activations(source, first + 8 * quad, &squares);
-      }
-      UNROLL_ON_GPU
-      for (int k = 0; k < EIGHTS_AT_ONCE; k++) {
-        const int quad = start + k * GROUP + (int)get_local_id(0);
-        if (start + k * GROUP < n / 8) KIND(put)(quad, quad < n / 8, v[k], memory, scratch);
-      }
+    UNROLL_ON_GPU
+    for (int k = 0; k < EIGHTS_AT_ONCE; k++) {
+      const int quad = start + k * GROUP + (int)get_local_id(0);
+      if (k && start + k * GROUP >= n / 8) continue;
+      KIND(put)(quad, quad < n / 8, v[k], memory, scratch);
     }
   }
   if (measure) {
@@ -253,9 +244,10 @@ FUNCTION void KIND(product)(
       const Span span = span_of(m.rows, pairs, columns, round);
       if (first || round) KIND(first)(task, m, columns, span);
       KIND(run)(task, m, columns, span, memory, scratch);
-      if (round + 1 == n_rounds && first + SEGMENT_UNITS >= m.n_units) return;
-      finish_round(source, span, columns, out, pairs, add || first, scratch);
-      LOCAL_FENCE;  // the sums are read
+      if (round + 1 < n_rounds || first + SEGMENT_UNITS < m.n_units) {
+        finish_round(source, span, columns, out, pairs, add || first, scratch);
+        LOCAL_FENCE;  // the sums are read
+      }
     }
   }
 }
