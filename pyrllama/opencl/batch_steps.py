@@ -165,7 +165,9 @@ class BatchSteps:
         """Multiply by gates and ups, and leave their SwiGLU as the matrix after them reads it."""
         config, buffer, matrices = self._config, self._stage.buffer, self._stage.matrices(group)
         width, order = round_up(config.ffn_dim, ROW_ALIGN), np.int32(self._order(down))
-        if len(matrices) == 1 and self._pairs(matrices[0]):
+        # Products of few rows leave float16, which matrices in F32 do not read.
+        readable = not self._few or order != AS_FLOATS
+        if len(matrices) == 1 and self._pairs(matrices[0]) and readable:
             yield self._norm_rows(2 * index + 1, self._order(matrices[0]), outputs=False)
             target = N_TOKENS, buffer("hidden_rows"), 0, width, 0, config.ffn_dim
             yield self._tensor_product(matrices[0], "rows", target, 2 * width, order)
