@@ -13,7 +13,7 @@ from pyrllama.core import ModelConfig, Request, Sampling
 from pyrllama.engine import Engine
 from pyrllama.lookup import PromptLookup
 from pyrllama.prefix import PrefixCache
-from pyrllama.speculation import Hits, PassTimes, Speculation
+from pyrllama.speculation import ROW_COST, Hits, PassTimes, Speculation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -130,13 +130,13 @@ def test_nothing_is_drafted_before_a_plain_step_was_timed() -> None:
 def test_times_between_known_passes_are_guessed() -> None:
     times = PassTimes()
     times.add(1, 2.0)
-    assert times.of(5) == 2.0 + 4 * 0.35 * 2.0
+    assert times.of(5) == 2.0 + 4 * ROW_COST * 2.0
     times.add(5, 60.0)  # the first of its size
-    assert times.of(5) == 2.0 + 4 * 0.35 * 2.0
+    assert times.of(5) == 2.0 + 4 * ROW_COST * 2.0
     for _ in range(2):
         times.add(5, 6.0)
     assert times.of(3) == 4.0
-    assert times.of(7) == 6.0 + 2 * 0.35 * 2.0
+    assert times.of(7) == 6.0 + 2 * (6.0 - 2.0) / 4  # as steeply as before
     for seconds in (1.0, 9.0, 3.0):
         times.add(1, seconds)
     assert times.of(1) == 2.5

@@ -29,8 +29,8 @@ ROWS = 16
 BLOCK = 32
 """Columns that the activations' scales and the vectors of levels go by."""
 SUPER_BLOCK = 256
-PANEL_BLOCK_BYTES = 512 + 4 * 64
-"""The most that a block of 16 rows takes in a panel: bytes of levels, two scales, two addends."""
+PANEL_BLOCK_BYTES = 512 + 64
+"""The least that a block of 16 rows takes in a panel: bytes of levels, and a scale."""
 
 
 class Bits(NamedTuple):
