@@ -88,6 +88,8 @@ class Dot(enum.Enum):
 
     NIBBLE = "nibble"
     """Levels up to 15, in sums of 16 bits."""
+    HALVES = "halves"
+    """Levels up to 31, in sums of 16 bits of 16 columns each."""
     WIDE = "wide"
     """Levels up to 63."""
     SIGNED = "signed"
@@ -197,8 +199,9 @@ class Format:
         """The dot product that holds the values."""
         lowest = min(self.values)
         span = max(self.values) - lowest
-        if span <= 63:
-            return Dot.NIBBLE if span <= 15 else Dot.WIDE
+        for most, dot in ((15, Dot.NIBBLE), (31, Dot.HALVES), (63, Dot.WIDE)):
+            if span <= most:
+                return dot
         return Dot.SYMMETRIC if lowest > -128 else Dot.SIGNED
 
     @property

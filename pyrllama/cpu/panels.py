@@ -15,12 +15,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pyrllama.cpu import activations as forms
-from pyrllama.cpu.blocks import blocks_of
+from pyrllama.cpu.blocks import blocks_of, sums_of_halves
 from pyrllama.cpu.kernel import inline
 from pyrllama.cpu.levels import PAIRS, Step, over_pairs
 from pyrllama.cpu.simd import (
     Lanes,
+    add_nibble_sum_rows,
     fused_multiply_add_rows,
+    hide,
     load_f32x16,
     load_i8x64,
     prefetch,
@@ -28,6 +30,7 @@ from pyrllama.cpu.simd import (
     splat_f32,
     store,
     zero_rows,
+    zero_sums,
 )
 
 if TYPE_CHECKING:
@@ -62,11 +65,15 @@ def steps_of_packed(format_: Format) -> Steps:
 
 
 def steps_of_panel(first: int, count: int, step: Step) -> Callable[[Any, int, int], Any]:
-    """Return what goes over the pairs of a panel; written out, LLVM would mix them up."""
+    """Return what goes over the pairs of a panel; written out, LLVM would mix them up.
+
+    A loop of two it would write out by itself, so their number is hidden from it.
+    """
+    hidden = count < PAIRS
 
     @inline
     def steps(sums: Any, q: int, x: int) -> Any:
-        for i in range(first, first + count):
+        for i in range(hide(first) if hidden else first, first + count):
             pair = q + 128 * i
             sums = step(sums, load_i8x64(pair), load_i8x64(pair + 64), x, i)
         return sums
@@ -95,7 +102,16 @@ def run_adder(rows: int, format_: Format, steps: Steps, run: int) -> Adder:
         word = x + 2 * forms.COLUMN_BYTES * i
         return dot(sums, w0, w1, word, word + forms.COLUMN_BYTES)
 
-    all_products = steps(run * pairs, pairs, step)
+    @inline
+    def zero() -> Any:
+        return zero_sums(rows)
+
+    first = run * pairs
+    if products.in_halves:
+        halves = [steps(i, 2, step) for i in range(first, first + pairs, 2)]
+        all_products = sums_of_halves(halves, zero, add_nibble_sum_rows)
+    else:
+        all_products = steps(first, pairs, step)
 
     @inline
     def add(totals: Any, q: int, x: int, scale: Lanes, addend: Lanes) -> Any:
