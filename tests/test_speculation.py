@@ -122,7 +122,7 @@ def test_nothing_is_drafted_before_a_plain_step_was_timed() -> None:
     assert speculation.draft(repeating, 8) == ()
     for _ in range(2):
         speculation.record(1.0, 0, 1)
-    assert speculation.draft(repeating, 8) == (1, 2, 3, 4, 1, 2, 3, 4)
+    assert speculation.draft(repeating, 8) == (1, 2, 3, 4, 1)
     assert speculation.draft(repeating, 0) == ()
     assert speculation.draft(repeating, 2) == (1, 2)
 
@@ -140,6 +140,22 @@ def test_times_between_known_passes_are_guessed() -> None:
     for seconds in (1.0, 9.0, 3.0):
         times.add(1, seconds)
     assert times.of(1) == 2.5
+
+
+def test_a_row_beyond_the_known_passes_is_never_taken_to_be_free() -> None:
+    times = PassTimes()
+    for n_tokens, seconds in ((1, 1.0), (2, 1.01)):
+        for _ in range(2):
+            times.add(n_tokens, seconds)
+    assert times.of(6) == 1.01 + 4 * ROW_COST
+
+
+def test_passes_grow_from_those_that_were_measured() -> None:
+    times = PassTimes()
+    for measured, largest in ((1, 6), (4, 8), (6, 12), (12, 24)):
+        times.add(measured, 1.0)
+        times.add(measured, 1.0)
+        assert times.largest_to_try == largest
 
 
 def test_hits_follow_what_drafts_became() -> None:
