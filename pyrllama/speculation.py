@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-PASS_SIZES = (2, 4, 6, 8, 12, 16)
-"""Tokens of a pass that checks drafts.  All products of so few rows have the bits of one row."""
+PASS_SIZES = (2, 4, 6, 12, 18)
+"""Tokens of a pass that checks drafts: those that kernels, which take six rows at a time, fill.
+All products of so few rows have the bits of one row."""
 PROFIT = 1.05
 """A draft must promise so many times the speed of a plain step."""
 LOSS_SHARE = 0.03
@@ -30,8 +31,12 @@ FIRST_LOSS = 0.5
 """Plain steps that may be lost at once, before there is a share, for each class of strength."""
 MOST_CREDIT = 20.0
 """Plain steps' worth of gains that later losses may use up."""
-ROW_COST = 0.35
-"""What a row more is taken to cost, in plain steps, before it was measured."""
+ROW_COST = 0.25
+"""The least that a row beyond the passes measured is taken to cost, in plain steps."""
+FIRST_SIZES = 6
+"""Tokens of the largest pass that is tried before any was measured."""
+GROWTH = 2
+"""A pass is at most so many times as large as one that was measured."""
 KEPT_TIMES = 9
 PLAIN_FIRST = 2
 """Plain steps that are measured before anything is drafted."""
@@ -79,7 +84,12 @@ class Hits:
 
 
 class PassTimes:
-    """What passes over so many tokens take: medians of the last, and guesses in between."""
+    """What passes over so many tokens take: medians of the last, and guesses for the others.
+
+    Sizes between two known ones are interpolated.  Beyond them, a row is taken to cost what it
+    did so far, or ``ROW_COST`` if that is more: the first rows may be as good as free, where
+    memory is the limit, and later ones are not.
+    """
 
     def __init__(self) -> None:
         self._times: dict[int, deque[float]] = {}
@@ -91,6 +101,12 @@ class PassTimes:
     def count(self, n_tokens: int) -> int:
         """Return how many passes of a size are known."""
         return len(self._times.get(n_tokens, ()))
+
+    @property
+    def largest_to_try(self) -> int:
+        """The tokens of a pass whose time can be guessed well enough to try it."""
+        known = (n for n, times in self._times.items() if len(times) > 1)
+        return max(FIRST_SIZES, GROWTH * max(known, default=1))
 
     def of(self, n_tokens: int) -> float:
         """Return the seconds of a pass; one of a single token must be known.
@@ -108,9 +124,13 @@ class PassTimes:
         below = max(n for n in known if n < n_tokens)
         above = min((n for n in known if n > n_tokens), default=None)
         start = self.of(below)
-        if above is None:
-            return start + (n_tokens - below) * ROW_COST * self.of(1)
-        return start + (n_tokens - below) * (self.of(above) - start) / (above - below)
+        if above is not None:
+            a_row = (self.of(above) - start) / (above - below)
+        elif below > 1:
+            a_row = max((start - self.of(1)) / (below - 1), ROW_COST * self.of(1))
+        else:
+            a_row = ROW_COST * start
+        return start + (n_tokens - below) * a_row
 
 
 class Speculation:
@@ -166,6 +186,8 @@ class Speculation:
         allowed = self._allowed + kind * FIRST_LOSS * plain - self._lost
         best, most = PROFIT / plain, 0
         for size in PASS_SIZES:
+            if size > self._times.largest_to_try:
+                break
             drafted = min(size - 1, room)
             seconds = self._times.of(1 + drafted) + drafted * self._draft_seconds
             if hits.expected(drafted) / seconds > best and seconds - plain <= allowed:

@@ -13,7 +13,7 @@ from pyrllama.core import ModelConfig, Request, Sampling
 from pyrllama.engine import Engine
 from pyrllama.lookup import PromptLookup
 from pyrllama.prefix import PrefixCache
-from pyrllama.speculation import Hits, PassTimes, Speculation
+from pyrllama.speculation import ROW_COST, Hits, PassTimes, Speculation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,7 +122,7 @@ def test_nothing_is_drafted_before_a_plain_step_was_timed() -> None:
     assert speculation.draft(repeating, 8) == ()
     for _ in range(2):
         speculation.record(1.0, 0, 1)
-    assert speculation.draft(repeating, 8) == (1, 2, 3, 4, 1, 2, 3, 4)
+    assert speculation.draft(repeating, 8) == (1, 2, 3, 4, 1)
     assert speculation.draft(repeating, 0) == ()
     assert speculation.draft(repeating, 2) == (1, 2)
 
@@ -130,16 +130,32 @@ def test_nothing_is_drafted_before_a_plain_step_was_timed() -> None:
 def test_times_between_known_passes_are_guessed() -> None:
     times = PassTimes()
     times.add(1, 2.0)
-    assert times.of(5) == 2.0 + 4 * 0.35 * 2.0
+    assert times.of(5) == 2.0 + 4 * ROW_COST * 2.0
     times.add(5, 60.0)  # the first of its size
-    assert times.of(5) == 2.0 + 4 * 0.35 * 2.0
+    assert times.of(5) == 2.0 + 4 * ROW_COST * 2.0
     for _ in range(2):
         times.add(5, 6.0)
     assert times.of(3) == 4.0
-    assert times.of(7) == 6.0 + 2 * 0.35 * 2.0
+    assert times.of(7) == 6.0 + 2 * (6.0 - 2.0) / 4  # as steeply as before
     for seconds in (1.0, 9.0, 3.0):
         times.add(1, seconds)
     assert times.of(1) == 2.5
+
+
+def test_a_row_beyond_the_known_passes_is_never_taken_to_be_free() -> None:
+    times = PassTimes()
+    for n_tokens, seconds in ((1, 1.0), (2, 1.01)):
+        for _ in range(2):
+            times.add(n_tokens, seconds)
+    assert times.of(6) == 1.01 + 4 * ROW_COST
+
+
+def test_passes_grow_from_those_that_were_measured() -> None:
+    times = PassTimes()
+    for measured, largest in ((1, 6), (4, 8), (6, 12), (12, 24)):
+        times.add(measured, 1.0)
+        times.add(measured, 1.0)
+        assert times.largest_to_try == largest
 
 
 def test_hits_follow_what_drafts_became() -> None:

@@ -6,8 +6,9 @@ formats when it runs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,9 +43,6 @@ from pyrllama.cpu.simd import (
     wide_start_rows,
     widen_i8,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 f32, i32 = np.float32, np.int32
 
@@ -138,6 +136,8 @@ class Products(NamedTuple):
     end_rows: Callable[[Any], Any]
     offset: int
     """What ``start_rows`` is to be given."""
+    in_halves: bool
+    """Whether every two pairs have a sum of their own, from zero to ``nibble_sum``."""
 
 
 class Blocks(NamedTuple):
@@ -232,6 +232,9 @@ def _products(dot: Dot, format_: Format) -> Products:
             nibble_start, nibble_start_rows, nibble_dot_of_two, nibble_dot_rows,
             nibble_sum, nibble_sum_rows,
         ),
+        Dot.HALVES: (
+            wide_start, wide_start_rows, nibble_dot_of_two, nibble_dot_rows, complete, complete,
+        ),
         Dot.WIDE: (wide_start, wide_start_rows, wide_dot, wide_dot_rows, complete, complete),
         Dot.SIGNED: (
             signed_start, signed_start_rows, signed_dot_of_two, signed_dot_rows,
@@ -248,4 +251,30 @@ def _products(dot: Dot, format_: Format) -> Products:
     def begin(sums: int) -> Lanes:
         return splat_i32(start(i32(load_i32(sums) * offset)))
 
-    return Products(begin, add, end, start_rows, add_rows, end_rows, offset)
+    in_halves = dot is Dot.HALVES
+    return Products(begin, add, end, start_rows, add_rows, end_rows, offset, in_halves)
+
+
+Sums = Callable[[Any, int, int], Any]
+"""``sums(totals, q, x)``: integer totals with the products of some pairs."""
+
+
+def sums_of_halves(
+    halves: list[Sums], zero: Callable[[], Any], join: Callable[[Any, Any], Any]
+) -> Sums:
+    """Return what joins the sums of halves, each from zero on, to totals."""
+    first, *others = halves
+
+    @inline
+    def one(totals: Any, q: int, x: int) -> Any:
+        return join(totals, first(zero(), q, x))
+
+    if not others:
+        return one
+    rest = sums_of_halves(others, zero, join)
+
+    @inline
+    def all_of_them(totals: Any, q: int, x: int) -> Any:
+        return rest(one(totals, q, x), q, x)
+
+    return all_of_them

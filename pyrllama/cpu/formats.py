@@ -29,8 +29,8 @@ ROWS = 16
 BLOCK = 32
 """Columns that the activations' scales and the vectors of levels go by."""
 SUPER_BLOCK = 256
-PANEL_BLOCK_BYTES = 512 + 4 * 64
-"""The most that a block of 16 rows takes in a panel: bytes of levels, two scales, two addends."""
+PANEL_BLOCK_BYTES = 512 + 64
+"""The least that a block of 16 rows takes in a panel: bytes of levels, and a scale."""
 
 
 class Bits(NamedTuple):
@@ -88,6 +88,8 @@ class Dot(enum.Enum):
 
     NIBBLE = "nibble"
     """Levels up to 15, in sums of 16 bits."""
+    HALVES = "halves"
+    """Levels up to 31, in sums of 16 bits of 16 columns each."""
     WIDE = "wide"
     """Levels up to 63."""
     SIGNED = "signed"
@@ -197,8 +199,9 @@ class Format:
         """The dot product that holds the values."""
         lowest = min(self.values)
         span = max(self.values) - lowest
-        if span <= 63:
-            return Dot.NIBBLE if span <= 15 else Dot.WIDE
+        for most, dot in ((15, Dot.NIBBLE), (31, Dot.HALVES), (63, Dot.WIDE)):
+            if span <= most:
+                return dot
         return Dot.SYMMETRIC if lowest > -128 else Dot.SIGNED
 
     @property

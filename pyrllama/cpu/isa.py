@@ -8,7 +8,7 @@ Four dot products of bytes are offered.  Each adds, into the 32-bit lane of a ro
 of the row's weights, four or twice four, with as many activations (``-127 <= x <= 127``):
 
 ``nibble_dot``  weights from 0 to 15: at most eight products, which begin at ``nibble_start`` and
-                end with ``nibble_sum``;
+                end with ``nibble_sum``; or from 0 to 31, at most four, which begin at zero;
 ``wide_dot``    weights from 0 to 63, twice four of them, which begin at ``wide_start``;
 ``signed_dot``  weights from -128 to 127, which begin at ``signed_start``;
 ``symmetric_dot``  the same without -128, quicker where one row of activations meets many weights.
@@ -301,7 +301,7 @@ def _wide_avx2(builder: Any, total: Any, w0: Any, x0: Any, w1: Any, x1: Any) -> 
 
 
 def _nibble_dot_avx2(builder: Any, total: Any, weights: Any, x: Any) -> Any:
-    """Keep 16-bit sums; those of pairs from 0 stay under 8 * 2 * 15 * 127 < 2^15."""
+    """Keep 16-bit sums; from 0 they stay under 8 * 2 * 15 * 127 and 4 * 2 * 31 * 127 < 2^15."""
     kind = ir.VectorType(I16, 32)
     products = _by_halves(builder, _pairs_avx2(builder), weights, x)
     return builder.bitcast(builder.add(builder.bitcast(total, kind), products), I32X16)

@@ -1,13 +1,14 @@
 """Products of packed weight matrices with several rows of activations, one kernel a type.
 
-Groups of 16 rows of weights are unpacked once into panels that stay in the core's second cache,
-and all rows of activations, six at a time, are multiplied with them.  The twelve 256-bit halves
-of six vectors of sums are what sixteen registers hold beside their operands; wider registers
-need half of them.  Two or four rows alone are multiplied with the packed weights as they come
-from memory, which is what then takes the time.
+Groups of 16 rows of weights are unpacked once into panels (``panels.py``), and all rows of
+activations, six at a time, are multiplied with them.  The twelve 256-bit halves of six vectors of
+sums are what sixteen registers hold beside their operands; wider registers need half of them.
 
-Panels of quantised types hold bytes, with float32 scales and addends for every run of columns and
-row, whatever the type was.  Those of other types hold float32.
+For many rows, panels of several groups fill half of the core's second cache, so that six rows,
+which the first one holds, meet all of them.  For few, a panel is a small part of one group that
+stays in the first cache, and what is unpacked next has arrived meanwhile.  Of a group cut into
+parts, the sums so far of all rows wait behind the panels.  Panels of types with float32
+activations hold float32.
 
 Results are summed in the order of ``matvec.py``: a token has the same bits alone, in a batch
 and in a prompt.  ``out`` must have room for whole sixes of rows.
@@ -15,40 +16,54 @@ and in a prompt.  ``out`` must have room for whole sixes of rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pyrllama.cpu import activations as forms
-from pyrllama.cpu.blocks import blocks_of
 from pyrllama.cpu.formats import format_named
 from pyrllama.cpu.kernel import KernelFunction, View, inline, kernel, view
-from pyrllama.cpu.levels import PAIRS, Step, over_pairs
 from pyrllama.cpu.matvec import FLOAT_TYPES
-from pyrllama.cpu.records import ACTIVATIONS, MATRIX, PANEL_COLUMNS, PANELS_BYTES, ROWS_AT_ONCE
+from pyrllama.cpu.panels import (
+    MultiplyPanel,
+    multiply_packed,
+    multiply_panel,
+    panel_block_bytes,
+    unpack_panel,
+)
+from pyrllama.cpu.records import (
+    ACTIVATIONS,
+    MATRIX,
+    PANEL_BLOCKS,
+    PANEL_COLUMNS,
+    PANELS_BYTES,
+    ROWS_AT_ONCE,
+)
 from pyrllama.cpu.simd import (
     Lanes,
     add_rows,
     fused_multiply_add_rows,
     load_f32x16,
-    load_i8x64,
     load_rows,
-    scale_rows,
-    splat_f32,
     store,
     store_rows,
     zero_rows,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pyrllama.cpu.formats import Format
 
 Matrix = view(MATRIX)
 Activations = view(ACTIVATIONS)
 
 ROWS = ROWS_AT_ONCE
-PANEL_SCALES = 512
-"""Where scales stand in a block of 16 rows of a panel: behind 32 columns of bytes."""
+SUMS_BYTES = 64 * ROWS
+"""Bytes of the sums of a group for six rows."""
+FEW_SIXES = 4
+"""Sixes of rows up to which a panel stays in the first cache."""
+FEW_BLOCKS = 16
+"""Blocks of columns of such a panel: some 10 KB."""
 
 
 @inline
@@ -61,160 +76,43 @@ def finish_rows(rows: int, out: int, stride: int, totals: Any, accumulate: int) 
 
 # --- types with int8 activations --------------------------------------------------------------
 
-Multiply = Callable[[int, int, int], Any]
-"""``multiply(p, x, n)``: the products of ``n`` blocks with the rows of activations at ``x``."""
-Adder = Callable[[Any, int, int, Lanes, Lanes], Any]
-"""``add(totals, q, x, scale, addend)``: the totals with a run of the levels at ``q``."""
-Steps = Callable[[int, int, Step], Callable[[Any, int, int], Any]]
-"""``steps(first, count, step)`` is what takes a step for some pairs."""
+
+@inline
+def panel_blocks(n_blocks: int, n_sixes: int) -> int:
+    """Return how many blocks of columns a panel has."""
+    return FEW_BLOCKS if n_sixes <= FEW_SIXES else min(n_blocks, PANEL_BLOCKS)
 
 
-def panel_block_bytes(format_: Format) -> int:
-    """Return the bytes of 16 rows and 32 columns in a panel: operands, scales, addends."""
-    return PANEL_SCALES + 64 * format_.runs * (1 + format_.has_addend)
+@inline
+def panels_at_once(panel_bytes: int, n_sixes: int) -> int:
+    """Return how many groups have a panel at a time."""
+    return 1 if n_sixes <= FEW_SIXES else PANELS_BYTES // panel_bytes
 
 
-def steps_of_packed(format_: Format) -> Steps:
-    """Return what goes over the pairs of a packed block."""
-    operands = blocks_of(format_).operands
-    return lambda first, count, step: over_pairs(operands[first : first + count], first, step)
-
-
-def steps_of_panel(first: int, count: int, step: Step) -> Callable[[Any, int, int], Any]:
-    """Return what goes over the pairs of a panel; written out, LLVM would mix them up."""
+def add_part(rows: int, multiply: MultiplyPanel) -> Callable[..., None]:
+    """Return what adds a part of a group's columns to the sums of some rows."""
 
     @inline
-    def steps(sums: Any, q: int, x: int) -> Any:
-        for i in range(first, first + count):
-            pair = q + 128 * i
-            sums = step(sums, load_i8x64(pair), load_i8x64(pair + 64), x, i)
-        return sums
-
-    return steps
-
-
-def adders(rows: int, format_: Format, steps: Steps) -> tuple[Adder, Adder]:
-    """Return what adds the first and the last run of 32 columns to the totals of some rows."""
-    last = format_.runs - 1
-    return run_adder(rows, format_, steps, 0), run_adder(rows, format_, steps, last)
-
-
-def run_adder(rows: int, format_: Format, steps: Steps, run: int) -> Adder:
-    """Return what adds a run to the totals of some rows."""
-    products, has_addend = blocks_of(format_).products, format_.has_addend
-    start, dot, end, offset = (
-        products.start_rows, products.dot_rows, products.end_rows, products.offset
-    )  # fmt: skip
-    sum_of_run = forms.COLUMN_BYTES * (run + format_.runs - 1)
-    pairs = PAIRS // format_.runs
-
-    @inline
-    def step(sums: Any, w0: Lanes, w1: Lanes, x: int, i: int) -> Any:
-        """Add the products of a pair."""
-        word = x + 2 * forms.COLUMN_BYTES * i
-        return dot(sums, w0, w1, word, word + forms.COLUMN_BYTES)
-
-    all_products = steps(run * pairs, pairs, step)
-
-    @inline
-    def add(totals: Any, q: int, x: int, scale: Lanes, addend: Lanes) -> Any:
-        sums = all_products(start(rows, x + forms.SUMS_OF_ROWS + sum_of_run, offset), q, x)
-        totals = scale_rows(totals, end(sums), scale, x + forms.SCALES)
-        if has_addend:
-            place = x + forms.SCALED_SUMS + sum_of_run
-            totals = fused_multiply_add_rows(totals, addend, place)
-        return totals
+    def add(
+        panel: int, x: int, n: int, ahead: int, step: int, sums: int, begins: bool, ends: bool,
+        out: int, stride: int, accumulate: int,
+    ) -> None:  # fmt: skip
+        totals = zero_rows(rows) if begins else load_rows(rows, sums, 64)
+        totals = multiply(totals, panel, x, n, ahead, step)
+        if ends:
+            finish_rows(rows, out, stride, totals, accumulate)
+        else:
+            store_rows(sums, 64, totals)
 
     return add
 
 
-def multiply_packed(rows: int, format_: Format) -> Multiply:
-    """Return what multiplies a packed group with a few rows."""
-    scale, addend = blocks_of(format_).scale, blocks_of(format_).addend
-    runs, blocks = format_.runs, format_.blocks
-    packed_bytes, head_bytes, level_bytes = format_.bytes, format_.head_bytes, format_.level_bytes
-    add, add_1 = adders(rows, format_, steps_of_packed(format_))
-
-    @inline
-    def multiply(p: int, x: int, n_packed: int) -> Any:
-        totals = zero_rows(rows)
-        for _ in range(n_packed):
-            for b in range(blocks):
-                q, i = p + head_bytes + b * level_bytes, runs * b
-                totals = add(totals, q, x, scale(p, i), addend(p, i))
-                if runs == 2:
-                    totals = add_1(totals, q, x, scale(p, i + 1), addend(p, i + 1))
-                x += forms.BLOCK_BYTES
-            p += packed_bytes
-        return totals
-
-    return multiply
-
-
-def multiply_panel(rows: int, format_: Format) -> Multiply:
-    """Return what multiplies a panel with up to six rows."""
-    runs, block_bytes = format_.runs, panel_block_bytes(format_)
-    addends = PANEL_SCALES + 64 * runs
-    add, add_1 = adders(rows, format_, steps_of_panel)
-    has_addend = format_.has_addend
-
-    @inline
-    def addend_at(place: int) -> Lanes:
-        return load_f32x16(place) if has_addend else splat_f32(0.0)
-
-    @inline
-    def multiply(panel: int, x: int, n_blocks: int) -> Any:
-        totals = zero_rows(rows)
-        for _ in range(n_blocks):
-            scale = load_f32x16(panel + PANEL_SCALES)
-            totals = add(totals, panel, x, scale, addend_at(panel + addends))
-            if runs == 2:
-                scale = load_f32x16(panel + PANEL_SCALES + 64)
-                totals = add_1(totals, panel, x, scale, addend_at(panel + addends + 64))
-            panel += block_bytes
-            x += forms.BLOCK_BYTES
-        return totals
-
-    return multiply
-
-
-def unpack_panel(format_: Format) -> Callable[[int, int, int], None]:
-    """Return what makes a panel of a packed group."""
-    operands, scale, addend, _ = blocks_of(format_)
-    runs, blocks, has_addend = format_.runs, format_.blocks, format_.has_addend
-    packed_bytes, head_bytes, level_bytes = format_.bytes, format_.head_bytes, format_.level_bytes
-    block_bytes = panel_block_bytes(format_)
-
-    @inline
-    def put(state: int, first: Lanes, second: Lanes, place: int, i: int) -> int:
-        """Store a pair as bytes."""
-        store(place + 128 * i, first)
-        store(place + 128 * i + 64, second)
-        return state
-
-    put_all = over_pairs(operands, 0, put)
-
-    @inline
-    def unpack(p: int, panel: int, n_packed: int) -> None:
-        for _ in range(n_packed):
-            for b in range(blocks):
-                put_all(0, p + head_bytes + b * level_bytes, panel)
-                for run in range(runs):
-                    place, i = panel + PANEL_SCALES + 64 * run, runs * b + run
-                    store(place, scale(p, i))
-                    if has_addend:
-                        store(place + 64 * runs, addend(p, i))
-                panel += block_bytes
-            p += packed_bytes
-
-    return unpack
-
-
 def quantised_product(format_: Format) -> KernelFunction:
     """Return the product kernel of a quantised type."""
-    columns, block_bytes = format_.columns, panel_block_bytes(format_)
+    columns, blocks, packed_bytes = format_.columns, format_.blocks, format_.bytes
+    block_bytes = panel_block_bytes(format_)
     packed_by_2, packed_by_4 = (multiply_packed(rows, format_) for rows in (2, 4))
-    by_2, by_4, by_6 = (multiply_panel(rows, format_) for rows in (2, 4, ROWS))
+    add_2, add_4, add_6 = (add_part(rows, multiply_panel(rows, format_)) for rows in (2, 4, ROWS))
     unpack = unpack_panel(format_)
 
     @inline
@@ -228,15 +126,16 @@ def quantised_product(format_: Format) -> KernelFunction:
 
     @inline
     def six_rows(
-        panel: int, x: int, n_blocks: int, n_rows: int, out: int, stride: int, accumulate: int
-    ) -> None:
+        panel: int, x: int, n: int, ahead: int, step: int, sums: int, begins: bool, ends: bool,
+        out: int, stride: int, accumulate: int, n_rows: int,
+    ) -> None:  # fmt: skip
         """Multiply a panel with six rows, or as many as there are."""
         if n_rows <= 2:
-            finish_rows(2, out, stride, by_2(panel, x, n_blocks), accumulate)
+            add_2(panel, x, n, ahead, step, sums, begins, ends, out, stride, accumulate)
         elif n_rows <= 4:
-            finish_rows(4, out, stride, by_4(panel, x, n_blocks), accumulate)
+            add_4(panel, x, n, ahead, step, sums, begins, ends, out, stride, accumulate)
         else:
-            finish_rows(ROWS, out, stride, by_6(panel, x, n_blocks), accumulate)
+            add_6(panel, x, n, ahead, step, sums, begins, ends, out, stride, accumulate)
 
     @kernel
     def product(
@@ -245,24 +144,38 @@ def quantised_product(format_: Format) -> KernelFunction:
     ) -> None:  # fmt: skip
         """Multiply groups ``first`` to ``last``; row ``i`` gives ``out + i * stride``."""
         m, a = Matrix(matrix), Activations(activations)
+        group_bytes = m.bytes_a_group
         if n_rows <= 4:
             for g in range(first, last):
-                p = m.data + g * m.bytes_a_group
-                few_rows(p, a, n_rows, out + 64 * g, stride, accumulate)
+                few_rows(m.data + g * group_bytes, a, n_rows, out + 64 * g, stride, accumulate)
             return
-        n_blocks = m.n_cols // 32
-        size = n_blocks * block_bytes
-        at_once = max(PANELS_BYTES // size, 1)
+        n_blocks, n_sixes = m.n_cols // 32, (n_rows + ROWS - 1) // ROWS
+        part = panel_blocks(n_blocks, n_sixes)
+        size = part * block_bytes
+        at_once = panels_at_once(size, n_sixes)
+        step = (packed_bytes // blocks + n_sixes - 1) // n_sixes
         for g in range(first, last, at_once):
             n_panels = min(at_once, last - g)
-            for i in range(n_panels):
-                p = m.data + (g + i) * m.bytes_a_group
-                unpack(p, panels + i * size, m.n_cols // columns)
-            for row in range(0, n_rows, ROWS):
-                x, place = a.bytes + row // ROWS * a.bytes_stride, out + row * stride + 64 * g
+            after = (at_once if g + at_once < last else 0) * group_bytes
+            for block in range(0, n_blocks, part):
+                n = min(part, n_blocks - block)
+                begins, ends = block == 0, block + n == n_blocks
+                before = block // blocks * packed_bytes
+                p = m.data + g * group_bytes + before
+                ahead = p - before + after if ends else p + n // blocks * packed_bytes
                 for i in range(n_panels):
-                    panel, left = panels + i * size, n_rows - row
-                    six_rows(panel, x, n_blocks, left, place + 64 * i, stride, accumulate)
+                    unpack(p + i * group_bytes, panels + i * size, n // blocks)
+                for six in range(n_sixes):
+                    x = a.bytes + six * a.bytes_stride + block * forms.BLOCK_BYTES
+                    place = out + ROWS * six * stride + 64 * g
+                    sums = panels + PANELS_BYTES + six * at_once * SUMS_BYTES
+                    asked = ahead + six * n * step
+                    for i in range(n_panels):
+                        six_rows(
+                            panels + i * size, x, n, asked + i * group_bytes, step,
+                            sums + i * SUMS_BYTES, begins, ends, place + 64 * i, stride,
+                            accumulate, n_rows - ROWS * six,
+                        )  # fmt: skip
 
     return product
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from pyrllama.cpu.blocks import blocks_of
+from pyrllama.cpu.blocks import Sums, blocks_of, sums_of_halves
 from pyrllama.cpu.formats import format_named
 from pyrllama.cpu.kernel import KernelFunction, View, inline, kernel, view
 from pyrllama.cpu.levels import PAIRS, over_pairs
@@ -30,6 +30,7 @@ from pyrllama.cpu.simd import (
     load_f32x16,
     load_i16x16,
     load_i32,
+    nibble_sum,
     prefetch,
     prefetch_stream,
     splat_f32,
@@ -100,6 +101,18 @@ def broadcast_4(x: int) -> Lanes:
     return as_i8(splat_i32(load_i32(x)))
 
 
+@inline
+def no_sum() -> Lanes:
+    """Return where the sum of a half begins."""
+    return splat_i32(0)
+
+
+@inline
+def add_nibble_sum(total: Lanes, half: Lanes) -> Lanes:
+    """Add what ``nibble_sum`` makes of the sum of a half."""
+    return total + nibble_sum(half)
+
+
 def quantised_product(format_: Format) -> KernelFunction:
     """Return the product kernel of a quantised type."""
     operands, scale, addend, products = blocks_of(format_)
@@ -116,8 +129,13 @@ def quantised_product(format_: Format) -> KernelFunction:
         """Add the products of a pair."""
         return dot(sums, w0, broadcast_4(x + 8 * i), w1, broadcast_4(x + 8 * i + 4))
 
-    products_0 = over_pairs(operands[:pairs], 0, step)
-    products_1 = over_pairs(operands[-pairs:], PAIRS - pairs, step)
+    def products_of(first: int) -> Sums:
+        if not products.in_halves:
+            return over_pairs(operands[first : first + pairs], first, step)
+        halves = [over_pairs(operands[i : i + 2], i, step) for i in range(first, first + pairs, 2)]
+        return sums_of_halves(halves, no_sum, add_nibble_sum)
+
+    products_0, products_1 = products_of(0), products_of(PAIRS - pairs)
 
     @inline
     def add(n: Lanes, p: int, i: int, scale_x: int, sum_x: int, total: Lanes) -> Lanes:

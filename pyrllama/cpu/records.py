@@ -95,6 +95,9 @@ TILED_ROWS = 24
 """Rows from which a product goes through matrix tiles, where there are any."""
 PANELS_BYTES = 160 << 10
 """Unpacked groups that a core's second cache holds beside rows of activations."""
+PANEL_BLOCKS = 64
+"""Blocks of columns of a panel at most: so many of six rows of activations fit into a core's first
+cache."""
 PANEL_COLUMNS = 256
 """Columns of 16 rows as float32 that fit into a core's first cache: 16 KB."""
 

@@ -13,6 +13,7 @@ from pyrllama.cpu.records import (
     ACTIVATIONS,
     BLOCK_WORDS,
     LINE,
+    PANEL_BLOCKS,
     PANEL_COLUMNS,
     PANELS_BYTES,
     ROWS_AT_ONCE,
@@ -70,13 +71,14 @@ def spare_rows(rows: int) -> int:
     return max(round_up(rows, TILE_ROWS), round_up(rows, ROWS_AT_ONCE))
 
 
-def panel_bytes(rows: int, n_cols: int) -> int:
-    """Return the scratch that a thread's products of ``rows`` rows and ``n_cols`` columns need.
+def panel_bytes(rows: int) -> int:
+    """Return the scratch that a thread's products of ``rows`` rows need.
 
-    One of: groups' blocks unpacked to bytes; some columns of one as floats, and the sums of all
-    rows; the tiles of two groups.
+    One of: groups' blocks unpacked to bytes, and where these are parts of the groups, the sums
+    of all rows; some columns of one as floats, and the sums of all rows; the tiles of two groups.
     """
-    unpacked = max(PANELS_BYTES, round_up(n_cols, BLOCK) // BLOCK * PANEL_BLOCK_BYTES)
+    parts = PANELS_BYTES // (PANEL_BLOCKS * PANEL_BLOCK_BYTES)
+    unpacked = PANELS_BYTES + 64 * parts * spare_rows(rows)
     floats = 64 * (PANEL_COLUMNS + spare_rows(rows))
     tiles = LINE + 2 * 1024 * TILE_BLOCKS
     return max(unpacked, floats, tiles)

@@ -502,6 +502,17 @@ def zero_rows(_typing: Any, rows: Any) -> Any:
 
 
 @constant_instruction
+def zero_sums(_typing: Any, rows: Any) -> Any:
+    """Return as many zeroed ``i32x16`` as a constant says."""
+    count = _row_count(rows)
+
+    def build(context: Any, builder: Any, sig: Any, _args: Any) -> Any:
+        return context.make_tuple(builder, sig.return_type, [constant(i32x16, 0)] * count)
+
+    return types.UniTuple(i32x16, count)(rows), build
+
+
+@constant_instruction
 def load_rows(_typing: Any, rows: Any, address: Any, stride: Any) -> Any:
     """Load as many ``f32x16`` as a constant says, ``stride`` bytes apart."""
     count = _row_count(rows)
@@ -630,6 +641,22 @@ def nibble_sum_rows(_typing: Any, sums: Any) -> Any:
         return _each_row(context, builder, sig, args[0], change)
 
     return sums(sums), build
+
+
+@instruction
+def add_nibble_sum_rows(_typing: Any, totals: Any, sums: Any) -> Any:
+    """Add to every row what ``nibble_sum`` makes of other sums of its own."""
+
+    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        others = cgutils.unpack_tuple(builder, args[1], sig.return_type.count)
+
+        def change(row: int, total: Any) -> Any:
+            ended = call_llvm(builder, "rllama_nibble_sum", i32x16.llvm, [others[row]])
+            return builder.add(total, ended)
+
+        return _each_row(context, builder, sig, args[0], change)
+
+    return totals(totals, sums), build
 
 
 @instruction
