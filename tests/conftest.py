@@ -8,6 +8,13 @@ from pathlib import Path
 import pytest
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that compile the same code in one process: a file's, and all of CPU kernels."""
+    for item in items:
+        group = "kernels" if item.path.parent.name == "cpu" else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """Return the folder of real test material, which is not part of the project."""
