@@ -26,7 +26,8 @@ from pyrllama.core import BLOCK_TOKENS, Batch, Chunk, TensorType, TopLogits
 from pyrllama.errors import RllamaError
 from pyrllama.opencl import choose_devices
 from pyrllama.opencl.bandwidth import copy_bandwidth
-from pyrllama.opencl.stage import Part, Sizes, Stage
+from pyrllama.opencl.parts import Part, Sizes
+from pyrllama.opencl.stage import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,7 +11,8 @@ from pyrllama.core import BLOCK_TOKENS, TensorType
 from pyrllama.errors import BackendError, SettingError
 from pyrllama.models.llama import OUTPUT
 from pyrllama.opencl.experts import unchosen_bytes
-from pyrllama.opencl.stage import KV_PADDING, Part, Sizes, Stage, block_bytes, stage_stacks
+from pyrllama.opencl.parts import KV_PADDING, Part, Sizes, block_bytes, stage_stacks
+from pyrllama.opencl.stage import Stage
 from pyrllama.opencl.supported import check_supported
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pyrllama.core import ModelConfig, TensorType
+    from pyrllama.opencl.parts import Part
     from pyrllama.opencl.program import Launch, Program
-    from pyrllama.opencl.stage import Part, Stage
+    from pyrllama.opencl.stage import Stage
     from pyrllama.opencl.weights import Matrix
 
 ROLES = ("qkv", "attn_output", "gate_up", "ffn_down")

@@ -14,7 +14,7 @@ from pyrllama.models.rope import rope_table
 from pyrllama.opencl.batch import BatchWords, word_count
 from pyrllama.opencl.launches import AS_FLOATS
 from pyrllama.opencl.layout import ROW_ALIGN, round_up
-from pyrllama.opencl.stage import block_bytes
+from pyrllama.opencl.parts import block_bytes
 from pyrllama.opencl.tuning import ATTENTION_GROUP, attention_rows, heads_at_once
 from pyrllama.quants import dequantize, quantize
 from pyrllama.reference import ops

@@ -24,7 +24,7 @@ from pyrllama.core import Batch, Chunk, Experts, TensorType
 from pyrllama.errors import DeviceError
 from pyrllama.loading import load_model
 from pyrllama.opencl import OpenClModel, stage
-from pyrllama.opencl.stage import Part, stage_stacks
+from pyrllama.opencl.parts import Part, stage_stacks
 from pyrllama.opencl.weights import DeviceMemory
 from pyrllama.reference import ReferenceModel
 from pyrllama.reference.model import load_weights

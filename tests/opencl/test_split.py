@@ -24,7 +24,7 @@ from pyrllama.cpu import CpuModel
 from pyrllama.errors import BackendError, UnsupportedTypeError
 from pyrllama.loading import load_model
 from pyrllama.opencl import OpenClModel, stage
-from pyrllama.opencl.stage import Part
+from pyrllama.opencl.parts import Part
 from pyrllama.split import SplitModel
 
 if TYPE_CHECKING:

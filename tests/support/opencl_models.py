@@ -14,7 +14,7 @@ from pyrllama.core import TensorType
 from pyrllama.models.llama import is_router
 from pyrllama.opencl.layout import held_type
 from pyrllama.opencl.model import OpenClModel
-from pyrllama.opencl.stage import Part
+from pyrllama.opencl.parts import Part
 from pyrllama.opencl.tuning import default_tuning
 from pyrllama.quants import dequantize, quantize
 from pyrllama.reference import ReferenceModel, ops
