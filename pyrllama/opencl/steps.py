@@ -50,14 +50,14 @@ class Steps:
 
     def launches(self, batch: Batch, *, top: int) -> Iterator[tuple[Launch, int]]:
         """Yield a step's launches in their order, and how many times its groups each takes."""
-        yield from self._computing(batch)
-        if top and not (batch.n_tokens == 1 and self._stage.persists):
-            yield from (launch.sized(count_rows(batch)) for launch in self._choice)
-
-    def _computing(self, batch: Batch) -> Iterator[tuple[Launch, int]]:
         counts = count_rows(batch)
+        yield from self._computing(counts)
+        if top and not (batch.n_tokens == 1 and self._stage.persists):
+            yield from (launch.sized(counts) for launch in self._choice)
+
+    def _computing(self, counts: dict[Rows, int]) -> Iterator[tuple[Launch, int]]:
         if counts[Rows.TOKENS] == 1 and self._single is not None:
-            n_launches = len(self._single) if batch.n_outputs else self._n_layer_launches
+            n_launches = len(self._single) if counts[Rows.OUTPUTS] else self._n_layer_launches
             yield from ((launch, 1) for launch in self._single[:n_launches])
             return
         layers = self._batches[self._few(counts[Rows.TOKENS])].layers

@@ -271,34 +271,26 @@ FUNCTION float2 brain_halves(uint bits) {
   return (float2)(as_float(bits << 16), as_float(bits & 0xffff0000u));
 }
 
-// The sum of a value over all work-items of the group, in the same order in each of them.
-FUNCTION float group_sum(float value, __local float *scratch) {
+// A value summed up over all work-items of the group, in the same order in each of them, or its
+// maximum.
+FUNCTION float fold_group(float value, __local float *scratch, const int take_max) {
 #ifdef NVIDIA
-  float sum = team_sum(value, scratch);
+  const float of_team = take_max ? team_max(value, scratch) : team_sum(value, scratch);
   LOCAL_FENCE;
-  if (lane_id() == 0) scratch[team_in_group()] = sum;
+  if (lane_id() == 0) scratch[team_in_group()] = of_team;
   LOCAL_FENCE;
-  sum = 0.0f;
-  for (int team = 0; team < TEAMS; team++) sum += scratch[team];
-  return sum;
+  float result = scratch[0];
+  for (int team = 1; team < TEAMS; team++) {
+    result = take_max ? fmax(result, scratch[team]) : result + scratch[team];
+  }
+  return result;
 #else
-  return fold(value, scratch, GROUP, 0);
+  return fold(value, scratch, GROUP, take_max);
 #endif
 }
 
-// The maximum of a value over all work-items of the group.
-FUNCTION float group_max(float value, __local float *scratch) {
-#ifdef NVIDIA
-  float most = team_max(value, scratch);
-  LOCAL_FENCE;
-  if (lane_id() == 0) scratch[team_in_group()] = most;
-  LOCAL_FENCE;
-  for (int team = 0; team < TEAMS; team++) most = fmax(most, scratch[team]);
-  return most;
-#else
-  return fold(value, scratch, GROUP, 1);
-#endif
-}
+FUNCTION float group_sum(float value, __local float *scratch) { return fold_group(value, scratch, 0); }
+FUNCTION float group_max(float value, __local float *scratch) { return fold_group(value, scratch, 1); }
 
 // Words of a barrier across the grid: groups that arrived since the kernel began, groups that
 // left it, and whether one gave up waiting.
