@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 STEPS, REPETITIONS = 20, 7
 CHOICES = (1, 21, 150)
 """Greatest logits that are found on the device: for greedy, the default settings, and many."""
+PHASE_MARKS = ("loaded", "computed", "asked", "met")
 ROLES_OF_A_LAYER = ("qkv", "attention", "attn_output", "gate_up", "ffn_down")
 
 
@@ -170,28 +171,30 @@ def choice(stage: Stage, step: Batch, k: int) -> str:
 def phases(stage: Stage, context: int) -> Iterator[str]:
     """Yield a line for each phase of the persistent kernel: microseconds, means over the layers.
 
-    A phase begins when the first group leaves the barrier before it, and ends with the last group.
+    A phase begins when the first group leaves the barrier before it, and ends with the last group;
+    the other columns are means over the groups.
     """
     step = batch_at(context - 1, 1)
-    gathered: dict[str, list[tuple[float, ...]]] = {}
+    gathered: dict[str, list[NDArray[np.float64]]] = {}
     for _ in range(REPETITIONS):
         stage.repeat(step, 1)
-        times = stage.phase_times().astype(np.int64)
-        came, left = times[:, :, 0], times[:, :, 1]
+        times = stage.phase_times()
+        came, left = times[:, :, -2], times[:, :, -1]
         names = ["embedding"] * stage.part.embeds + [*ROLES_OF_A_LAYER] * len(stage.part.layers)
         for i, name in enumerate([*names, "output"]):
             if i:
-                start = left[:, i - 1].min()
-                ends = came[:, i].min() - start, came[:, i].mean() - start, came[:, i].max() - start
-                barrier = left[:, i].mean() - came[:, i].max() if i < len(names) else 0
-                gathered.setdefault(name, []).append((*ends, barrier))
+                begin, end = left[:, i - 1].min(), came[:, i].max()
+                means = (times[:, i, :-1] - begin).mean(axis=0)
+                barrier = (left[:, i] - end).mean() if i < len(names) else 0
+                row = [(left[:, i - 1] - begin).mean(), *means, end - begin, barrier]
+                gathered.setdefault(name, []).append(np.array(row))
+    heads = "begun", *PHASE_MARKS, "came", "last", "barrier", "ms a step"
+    yield f"{'phase':12s}" + "".join(f"{head:>10s}" for head in heads)
     for name, rows in gathered.items():
-        first, mean, last, barrier = np.mean(rows, axis=0) / 1e3
-        total = (last + barrier) * len(rows) / REPETITIONS / 1e3
-        yield (
-            f"{name:12s} ends {first:6.2f} (first group) {mean:6.2f} (mean) {last:6.2f} (last), "
-            f"barrier {barrier:5.2f}; {total:.3f} ms a step"
-        )
+        means = np.mean(rows, axis=0) / 1e3
+        total = means[-2:].sum() * len(rows) / REPETITIONS / 1e3
+        cells = [f"{mean:10.2f}" if mean >= 0 else f"{'-':>10s}" for mean in means]
+        yield f"{name:12s}" + "".join(cells) + f"{total:10.3f}"
 
 
 def prefill(stage: Stage, counts: list[int]) -> Iterator[str]:

@@ -30,7 +30,6 @@ from pyrllama.opencl.tuning import (
     TENSOR_ATTENTION_ROWS,
     WIDE_HEIGHTS,
     WIDE_TOKENS,
-    heads_at_once,
 )
 
 if TYPE_CHECKING:
@@ -153,7 +152,7 @@ class BatchSteps:
             yield BatchLaunch(self._launch("finish_heads", 1, *attention, buffer("qkv")))
         yield BatchLaunch(self._launch("store_batch", 1, *attention))
         rows = Rows.SINGLE if tile_rows else Rows.TOKENS
-        items = config.n_heads // heads_at_once(config) * tuning.splits
+        items = config.n_heads // tuning.heads * tuning.splits
         yield BatchLaunch(self._launch("attend_rows", items, *attention), rows=rows)
         join = self._launch("join_rows", 1, buffer("parts"), buffer("shares"), *out)
         yield BatchLaunch(join, rows=rows)

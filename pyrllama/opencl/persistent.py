@@ -11,7 +11,7 @@ from pyrllama.opencl.program import source_text
 from pyrllama.opencl.tuning import norm_stride
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -71,31 +71,121 @@ def persistent_source(
     part: Part,
     *,
     n_buffers: int,
-    phase_times: bool,
+    copies: bool,
     activation_bytes: int,
 ) -> str:
-    """Return the kernel for a part, to stand behind the functions that it calls."""
+    """Return the kernel for a part, to stand behind the functions that it calls.
+
+    With ``copies`` it has code of its own for each product of a layer, if layers are alike.
+    """
+    all_of_them = products(matrices, part)
+    kinds = _kinds(all_of_them)
     lines = [
         f"#define N_BUFFERS {n_buffers}",
         f"#define ACTIVATION_BYTES_MOST {activation_bytes}",
         f"#define NORM_STRIDE {norm_stride(config)}",
         f"#define DIM {config.dim}",
-        f"#define N_PRODUCTS {len(products(matrices, part))}",
+        f"#define N_PRODUCTS {len(all_of_them)}",
         f"#define VOCAB_SIZE {config.vocab_size if part.ends else 0}",
         f"#define EMBEDS {int(part.embeds)}",
         f"#define ENDS {int(part.ends)}",
-        f"#define BY_KIND(kind, CALL) {_by_kind(_kinds(matrices, part))}",
+        f"#define BY_KIND(kind, CALL) {_by_kind(kinds)}",
+        *(f"#define {_caller(kind)}(CALL) CALL({kind.name.lower()})" for kind in kinds),
     ]
     if part.embeds:
         kind = matrices["embedding"][0].extent.kind
         lines.append(f"#define EMBEDDING(name) name##_{kind.name.lower()}")
-    lines += ["#define PHASE_TIMES"] if phase_times else []
-    return "\n".join(lines) + f'\n#line 1 "persistent.cl"\n{source_text("persistent")}\n'
+    layer = _layer_of_all(all_of_them, part) if copies else []
+    ask, steps = _copies(layer, all_of_them[-1], part) if layer else _table()
+    text = source_text("persistent").replace("  START\n", f"  {ask}\n")
+    text = text.replace("  STEPS\n", f'{steps}#line 1 "persistent.cl: behind the steps"\n')
+    return "\n".join(lines) + f'\n#line 1 "persistent.cl"\n{text}\n'
 
 
-def _kinds(matrices: Mapping[str, Sequence[Matrix]], part: Part) -> list[TensorType]:
-    """Return the types of all products; a kernel knows them by their places here."""
-    return sorted({product.matrix.extent.kind for product in products(matrices, part)})
+def _layer_of_all(all_of_them: Sequence[Product], part: Part) -> list[Product]:
+    """Return the products of a layer if those of all layers are alike, or none."""
+    inner = all_of_them[: len(all_of_them) - part.ends]
+    count = len(inner) // len(part.layers)
+    sizes = [(product.matrix.extent, product.role, product.row) for product in inner]
+    return list(inner[:count]) if sizes == sizes[:count] * len(part.layers) else []
+
+
+def _copies(layer: Sequence[Product], last: Product, part: Part) -> tuple[str, str]:
+    """Return what asks for the first product of all, and the loop over layers, and the output."""
+    lines = ["for (; layer < n_layers;) {"]
+    for product, follower in zip(layer, [*layer[1:], None], strict=True):
+        ask = _ask("nth + 1", follower or layer[0])
+        if follower is None:
+            end = _ask("nth + 1", last) if part.ends else ""
+            ask = f"if (layer + 1 < n_layers) {{ {ask} }} else {{ {end} }}"
+        meets = follower is None or follower.role != product.role
+        lines.append(_copy(product, ask, meets=meets))
+    lines.append("}")
+    if part.ends:
+        lines.append(_copy(last, "", meets=False))
+    return _ask("0", layer[0]), "\n".join(lines)
+
+
+def _ask(index: str, product: Product) -> str:
+    """Return C that asks for what a product reads first."""
+    extent = product.matrix.extent
+    sizes = f"{extent.rows}, {extent.n_units}"
+    return f"ASK({index}, {product.role}, {sizes}, {_caller(extent.kind)})"
+
+
+def _copy(product: Product, ask: str, *, meets: bool) -> str:
+    """Return the code of a product of known sizes, behind which ``ask`` asks for the next one's."""
+    extent = product.matrix.extent
+    return _step(
+        role=product.role,
+        rows=extent.rows,
+        units=extent.n_units,
+        out=product.row,
+        call=f"{_caller(extent.kind)}(CALL)",
+        next=ask,
+        meets=int(meets),
+    )
+
+
+def _table() -> tuple[str, str]:
+    """Return the same as ``_copies`` for a loop over a table of all products."""
+    words = "WORD_AT({0}, PLACE_ROLE), WORD_AT({0}, PLACE_ROWS), WORD_AT({0}, PLACE_ROW_UNITS)"
+    callers = (
+        "#define FIRST_CALL(CALL) BY_KIND(KIND_AT(0), CALL)\n"
+        "#define NEXT_CALL(CALL) BY_KIND(KIND_AT(nth + 1), CALL)\n"
+    )
+    ask = f"ASK(nth + 1, {words.format('nth + 1')}, NEXT_CALL)"
+    step = _step(
+        role="WORD_AT(nth, PLACE_ROLE)",
+        rows="WORD_AT(nth, PLACE_ROWS)",
+        units="WORD_AT(nth, PLACE_ROW_UNITS)",
+        out="WORD_AT(nth, PLACE_OUT)",
+        call="BY_KIND(KIND_AT(nth), CALL)",
+        next=f"if (nth + 1 < N_PRODUCTS) {{ {ask} }}",
+        # Parts of a layer's queries, keys and values in several types do not wait for each other.
+        meets="role != ROLE_OUTPUT && "
+        "(nth + 1 == N_PRODUCTS || WORD_AT(nth + 1, PLACE_ROLE) != role)",
+    )
+    first = f"\n{callers}  ASK(0, {words.format('0')}, FIRST_CALL)"
+    return first, f"for (; nth < N_PRODUCTS;) {{\n{step}}}\n"
+
+
+def _step(**facts: str | int) -> str:
+    """Return ``kernels/step.cl`` for a product of which these facts are known."""
+    names = {name: f"STEP_{name.upper()}" + "(CALL)" * (name == "call") for name in facts}
+    before = "".join(f"#define {names[name]} {fact}\n" for name, fact in facts.items())
+    after = "".join(f"#undef {name.partition('(')[0]}\n" for name in names.values())
+    return f'{before}#line 1 "step.cl"\n{source_text("step")}{after}'
+
+
+def _caller(kind: TensorType) -> str:
+    """Name the macro that calls a function of a type."""
+    return f"CALL_{kind.name}"
+
+
+def _kinds(all_of_them: Iterable[Product]) -> list[TensorType]:
+    """Return the types of all products; the table knows them by their places here."""
+    return sorted({product.matrix.extent.kind for product in all_of_them})
 
 
 def _by_kind(kinds: Sequence[TensorType]) -> str:
@@ -129,7 +219,8 @@ def persistent_launch(stage: Stage, program: Program, attention: tuple[Any, ...]
 
 def places(matrices: Mapping[str, Sequence[Matrix]], part: Part) -> NDArray[np.int64]:
     """Return the table of all products, and of the embedding: ``(products + 1, PLACE)``."""
-    kinds, all_of_them = _kinds(matrices, part), products(matrices, part)
+    all_of_them = products(matrices, part)
+    kinds = _kinds(all_of_them)
     table = np.zeros((len(all_of_them) + 1, PLACE), np.int64)
     for i, product in enumerate(all_of_them):
         kind = kinds.index(product.matrix.extent.kind)

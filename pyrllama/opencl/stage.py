@@ -24,6 +24,7 @@ from pyrllama.opencl.program import OPTIONS, UNOPTIMISED, Program, model_source
 from pyrllama.opencl.steps import Steps
 from pyrllama.opencl.transfers import Transfers
 from pyrllama.opencl.tuning import (
+    PHASE_MARKS,
     WIDE_TOKENS,
     default_tuning,
     defines,
@@ -116,12 +117,13 @@ class Stage:
         )
         if not self.persists:
             return model_source(words, kinds)
+        words["GROUPS"] = self.tuning.groups
         after = persistent_source(
             self._matrices,
             self.config,
             self.part,
             n_buffers=len(self.weight_buffers),
-            phase_times=self.tuning.phase_times,
+            copies=self.tuning.copies,
             activation_bytes=memory.n_bytes(kinds),
         )
         return model_source(words, kinds, after)
@@ -190,8 +192,8 @@ class Stage:
         buffers |= {name: self._buffer(n_bytes) for name, n_bytes in choice.items()}
         buffers["words"] = self._buffer(4 * GRID_WORDS)
         if self.tuning.phase_times:
-            n_times = 2 * self.tuning.groups * (n_barriers(part) + 1)
-            buffers["times"] = self._buffer(8 * n_times)
+            n_times = (PHASE_MARKS + 2) * self.tuning.groups * (n_barriers(part) + 1)
+            buffers["times"] = self._buffer(4 * n_times)
         if self.persists:
             buffers["places"] = self._filled(places(self._matrices, part))
         buffers["cache"] = self._buffer(sizes.n_blocks * self.block_bytes)
@@ -313,12 +315,14 @@ class Stage:
             offset = block * self.block_bytes
             pyopencl().enqueue_copy(self._queue, self._buffers["cache"], data, dst_offset=offset)
 
-    def phase_times(self) -> NDArray[np.uint64]:
+    def phase_times(self) -> NDArray[np.int32]:
         """Return when groups came to the barriers of the last step of one token, and left them.
 
-        ``(groups, barriers + 1, 2)`` nanoseconds; the last ones, which have no barrier, only came.
+        ``(groups, barriers + 1, marks + 2)`` nanoseconds, modulo 2^32: of every phase first its
+        marks (``kernels/shares.cl``); the last phase, which has no barrier, is not left.
         """
-        times = np.empty((self.tuning.groups, n_barriers(self.part) + 1, 2), np.uint64)
+        shape = self.tuning.groups, n_barriers(self.part) + 1, PHASE_MARKS + 2
+        times = np.empty(shape, np.int32)
         with device_errors(self.device, "reading the times of phases"):
             pyopencl().enqueue_copy(self._queue, times, self._buffers["times"])
         return times

@@ -12,7 +12,7 @@ from pyrllama.opencl.experts import GATE_UP, ExpertLaunches
 from pyrllama.opencl.launches import Rows, attention_arguments, embed, suffix
 from pyrllama.opencl.layout import BLOCK, round_up
 from pyrllama.opencl.persistent import persistent_launch
-from pyrllama.opencl.tuning import FEW_COUNTS, LANES, heads_at_once, local_memory
+from pyrllama.opencl.tuning import FEW_COUNTS, LANES, local_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,7 +88,7 @@ class Steps:
         x, qkv, parts, shares = (buffer(name) for name in ("x", "qkv", "parts", "shares"))
         if self._stage.part.embeds:
             yield embed(self._stage, self._program)
-        items = self._config.n_heads // heads_at_once(self._config) * tuning.splits
+        items = self._config.n_heads // tuning.heads * tuning.splits
         for index, layer in enumerate(self._stage.part.layers):
             row = 0
             for matrix in self._matrices(f"{layer}.qkv"):

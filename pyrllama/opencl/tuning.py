@@ -43,6 +43,8 @@ FEW_GROUP, FEW_ROWS = 256, 32
 FEW_COUNTS = (8, 16, 32)
 """For how many it is built."""
 
+PHASE_MARKS = 4
+"""Times that are noted within a phase; see ``kernels/shares.cl``."""
 TOP_PARTS = 1024
 """Parts of a row of logits, at most, of each of which the greatest is known."""
 
@@ -57,6 +59,8 @@ class Tuning:
     """Work-groups that a product of one token takes at most."""
     loads: int = 4
     """16-byte loads of a work-item on their way at a time."""
+    heads: int = 1
+    """Heads that share keys from which a team attends at a time."""
     splits: int = 2
     """Parts into which attention of single rows cuts the positions of a sequence."""
     attention_rows: int = 0
@@ -74,6 +78,9 @@ class Tuning:
     """Whether rows of a sequence attend on Tensor Cores, where the KV cache is float16."""
     persistent: bool = False
     """Whether a step of one token is one kernel that waits across the grid."""
+    copies: bool = False
+    """Whether it has a copy of its code for each product of a layer, where layers are alike, which
+    compilers for CPUs take minutes for; otherwise its products are in a table."""
     phase_times: bool = False
     """Whether it notes when every phase began and ended; see ``Stage.phase_times``."""
     nvidia: bool = False
@@ -101,11 +108,13 @@ def default_tuning(
     if Feature.INLINE_PTX in found:
         # Routers to experts are F32, and too small to matter.
         large = {*kinds} - {TensorType.F32} if config.experts else kinds
-        splits = device.compute_units // (config.n_heads // heads_at_once(config))
+        heads = heads_at_once(config)
+        splits = device.compute_units // (config.n_heads // heads)
         return Tuning(
             group=512,
             groups=device.compute_units,
             loads=8 if large and HALVES.issuperset(large) else 4,
+            heads=heads,
             splits=min(MAX_SPLITS, max(1, splits)),
             attention_rows=attention_rows(device, config),
             tensor_cores=Feature.TENSOR_CORES in found,
@@ -113,6 +122,7 @@ def default_tuning(
             few_tokens=FEW_COUNTS[-1] if Feature.TENSOR_CORES in found else 0,
             tensor_attention=Feature.TENSOR_CORES in found and _has_room_for_blocks(config),
             persistent=Feature.GRID_BARRIER in found,
+            copies=True,
             nvidia=True,
         )
     # On a CPU a work-item is a turn of a loop: large groups only take longer to compile.
@@ -126,6 +136,7 @@ def default_tuning(
         group=group,
         groups=8 * device.compute_units,
         loads=1 if device.is_pocl else 4,
+        heads=heads_at_once(config),
         attention_rows=attention_rows(device, config),
     )
 
@@ -178,7 +189,8 @@ def scratch_floats(tuning: Tuning) -> int:
     """Return the floats in which a group joins its sums; see ``kernels/shares.cl``."""
     teams = tuning.group // LANES
     kept, results = (1, tuning.group) if tuning.nvidia else (LANES, LANES)
-    return 2 * results * kept + teams * (kept + 1)
+    marks = PHASE_MARKS if tuning.phase_times else 0
+    return 2 * results * kept + teams * (kept + 1) + marks
 
 
 def local_memory(device: Device, config: ModelConfig, tuning: Tuning) -> LocalMemory:
@@ -222,6 +234,7 @@ def defines(
         "WARPGROUP": tuning.warpgroups,
         "TENSOR_ATTENTION": tensor_attention(tuning, kv_type),
         "INTEGER_DOT": tuning.integer_dot,
+        "PHASE_TIMES": tuning.phase_times,
         "KV_F32": kv_type is TensorType.F32,
         "KV_Q8_0": kv_type is TensorType.Q8_0,
     }
@@ -237,7 +250,7 @@ def defines(
         "HEAD_DIM": config.head_dim,
         "N_HEADS": config.n_heads,
         "N_KV_HEADS": config.n_kv_heads,
-        "HEADS_AT_ONCE": heads_at_once(config),
+        "HEADS_AT_ONCE": tuning.heads,
         "MAX_TOKENS": max_tokens,
         "SEGMENT_FLOATS": memory.segment_floats,
         "SEGMENT_BLOCKS": memory.segment_blocks,

@@ -15,7 +15,7 @@ from pyrllama.opencl.batch import BatchWords, word_count
 from pyrllama.opencl.launches import AS_FLOATS
 from pyrllama.opencl.layout import ROW_ALIGN, round_up
 from pyrllama.opencl.parts import block_bytes
-from pyrllama.opencl.tuning import ATTENTION_GROUP, attention_rows, heads_at_once
+from pyrllama.opencl.tuning import ATTENTION_GROUP, attention_rows
 from pyrllama.quants import dequantize, quantize
 from pyrllama.reference import ops
 
@@ -75,7 +75,7 @@ class Attention:
     @property
     def items(self) -> int:
         """Groups that attend from a row."""
-        return self.config.n_heads // heads_at_once(self.config) * self.kernels.tuning.splits
+        return self.config.n_heads // self.kernels.tuning.heads * self.kernels.tuning.splits
 
     def joined(self, n_rows: int) -> Floats:
         """Join what the splits of rows gathered: ``(n_rows, q_dim)``."""

@@ -12,7 +12,7 @@ from support.tiny_models import chunk_of, random_weights, tiny_config
 from pyrllama.core import Batch, TensorType, TopLogits
 from pyrllama.errors import DeviceError
 from pyrllama.opencl.device import pyopencl
-from pyrllama.opencl.program import source_text
+from pyrllama.opencl.program import Program, source_text
 from pyrllama.opencl.stage import GRID_WORDS
 
 if TYPE_CHECKING:
@@ -41,15 +41,14 @@ def meet(device: Device) -> Callable[[int], tuple[int, list[int]]]:
     queue = cl.CommandQueue(context)
     defines = f"#define GROUP 32\n#define ROUNDS {ROUNDS}\n"
     defines += "#define NVIDIA 1\n" * device.is_nvidia
-    program = cl.Program(context, defines + source_text("primitives") + MEETING)
-    kernel = program.build(["-cl-std=CL1.2"], cache_dir=False).meet
+    program = Program(device, context, defines + source_text("primitives") + MEETING)
 
     def run(arrived: int) -> tuple[int, list[int]]:
         words, leaves = np.zeros(GRID_WORDS, np.int32), np.full(1, -1, np.int32)
         words[0] = arrived
         flags = cl.mem_flags.READ_WRITE | cl.mem_flags.COPY_HOST_PTR
         buffers = [cl.Buffer(context, flags, hostbuf=array) for array in (words, leaves)]
-        kernel(queue, (32,), (32,), *buffers)
+        program.launch("meet", 1, 32, *buffers).enqueue(queue)
         for array, buffer in zip((words, leaves), buffers, strict=True):
             cl.enqueue_copy(queue, array, buffer)
         return int(leaves[0]), words.tolist()

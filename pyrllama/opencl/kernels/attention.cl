@@ -113,11 +113,6 @@ FUNCTION void raise_top(Gathered *g, int h, float score) {
   g->values[h] *= shrink;
 }
 
-FUNCTION float sum8(float8 v) {
-  const float4 four = v.lo + v.hi;
-  return (four.x + four.y) + (four.z + four.w);
-}
-
 // Attend to slice `index`, whose keys and values are in `slice`.
 FUNCTION void attend_slice(
     Gathered *g, const Slice *slice, Item item, int index, __local float *memory,

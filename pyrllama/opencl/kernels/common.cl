@@ -44,6 +44,16 @@ typedef struct {
   int norm;
 } Source;
 
+FUNCTION float8 load_float8(__global const float *p) {
+  __global const float4 *fours = (__global const float4 *)p;
+  return (float8)(fours[0], fours[1]);
+}
+
+FUNCTION float sum8(float8 v) {
+  const float4 four = v.lo + v.hi;
+  return (four.x + four.y) + (four.z + four.w);
+}
+
 FUNCTION float8 load_shared8(__global const float *p) {
   return (float8)(load_shared4(p), load_shared4(p + 4));
 }
@@ -86,7 +96,7 @@ FUNCTION float8 joined8(Source source, int column) {
     sum += weight * sums[s];
     value += weight * parts[s];
   }
-  return value / sum;
+  return value * (1.0f / sum);
 #else
   float8 v;
   v.s0 = joined(source, column);
@@ -99,21 +109,4 @@ FUNCTION float8 joined8(Source source, int column) {
   v.s7 = joined(source, column + 7);
   return v;
 #endif
-}
-
-// Columns [column, column + 8) of a row of floats; adds their squares if they are to be normalised.
-FUNCTION float8 activations(Source source, int column, float *squares) {
-  float8 v = load_shared8(source.x + column);
-  if (source.norm) {
-    float8 square = v * v;
-    float4 four = square.lo + square.hi;
-    *squares += (four.x + four.y) + (four.z + four.w);
-    v *= vload8(0, source.weight + column);
-  }
-  return v;
-}
-
-// Eight columns, from wherever a product's activations come.
-FUNCTION float8 eight_of(Source source, int column, float *squares) {
-  return source.shares ? joined8(source, column) : activations(source, column, squares);
 }

@@ -1,9 +1,11 @@
 // A whole step of one token as one kernel: the phases of decode.cl with a barrier across the grid
 // after each. All groups must run at once; the host sizes the grid so that they do.
 //
-// All products are one piece of code, which runs over the phases: a copy for each of them would
-// fall out of the instruction cache from layer to layer. BY_KIND(kind, CALL) expands CALL with the
-// name of a storage type; EMBEDDING(name) gives a kernel function of the embedding's type.
+// What it does of each product is in step.cl. Where all layers are alike, there is a copy of that for
+// each product of a layer, its sizes known: working them out would be a long chain of operations
+// before the first load. Elsewhere one copy runs over a table of all products.
+// BY_KIND(kind, CALL) expands CALL with the name of a storage type; EMBEDDING(name) gives a kernel
+// function of the embedding's type.
 
 enum { ROLE_QKV, ROLE_ATTN_OUTPUT, ROLE_GATE_UP, ROLE_FFN_DOWN, ROLE_OUTPUT, PHASES_A_LAYER = 5 };
 
@@ -35,22 +37,49 @@ FUNCTION Matrix matrix_at(WEIGHTS_PARAMETERS, __constant const long *places, int
 #define AT(index) matrix_at(w0, w1, w2, w3, w4, w5, places, index)
 #define WORD_AT(index, word) ((int)places[PLACE_WORDS * (index) + (word)])
 #define KIND_AT(index) WORD_AT(index, PLACE_KIND)
-#define BEGIN(kind) begin_##kind(&task, m, pairs)
+#define BEGIN(kind) begin_##kind(&task, m, 0)
+#define BEGIN_PAIRS(kind) begin_##kind(&task, m, 1)
 #define COMPUTE(kind) product_##kind(&task, m, source, out, pairs, add, memory, scratch)
-#define FINISH(kind) finish_##kind(before, source, out, had_pairs, add, scratch)
+#define FINISH(kind) finish_##kind(before, source, out, pairs, add, scratch)
+
+// How persistent.py writes steps: START asks for the first product's weights, and STEPS stands for
+// all products.
+
+// Ask for what a phase reads first, before it can begin: weights, or of the cache, where all of a
+// sequence but its newest token stands since before the step. CALL calls a function of the type.
+#define ASK(index, role, n_rows, n_row_units, CALL)                                               \
+  m = AT(index);                                                                                  \
+  m.rows = n_rows, m.n_units = n_row_units;                                                       \
+  if (role == ROLE_ATTN_OUTPUT) {                                                                 \
+    const Attention of_layer = ATTENTION;                                                         \
+    item = item_of(of_layer, min(group, ITEMS - 1), 1);                                           \
+    ask_slice(&slice, of_layer, item, item.next);                                                 \
+  } else if (role == ROLE_GATE_UP) {                                                              \
+    CALL(BEGIN_PAIRS);                                                                            \
+  } else {                                                                                        \
+    CALL(BEGIN);                                                                                  \
+  }
 
 #ifdef PHASE_TIMES
-// When a group came to a barrier and when it left it: (groups, barriers, 2) nanoseconds.
+// The marks of a phase, when a group came to the barrier behind it, and when it left that:
+// (groups, barriers, marks + 2) nanoseconds.
 #define MEETINGS (EMBEDS + PHASES_A_LAYER * n_layers + 1)
-#define NOTE(which)                                                                               \
-  if (get_local_id(0) == 0) times[(group * MEETINGS + round) * 2 + which] = device_time();
+#define TIME(which) times[(group * MEETINGS + round) * (N_MARKS + 2) + which]
+#define NOTE_CAME                                                                                 \
+  if (get_local_id(0) == 0) {                                                                     \
+    TIME(N_MARKS) = device_time();                                                                \
+    for (int i = 0; i < N_MARKS; i++) TIME(i) = ((__local uint *)scratch)[MARKS + i];             \
+  }
+#define NOTE_LEFT                                                                                 \
+  if (get_local_id(0) == 0) TIME(N_MARKS + 1) = device_time();
 #else
-#define NOTE(which)
+#define NOTE_CAME
+#define NOTE_LEFT
 #endif
 #define MEET                                                                                      \
-  NOTE(0)                                                                                         \
+  NOTE_CAME                                                                                       \
   grid_barrier(words, round + 1);                                                                 \
-  NOTE(1)                                                                                         \
+  NOTE_LEFT                                                                                       \
   round++;
 
 __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void persistent_step(
@@ -59,18 +88,19 @@ __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void persistent_step
     __global float *logits, __global float *greatest, __global float2 *masses,
     __global uint *top, volatile __global int *words, float eps
 #ifdef PHASE_TIMES
-    , __global ulong *times
+    , __global uint *times
 #endif
 ) {
   __local uint4 memory[PERSISTENT_BYTES / 16];
   __local float scratch[SCRATCH_FLOATS];
-  const int group = get_group_id(0), n_groups = get_num_groups(0);
-  int round = 0, role = ROLE_QKV, pairs = 0;
+  const int group = get_group_id(0), n_groups = N_GROUPS;
+  int round = 0, nth = 0;
   Task task;
   Item item;
   Slice slice;
   Matrix m = AT(0);
-  BY_KIND(KIND_AT(0), BEGIN);
+  layer = 0;
+  START
 
 #if EMBEDS
   EMBEDDING(embed_row)(
@@ -79,63 +109,14 @@ __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void persistent_step
   MEET
 #endif
 
-  layer = 0;
-  #pragma unroll 1
-  for (int nth = 0; nth < N_PRODUCTS; nth++) {
-    const int kind = KIND_AT(nth), normalised = 2 * layer + (role == ROLE_GATE_UP);
-    const int add = role == ROLE_ATTN_OUTPUT || role == ROLE_FFN_DOWN;
-    const Attention a = ATTENTION;
-    Source source = {x, norms + normalised * NORM_STRIDE, 0, DIM, eps, !add};
-    __global float *out = x;
-    if (role == ROLE_QKV) out = qkv_out + WORD_AT(nth, PLACE_OUT);
-    if (role == ROLE_ATTN_OUTPUT) source.x = parts, source.shares = shares;
-    if (role == ROLE_GATE_UP) out = hidden;
-    if (role == ROLE_FFN_DOWN) source.x = hidden;
-    if (role == ROLE_OUTPUT) out = logits;
-
-    if (role == ROLE_ATTN_OUTPUT) {
-      #pragma unroll 1
-      for (int index = group; index < ITEMS; index += n_groups) {
-        if (index != group) {
-          item = item_of(a, index, 1);
-          ask_slice(&slice, a, item, item.next);
-        }
-        attend(a, item, &slice, 1, (__local float *)memory, scratch);
-      }
-      BY_KIND(kind, BEGIN);
-      MEET
-    }
-    BY_KIND(kind, COMPUTE);
-
-    // What the next phase reads first is asked for before it can begin: weights, or of the cache, where
-    // all of a sequence but its newest token stands since before the step.
-    const Matrix before = m;
-    const int had_pairs = pairs, had_role = role;
-    if (nth + 1 < N_PRODUCTS) {
-      m = AT(nth + 1);
-      role = WORD_AT(nth + 1, PLACE_ROLE);
-      pairs = role == ROLE_GATE_UP;
-      if (role == ROLE_ATTN_OUTPUT) {
-        item = item_of(a, min(group, ITEMS - 1), 1);
-        ask_slice(&slice, a, item, item.next);
-      } else {
-        BY_KIND(KIND_AT(nth + 1), BEGIN);
-      }
-    }
-    BY_KIND(kind, FINISH);
-    layer += had_role == ROLE_FFN_DOWN;
-    // Parts of a layer's queries, keys and values in several types do not wait for each other.
-    if (had_role != ROLE_OUTPUT && (role != had_role || nth + 1 == N_PRODUCTS)) {
-      MEET
-    }
-  }
+  STEPS
 
 #if ENDS
   const int n_summed = batch[BATCH_TOP] ? VOCAB_SIZE : 0;
   GROUP_FENCE;
   sum_up_run(logits, n_summed, group, n_groups, greatest, masses, scratch);
 #endif
-  NOTE(0)
+  NOTE_CAME
   // Behind the logits, or with the greatest of them, the host finds whether a group gave up waiting.
   const int leaves = leave_grid(words, scratch), gave_up = leaves == LEAVES_HURT;
   if (leaves != LEAVES_OTHERS && get_local_id(0) == 0) logits[VOCAB_SIZE] = (float)gave_up;

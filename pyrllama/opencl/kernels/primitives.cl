@@ -9,6 +9,12 @@
 #define FUNCTION static inline __attribute__((always_inline))
 #define LANES 32
 #define TEAMS (GROUP / LANES)
+// Where it is known when kernels are built, as for a step in one kernel, much is worked out then.
+#ifdef GROUPS
+#define N_GROUPS GROUPS
+#else
+#define N_GROUPS ((int)get_num_groups(0))
+#endif
 #define LOCAL_FENCE barrier(CLK_LOCAL_MEM_FENCE)
 #define GROUP_FENCE barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE)
 
@@ -20,7 +26,7 @@ FUNCTION int team_in_group(void) { return (int)get_local_id(0) / LANES; }
 // Loops over private arrays must be unrolled to keep them in registers; elsewhere, unrolling
 // loops with barriers makes compilers (PoCL's) take minutes.
 #define UNROLL_ON_GPU _Pragma("unroll")
-#define EIGHTS_AT_ONCE 3  // 8 columns of activations that a work-item loads before it puts one down
+#define EIGHTS_AT_ONCE 2  // 8 columns of activations that a work-item loads before it puts one down
 
 FUNCTION float exchange(float value, int mask) {
   float other;
@@ -154,10 +160,10 @@ FUNCTION int add_release(volatile __global int *p, int value) {
   return before;
 }
 
-// Nanoseconds of a clock that all groups share.
-FUNCTION ulong device_time(void) {
-  ulong time;
-  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(time)::"memory");
+// Nanoseconds of a clock that all groups share, modulo 2^32.
+FUNCTION uint device_time(void) {
+  uint time;
+  asm volatile("mov.u32 %0, %%globaltimer_lo;" : "=r"(time)::"memory");
   return time;
 }
 
@@ -165,10 +171,18 @@ FUNCTION void arrive_release(volatile __global int *p) {
   asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(p), "r"(1) : "memory");
 }
 
-FUNCTION int load_acquire(volatile __global int *p) {
+// A word that other groups write, as the second cache has it. Nothing is made to forget what it
+// read before, as an acquiring load would: the first cache holds no words that groups share.
+FUNCTION int look_at(volatile __global int *p) {
   int value;
-  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
+  asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
   return value;
+}
+
+FUNCTION float reciprocal(float v) {
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(v));
+  return inverse;
 }
 
 #else
@@ -259,11 +273,13 @@ FUNCTION int add_release(volatile __global int *p, int value) {
 
 FUNCTION void arrive_release(volatile __global int *p) { add_release(p, 1); }
 
-FUNCTION int load_acquire(volatile __global int *p) {
+FUNCTION int look_at(volatile __global int *p) {
   int value = atomic_add(p, 0);
   mem_fence(CLK_GLOBAL_MEM_FENCE);
   return value;
 }
+
+FUNCTION float reciprocal(float v) { return 1.0f / v; }
 
 #endif
 
@@ -307,7 +323,7 @@ FUNCTION void grid_barrier(volatile __global int *words, int round) {
   if (get_local_id(0) == 0) {
     const int target = round * (int)get_num_groups(0);
     arrive_release(words + ARRIVED);
-    for (int looks = 1; load_acquire(words + ARRIVED) < target; looks++) {
+    for (int looks = 1; look_at(words + ARRIVED) < target; looks++) {
       if (looks % LOOKS_BETWEEN) continue;
       if (looks == WAIT_LIMIT) words[GAVE_UP] = 1;
       if (words[GAVE_UP]) break;

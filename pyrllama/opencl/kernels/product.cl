@@ -16,33 +16,29 @@
 #define SEGMENTED (LONGEST_ROW > SEGMENT_FLOATS)
 #endif
 
-// Ask for the task at a cursor, the cursor's number being `nth`, and go on to the next; what lies
-// behind the end of the team's run or of the segment is zeros.
-FUNCTION void KIND(fetch)(Task *task, Matrix m, Columns columns, Span span, Cursor *ahead, int nth) {
-  const uint place = place_of(m, columns, span, ahead->row);
+// Ask for a lane's units of a task; what lies behind the end of the team's run or of the segment is
+// zeros.
+FUNCTION void KIND(fetch)(Task *task, Matrix m, Place at) {
   #pragma unroll
   for (int j = 0; j < LOADS; j++) {
-    const int unit = (ahead->column * LOADS + j) * LANES + lane_id();
-    const int whole = columns.n % (LANES * LOADS) == 0;
-    const int there = nth < span.end && (whole || unit < columns.n);
+    const int there = j * LANES < at.n;
 #ifdef PLANES
-    const int row = row_of(span, ahead->row);
-    task->unit[j] = there ? KIND(load_unit)(m, place + unit) : (uint4)(0);
-    task->side[j] = KIND(load_side)(m, row, columns.first + unit, there);
+    task->unit[j] = there ? KIND(load_unit)(m, at.place + j * LANES) : (uint4)(0);
+    task->side[j] = KIND(load_side)(m, at.row, at.unit + j * LANES, there);
 #else
-    task->unit[j] = load_stream_if(there, m.units + place + unit);
+    task->unit[j] = load_stream_if(there, m.units + at.place + j * LANES);
 #ifdef QUANTISED
-    task->scale[j] = load_scale_if(there, m.scales + (place + unit) / UNITS_A_BLOCK);
+    const int in_scales = j * (LANES / UNITS_A_BLOCK);
+    task->scale[j] = load_scale_if(there, m.scales + at.place / UNITS_A_BLOCK + in_scales);
 #endif
 #endif
   }
-  advance(ahead, columns);
 }
 
 // Ask for a team's first task of a round.
 FUNCTION void KIND(first)(Task *task, Matrix m, Columns columns, Span span) {
-  Cursor ahead = cursor_at(columns, span.begin);
-  KIND(fetch)(task, m, columns, span, &ahead, span.begin);
+  Cursor cursor = cursor_at(columns, span.begin);
+  KIND(fetch)(task, m, next_place(m, columns, span, &cursor, span.begin));
 }
 
 // Ask for a team's first task of a product.
@@ -85,7 +81,7 @@ FUNCTION void KIND(put)(
   if (part == 0) scales[block] = (float2)(scale, scale * sum);
 }
 
-// The dot product of a lane's unit of part j of a task.
+// The dot product of a lane's unit j of a task, which is unit `unit` of the segment.
 FUNCTION float KIND(dot)(const Task *task, int j, int unit, __local const uint4 *memory) {
   __local const int4 *x = (__local const int4 *)memory;
   __local const float2 *scales = (__local const float2 *)(memory + 2 * SEGMENT_BLOCKS);
@@ -145,32 +141,54 @@ FUNCTION float KIND(dot)(const Task *task, int j, int unit, __local const uint4 
 
 #endif
 
-// Bring columns [first, first + n) of the source into local memory; n is a multiple of 32. With
-// `measure` the squares of what the norm's weights have not yet scaled are summed in SQUARES.
-FUNCTION void KIND(load)(
-    Source source, int first, int n, const int measure, __local uint4 *memory,
-    __local float *scratch) {
+// Bring columns [first, first + n) of a row of floats into local memory; returns the sum of the
+// squares that the work-item has seen, of what the norm's weights have not yet scaled.
+FUNCTION float KIND(load_row)(
+    Source source, int first, int n, __local uint4 *memory, __local float *scratch) {
   float squares = 0.0f;
-  LOCAL_FENCE;  // the products before are done with the memory
   #pragma unroll 1
   for (int start = 0; start < n / 8; start += EIGHTS_AT_ONCE * GROUP) {
-    float8 v[EIGHTS_AT_ONCE];
+    float8 v[EIGHTS_AT_ONCE], weight[EIGHTS_AT_ONCE];
     UNROLL_ON_GPU
     for (int k = 0; k < EIGHTS_AT_ONCE; k++) {
-      const int quad = start + k * GROUP + (int)get_local_id(0);
-      v[k] = (float8)(0.0f);
-      if (quad < n / 8) v[k] = eight_of(source, first + 8 * quad, &squares);
+      const int quad = min(start + k * GROUP + (int)get_local_id(0), n / 8 - 1);
+      if (k && start + k * GROUP >= n / 8) continue;
+      v[k] = load_shared8(source.x + first + 8 * quad);
+      if (source.norm) weight[k] = load_float8(source.weight + first + 8 * quad);
     }
     UNROLL_ON_GPU
     for (int k = 0; k < EIGHTS_AT_ONCE; k++) {
       const int quad = start + k * GROUP + (int)get_local_id(0);
       if (k && start + k * GROUP >= n / 8) continue;
+      if (source.norm) {
+        squares += quad < n / 8 ? sum8(v[k] * v[k]) : 0.0f;
+        v[k] *= weight[k];
+      }
       KIND(put)(quad, quad < n / 8, v[k], memory, scratch);
     }
   }
-  if (measure) {
-    const float of_team = team_sum(squares, scratch);
-    if (lane_id() == 0) scratch[SQUARES + team_in_group()] = of_team;
+  return squares;
+}
+
+// Bring columns [first, first + n) of the source into local memory; n is a multiple of 32. With
+// `measure` their squares are summed in SQUARES.
+FUNCTION void KIND(load)(
+    Source source, int first, int n, const int measure, __local uint4 *memory,
+    __local float *scratch) {
+  LOCAL_FENCE;  // the products before are done with the memory
+  if (source.shares) {
+    #pragma unroll 1
+    for (int start = 0; start < n / 8; start += GROUP) {
+      const int quad = start + (int)get_local_id(0);
+      const float8 v = joined8(source, first + 8 * min(quad, n / 8 - 1));
+      KIND(put)(quad, quad < n / 8, v, memory, scratch);
+    }
+  } else {
+    const float squares = KIND(load_row)(source, first, n, memory, scratch);
+    if (measure) {
+      const float of_team = team_sum(squares, scratch);
+      if (lane_id() == 0) scratch[SQUARES + team_in_group()] = of_team;
+    }
   }
   LOCAL_FENCE;
 }
@@ -179,7 +197,10 @@ FUNCTION void KIND(load)(
 // Sum the squares of a row that may be too long to be in local memory at once.
 FUNCTION void KIND(measure)(Source source, int n, __local float *scratch) {
   float squares = 0.0f;
-  for (int i = get_local_id(0); i < n / 8; i += GROUP) activations(source, 8 * i, &squares);
+  for (int i = get_local_id(0); i < n / 8; i += GROUP) {
+    const float8 v = load_shared8(source.x + 8 * i);
+    squares += sum8(v * v);
+  }
   const float of_team = team_sum(squares, scratch);
   if (lane_id() == 0) scratch[SQUARES + team_in_group()] = of_team;
 }
@@ -187,39 +208,31 @@ FUNCTION void KIND(measure)(Source source, int n, __local float *scratch) {
 
 // --- the product ------------------------------------------------------------------------------
 
-// Compute a task: what a team has of its row goes to SUMS, or, where the row begins with an earlier
-// team, to CARRIES.
-FUNCTION void KIND(compute)(
-    const Task *task, float *total, int *target, Cursor *at, Columns columns, int is_last,
-    __local const uint4 *memory, __local float *scratch) {
-  #pragma unroll
-  for (int j = 0; j < LOADS; j++) {
-    // Behind the row's end the weights are zeros; the activations must be numbers too.
-    const int whole = columns.n % (LANES * LOADS) == 0;
-    int unit = (at->column * LOADS + j) * LANES + lane_id();
-    if (!whole) unit = min(unit, columns.n - 1);
-    *total += KIND(dot)(task, j, unit, memory);
-  }
-  advance(at, columns);
-  if (at->column == 0 || is_last) {
-    team_keep(*total, scratch + *target);
-    *total = 0.0f;
-    *target = SUMS + at->row * KEPT;
-  }
-}
-
-// Compute a team's run of tasks.
+// Compute a team's run of tasks. What it has of a row goes to SUMS, or, where the row begins with an
+// earlier team, to CARRIES.
 FUNCTION void KIND(run)(
     Task *task, Matrix m, Columns columns, Span span, __local const uint4 *memory,
     __local float *scratch) {
-  Cursor at = cursor_at(columns, span.begin), ahead = cursor_at(columns, span.begin + 1);
+  Cursor at = cursor_at(columns, span.begin), ahead = at;
+  advance(&ahead, columns);
   int target = at.column ? CARRIES + team_in_group() * KEPT : SUMS + at.row * KEPT;
   float total = 0.0f;
   #pragma unroll 1
   for (int nth = span.begin; nth < span.end; nth++) {
     const Task present = *task;
-    KIND(fetch)(task, m, columns, span, &ahead, nth + 1);
-    KIND(compute)(&present, &total, &target, &at, columns, nth + 1 == span.end, memory, scratch);
+    KIND(fetch)(task, m, next_place(m, columns, span, &ahead, nth + 1));
+    #pragma unroll
+    for (int j = 0; j < LOADS; j++) {
+      // Behind the row's end the weights are zeros; the activations must be numbers too.
+      const int unit = (at.column * LOADS + j) * LANES + lane_id();
+      total += KIND(dot)(&present, j, min(unit, columns.n - 1), memory);
+    }
+    advance(&at, columns);
+    if (at.column == 0 || nth + 1 == span.end) {
+      team_keep(total, scratch + target);
+      total = 0.0f;
+      target = SUMS + at.row * KEPT;
+    }
   }
 }
 
@@ -239,11 +252,13 @@ FUNCTION void KIND(product)(
     const Columns columns = columns_from(first, min(m.n_units - first, SEGMENT_UNITS));
     KIND(load)(source, first * UNIT_COLS, columns.n * UNIT_COLS, !SEGMENTED && source.norm,
                memory, scratch);
+    MARK(LOADED)
     #pragma unroll 1
     for (int round = 0; round < n_rounds; round++) {
       const Span span = span_of(m.rows, pairs, columns, round);
       if (first || round) KIND(first)(task, m, columns, span);
       KIND(run)(task, m, columns, span, memory, scratch);
+      MARK(COMPUTED)
       if (round + 1 < n_rounds || first + SEGMENT_UNITS < m.n_units) {
         finish_round(source, span, columns, out, pairs, add || first, scratch);
         LOCAL_FENCE;  // the sums are read

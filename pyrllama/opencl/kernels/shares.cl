@@ -10,7 +10,19 @@
 #define SUMS 0
 #define CARRIES (2 * ROUND_RESULTS * KEPT)
 #define SQUARES (CARRIES + TEAMS * KEPT)
-#define SCRATCH_FLOATS (SQUARES + TEAMS)
+#define MARKS (SQUARES + TEAMS)
+
+// When a group had its activations, when its first team had multiplied its tasks, had asked for the
+// next product's, and when all teams were there; see persistent.cl.
+#ifdef PHASE_TIMES
+enum { LOADED, COMPUTED, ASKED, MET, N_MARKS };
+#define MARK(which)                                                                               \
+  if (get_local_id(0) == 0) ((__local uint *)scratch)[MARKS + which] = device_time();
+#else
+#define N_MARKS 0
+#define MARK(which)
+#endif
+#define SCRATCH_FLOATS (MARKS + N_MARKS)
 
 // The columns of a matrix that are in local memory: units [first, first + n) of its rows.
 typedef struct {
@@ -18,6 +30,12 @@ typedef struct {
   int n;
   int tasks;  // of a row
 } Columns;
+
+// Things shared out: each part has `each` of them, and the first `longer` parts one more.
+typedef struct {
+  int each;
+  int longer;
+} Cut;
 
 // A group's run of results in a round, and its team's run of the tasks of their rows, counted
 // from the first of them. Of pairs, first come the gates' rows and then the ups'.
@@ -27,6 +45,7 @@ typedef struct {
   int to_ups;  // rows from behind the run's gates to its ups
   int begin;
   int end;
+  Cut teams;  // the tasks of all teams
 } Span;
 
 // A task of a span.
@@ -35,13 +54,22 @@ typedef struct {
   int column;
 } Cursor;
 
+// n / d, for n from 0 on and less than 2^22 of d: a division of whole numbers is a long chain of
+// operations, and some of them stand before the first load of a product.
+FUNCTION int quotient(int n, int d) {
+  const int near = (int)((float)n * reciprocal((float)d));
+  const int rest = n - near * d;
+  return near + (rest >= d) - (rest < 0);
+}
+
 FUNCTION Columns columns_from(int first, int n) {
-  Columns columns = {first, n, (n + LANES * LOADS - 1) / (LANES * LOADS)};
+  Columns columns = {first, n, (uint)(n + LANES * LOADS - 1) / (LANES * LOADS)};
   return columns;
 }
 
 FUNCTION Cursor cursor_at(Columns columns, int nth) {
-  Cursor cursor = {nth / columns.tasks, nth % columns.tasks};
+  const int row = quotient(nth, columns.tasks);
+  Cursor cursor = {row, nth - row * columns.tasks};
   return cursor;
 }
 
@@ -51,25 +79,41 @@ FUNCTION void advance(Cursor *cursor, Columns columns) {
   cursor->row += at_end;
 }
 
-// Where part `index` of n things begins, when `parts` parts differ by one at most.
-FUNCTION int cut(int n, int parts, int index) {
-  return n / parts * index + min(index, n % parts);
+FUNCTION Cut cut_into(int n, int parts) {
+  const int each = quotient(n, parts);
+  Cut cut = {each, n - each * parts};
+  return cut;
 }
+
+FUNCTION int begin_of(Cut cut, int part) { return cut.each * part + min(part, cut.longer); }
+
+// The part that has the nth thing.
+FUNCTION int part_with(Cut cut, int nth) {
+  const int in_longer = cut.longer * (cut.each + 1), behind = nth - in_longer;
+  return behind < 0 ? quotient(nth, cut.each + 1) : cut.longer + quotient(behind, max(cut.each, 1));
+}
+
+// Where part `index` of n things begins, when `parts` parts differ by one at most.
+FUNCTION int cut(int n, int parts, int index) { return begin_of(cut_into(n, parts), index); }
 
 // The same for every group, so that all of them meet the same fences.
 FUNCTION int rounds_of(int rows, const int pairs) {
-  const int most = rows / (1 + pairs) / (int)get_num_groups(0) + 1;
+  const uint most = quotient(rows >> pairs, N_GROUPS) + 1;
   return (most + ROUND_RESULTS - 1) / ROUND_RESULTS;
 }
 
 FUNCTION Span span_of(int rows, const int pairs, Columns columns, int round) {
-  const int results = rows / (1 + pairs), n_rounds = rounds_of(rows, pairs);
-  const int group = get_group_id(0), n_groups = get_num_groups(0), team = team_in_group();
-  const int low = cut(results, n_groups, group), n = cut(results, n_groups, group + 1) - low;
-  const int first = low + cut(n, n_rounds, round);
-  const int here = low + cut(n, n_rounds, round + 1) - first;
-  const int all = (here << pairs) * columns.tasks;
-  Span span = {first, here, results - here, cut(all, TEAMS, team), cut(all, TEAMS, team + 1)};
+  const int results = rows >> pairs, n_rounds = rounds_of(rows, pairs), team = team_in_group();
+  const Cut groups = cut_into(results, N_GROUPS);
+  int first = begin_of(groups, get_group_id(0)), n = begin_of(groups, get_group_id(0) + 1) - first;
+  if (n_rounds > 1) {
+    const Cut rounds = cut_into(n, n_rounds);
+    first += begin_of(rounds, round);
+    n = begin_of(rounds, round + 1) - begin_of(rounds, round);
+  }
+  const uint all = (n << pairs) * columns.tasks;
+  const Cut teams = {all / TEAMS, all % TEAMS};
+  Span span = {first, n, results - n, begin_of(teams, team), begin_of(teams, team + 1), teams};
   return span;
 }
 
@@ -78,20 +122,42 @@ FUNCTION int row_of(Span span, int row) {
   return span.first + row + (row < span.n ? 0 : span.to_ups);
 }
 
-// The unit with which the columns of a row of a span begin.
-FUNCTION uint place_of(Matrix m, Columns columns, Span span, int row) {
-  return (uint)row_of(span, row) * (uint)m.n_units + columns.first;
+// Where a lane's units of a task stand; the j-th is there if j * LANES < n.
+typedef struct {
+  uint place;
+  int row;
+  int unit;
+  int n;
+} Place;
+
+// The place of the task at a cursor, the cursor's number being `nth`, which then goes on to the next;
+// nothing of it is there behind the end of the team's run.
+FUNCTION Place next_place(Matrix m, Columns columns, Span span, Cursor *ahead, int nth) {
+  const int row = row_of(span, ahead->row), unit = ahead->column * (LOADS * LANES) + lane_id();
+  const Place at = {(uint)row * (uint)m.n_units + columns.first + unit, row, columns.first + unit,
+                    nth < span.end ? columns.n - unit : 0};
+  advance(ahead, columns);
+  return at;
+}
+
+// What teams have of a row: the sum of the team with which it begins, and CARRIES of those behind it
+// up to `end`.
+typedef struct {
+  int team;
+  int end;
+} Holders;
+
+FUNCTION Holders holders_of(int row, Span span, Columns columns) {
+  const int first = row * columns.tasks;
+  Holders holders = {part_with(span.teams, first), part_with(span.teams, first + columns.tasks - 1) + 1};
+  return holders;
 }
 
 // What all teams have of a row together.
-FUNCTION float row_total(
-    int row, Span span, const int pairs, Columns columns, __local const float *scratch) {
-  const int all = (span.n << pairs) * columns.tasks, before = row * columns.tasks;
+FUNCTION float row_total(int row, Holders holders, __local const float *scratch) {
   float total = kept_sum(scratch + SUMS + row * KEPT);
-  #pragma unroll 5
-  for (int team = 1; team < TEAMS; team++) {
-    const int begin = cut(all, TEAMS, team);
-    if (begin <= before || begin >= before + columns.tasks || begin == cut(all, TEAMS, team + 1)) continue;
+  #pragma unroll 1
+  for (int team = holders.team + 1; team < holders.end; team++) {
     total += kept_sum(scratch + CARRIES + team * KEPT);
   }
   return total;
@@ -103,21 +169,24 @@ FUNCTION float norm_factor(Source source, __local const float *scratch) {
   return rsqrt(squares / source.n + source.eps);
 }
 
-// See `finish` of product.cl; every work-item has at most one result.
+// See `finish` of product.cl; every work-item has at most one result. What does not need the sums
+// comes before them: a group waits there for its last team.
 FUNCTION void finish_round(
     Source source, Span span, Columns columns, __global float *out, const int pairs, const int add,
     __local float *scratch) {
-  const int i = get_local_id(0);
+  const int i = min((int)get_local_id(0), max(span.n - 1, 0)), there = (int)get_local_id(0) < span.n;
+  const Holders holders = holders_of(i, span, columns);
+  const Holders of_up = pairs ? holders_of(span.n + i, span, columns) : holders;
+  const float factor = source.norm ? norm_factor(source, scratch) : 1.0f;
   float before = 0.0f;
-  if (add && i < span.n) before = load_shared(out + span.first + i);
+  if (add && there) before = load_shared(out + span.first + i);
   LOCAL_FENCE;
-  if (i < span.n) {
-    const float factor = source.norm ? norm_factor(source, scratch) : 1.0f;
-    float total = row_total(i, span, pairs, columns, scratch) * factor;
-    if (pairs) {
-      const float up = row_total(span.n + i, span, pairs, columns, scratch) * factor;
-      total *= up / (1.0f + exp(-total));
-    }
-    out[span.first + i] = before + total;
+  MARK(MET)
+  if (!there) return;
+  float total = row_total(i, holders, scratch) * factor;
+  if (pairs) {
+    const float up = row_total(span.n + i, of_up, scratch) * factor;
+    total *= up / (1.0f + exp(-total));
   }
+  out[span.first + i] = before + total;
 }

@@ -1,0 +1,40 @@
+// A product of a step in one kernel, inside persistent.cl's kernel: product `nth`, whose role is
+// STEP_ROLE, of STEP_ROWS rows of STEP_UNITS units, whose type's functions STEP_CALL calls. Before
+// the one behind attention goes attention itself. STEP_NEXT asks for what follows; with STEP_MEETS
+// all groups wait for each other then.
+{
+  const int role = STEP_ROLE, pairs = role == ROLE_GATE_UP;
+  const int add = role == ROLE_ATTN_OUTPUT || role == ROLE_FFN_DOWN;
+  const Attention a = ATTENTION;
+  Source source = {x, norms + (2 * layer + pairs) * NORM_STRIDE, 0, DIM, eps, !add};
+  __global float *out = x;
+  if (role == ROLE_QKV) out = qkv_out + STEP_OUT;
+  if (role == ROLE_ATTN_OUTPUT) source.x = parts, source.shares = shares;
+  if (role == ROLE_GATE_UP) out = hidden;
+  if (role == ROLE_FFN_DOWN) source.x = hidden;
+  if (role == ROLE_OUTPUT) out = logits;
+  m.rows = STEP_ROWS, m.n_units = STEP_UNITS;
+
+  if (role == ROLE_ATTN_OUTPUT) {
+    #pragma unroll 1
+    for (int index = group; index < ITEMS; index += n_groups) {
+      if (index != group) {
+        item = item_of(a, index, 1);
+        ask_slice(&slice, a, item, item.next);
+      }
+      attend(a, item, &slice, 1, (__local float *)memory, scratch);
+    }
+    STEP_CALL(BEGIN);
+    MEET
+  }
+  STEP_CALL(COMPUTE);
+  const Matrix before = m;
+  STEP_NEXT
+  MARK(ASKED)
+  STEP_CALL(FINISH);
+  if (STEP_MEETS) {
+    MEET
+  }
+  layer += role == ROLE_FFN_DOWN;
+  nth++;
+}
