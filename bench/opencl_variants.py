@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 STEPS, REPETITIONS = 20, 7
 CHOICES = (1, 21, 150)
 """Greatest logits that are found on the device: for greedy, the default settings, and many."""
-PHASE_MARKS = ("loaded", "computed", "asked", "met")
+PHASE_MARKS = ("loaded", "computed", "met")
 ROLES_OF_A_LAYER = ("qkv", "attention", "attn_output", "gate_up", "ffn_down")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,8 @@ MAX_LOCAL = 48 * 1024
 RESERVED_LOCAL = 512
 MAX_SPLITS = 8
 MAX_HEADS_AT_ONCE = 4
-HALVES = {TensorType.F16, TensorType.BF16}
+WIDE_UNITS = {TensorType.F16, TensorType.BF16, TensorType.Q8_0}
+"""Types of which a lane does little for each byte."""
 ATTENTION_GROUP = 128
 """Work-items of a group that attends from a tile of rows."""
 ATTENTION_PAD = 4
@@ -43,7 +45,7 @@ FEW_GROUP, FEW_ROWS = 256, 32
 FEW_COUNTS = (8, 16, 32)
 """For how many it is built."""
 
-PHASE_MARKS = 4
+PHASE_MARKS = 3
 """Times that are noted within a phase; see ``kernels/shares.cl``."""
 TOP_PARTS = 1024
 """Parts of a row of logits, at most, of each of which the greatest is known."""
@@ -108,13 +110,11 @@ def default_tuning(
     if Feature.INLINE_PTX in found:
         # Routers to experts are F32, and too small to matter.
         large = {*kinds} - {TensorType.F32} if config.experts else kinds
-        heads = heads_at_once(config)
-        splits = device.compute_units // (config.n_heads // heads)
+        splits = device.compute_units // config.n_heads
         return Tuning(
             group=512,
             groups=device.compute_units,
-            loads=8 if large and HALVES.issuperset(large) else 4,
-            heads=heads,
+            loads=_loads(config, large),
             splits=min(MAX_SPLITS, max(1, splits)),
             attention_rows=attention_rows(device, config),
             tensor_cores=Feature.TENSOR_CORES in found,
@@ -139,6 +139,19 @@ def default_tuning(
         heads=heads_at_once(config),
         attention_rows=attention_rows(device, config),
     )
+
+
+def _loads(config: ModelConfig, kinds: Collection[TensorType]) -> int:
+    """Return a GPU's loads: about as many as pay, so that few of a row's last task find nothing."""
+    most = 8 if kinds and WIDE_UNITS.issuperset(kinds) else 4
+    if not kinds:
+        return most
+    units = min(-(-config.dim // LAYOUTS[kind].unit_cols // LANES) for kind in kinds)
+
+    def value(loads: int) -> float:  # loads of a row that find a unit, less if few are on their way
+        return units / round_up(units, loads) * math.sqrt(min(1, loads / most))
+
+    return max(range(1, most + 2), key=value)
 
 
 def attention_rows(device: Device, config: ModelConfig) -> int:
@@ -185,18 +198,22 @@ class LocalMemory:
         )
 
 
-def scratch_floats(tuning: Tuning) -> int:
+def scratch_floats(tuning: Tuning, config: ModelConfig) -> int:
     """Return the floats in which a group joins its sums; see ``kernels/shares.cl``."""
     teams = tuning.group // LANES
     kept, results = (1, tuning.group) if tuning.nvidia else (LANES, LANES)
     marks = PHASE_MARKS if tuning.phase_times else 0
-    return 2 * results * kept + teams * (kept + 1) + marks
+    return 2 * results * kept + teams * (kept + 1) + tuning.splits * config.n_heads + marks
 
 
 def local_memory(device: Device, config: ModelConfig, tuning: Tuning) -> LocalMemory:
     """Cut rows of activations into segments that fit into a work-group's local memory."""
     longest = longest_row(config)
-    room = min(device.local_memory, MAX_LOCAL) - scratch_floats(tuning) * FLOAT - RESERVED_LOCAL
+    room = (
+        min(device.local_memory, MAX_LOCAL)
+        - scratch_floats(tuning, config) * FLOAT
+        - RESERVED_LOCAL
+    )
     floats = min(longest, room // FLOAT // BLOCK * BLOCK)
     # The blocks of some types are eight of these long, and segments hold whole ones.
     blocks = min(longest // BLOCK, room // BLOCK_BYTES // 8 * 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,6 +25,7 @@ NVIDIA = {Feature.INLINE_PTX, Feature.TENSOR_CORES, Feature.WARPGROUPS, Feature.
     [
         ({TensorType.F16}, 8),
         ({TensorType.F16, TensorType.BF16}, 8),
+        ({TensorType.F16, TensorType.Q8_0}, 8),
         ({TensorType.Q4_0}, 4),
         ({TensorType.Q4_0, TensorType.F16}, 4),
         ((), 4),
@@ -31,7 +33,7 @@ NVIDIA = {Feature.INLINE_PTX, Feature.TENSOR_CORES, Feature.WARPGROUPS, Feature.
 )
 def test_nvidia(monkeypatch: pytest.MonkeyPatch, kinds: Collection[TensorType], loads: int) -> None:
     monkeypatch.setattr(tuning, "features", lambda _: NVIDIA)
-    chosen = tuning.default_tuning(fake_device(compute_units=132), tiny_config(), kinds)
+    chosen = tuning.default_tuning(fake_device(compute_units=132), tiny_config(dim=4096), kinds)
     assert chosen.loads == loads
     assert (chosen.groups, chosen.group) == (132, 512)
     assert (chosen.tensor_cores, chosen.warpgroups, chosen.tensor_attention) == (True,) * 3
@@ -41,10 +43,29 @@ def test_nvidia(monkeypatch: pytest.MonkeyPatch, kinds: Collection[TensorType], 
 
 def test_routers_in_float32_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "features", lambda _: NVIDIA)
-    config, kinds = tiny_config(experts=Experts(4, 2)), {TensorType.F16, TensorType.F32}
-    assert tuning.default_tuning(fake_device(), config, kinds).loads == 8
-    assert tuning.default_tuning(fake_device(), config, {TensorType.F32}).loads == 4
-    assert tuning.default_tuning(fake_device(), tiny_config(), kinds).loads == 4
+    config, kinds = tiny_config(dim=4096), {TensorType.F16, TensorType.F32}
+    with_experts = dataclasses.replace(config, experts=Experts(4, 2))
+    assert tuning.default_tuning(fake_device(), with_experts, kinds).loads == 8
+    assert tuning.default_tuning(fake_device(), with_experts, {TensorType.F32}).loads == 4
+    assert tuning.default_tuning(fake_device(), config, kinds).loads == 4
+
+
+@pytest.mark.parametrize(
+    ("dim", "kind", "loads"),
+    [
+        (64, TensorType.F16, 1),
+        (2048, TensorType.Q4_0, 2),
+        (2048, TensorType.F16, 8),
+        (5120, TensorType.Q4_0, 5),
+        (5120, TensorType.F16, 7),
+        (8192, TensorType.Q8_0, 8),
+    ],
+)
+def test_loads_suit_the_length_of_rows(
+    monkeypatch: pytest.MonkeyPatch, dim: int, kind: TensorType, loads: int
+) -> None:
+    monkeypatch.setattr(tuning, "features", lambda _: NVIDIA)
+    assert tuning.default_tuning(fake_device(), tiny_config(dim=dim), {kind}).loads == loads
 
 
 def test_attention_on_tensor_cores_needs_room_and_float16(monkeypatch: pytest.MonkeyPatch) -> None:

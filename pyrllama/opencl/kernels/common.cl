@@ -74,39 +74,55 @@ FUNCTION float joined(Source source, int column) {
   return value / sum;
 }
 
-FUNCTION float8 joined8(Source source, int column) {
-#if HEAD_DIM % 8 == 0
-  int head = min(column / HEAD_DIM, N_HEADS - 1);
-  float top = -INFINITY, sum = 0.0f;
-  float8 value = (float8)(0.0f);
-  float tops[SPLITS], sums[SPLITS];
-  float8 parts[SPLITS];
-  #pragma unroll
-  for (int s = 0; s < SPLITS; s++) {  // all are on their way before the first is needed
-    __global const float *share = (__global const float *)(source.shares + s * N_HEADS + head);
-    tops[s] = load_shared(share);
-    sums[s] = load_shared(share + 1);
-    parts[s] = load_shared8(source.x + s * Q_STRIDE + column);
+// What each split's part of each head counts in what they give together: (SPLITS, N_HEADS). A group
+// works it out once: the shares are few, and every work-item of all groups would read the same ones.
+FUNCTION void put_factors(Source source, __local float *factors) {
+  for (int head = get_local_id(0); head < N_HEADS; head += GROUP) {
+    float top = -INFINITY, sum = 0.0f;
+    float tops[SPLITS], sums[SPLITS];
+    UNROLL_ON_GPU
+    for (int s = 0; s < SPLITS; s++) {
+      __global const float *share = (__global const float *)(source.shares + s * N_HEADS + head);
+      tops[s] = load_shared(share);
+      sums[s] = load_shared(share + 1);
+    }
+    UNROLL_ON_GPU
+    for (int s = 0; s < SPLITS; s++) top = fmax(top, tops[s]);
+    UNROLL_ON_GPU
+    for (int s = 0; s < SPLITS; s++) {
+      tops[s] = exp2(tops[s] - top);
+      sum += tops[s] * sums[s];
+    }
+    UNROLL_ON_GPU
+    for (int s = 0; s < SPLITS; s++) factors[s * N_HEADS + head] = tops[s] / sum;
   }
+}
+
+// The factor of split s for the head of a column.
+FUNCTION float factor_of(__local const float *factors, int s, int column) {
+  return factors[s * N_HEADS + min(column / HEAD_DIM, N_HEADS - 1)];
+}
+
+// Eight columns of what the splits have of a row, and their sum, each counted by its factor.
+FUNCTION void load_parts(Source source, int column, float8 *parts) {
   #pragma unroll
-  for (int s = 0; s < SPLITS; s++) top = fmax(top, tops[s]);
+  for (int s = 0; s < SPLITS; s++) parts[s] = load_shared8(source.x + s * Q_STRIDE + column);
+}
+
+FUNCTION float8 joined8(const float8 *parts, int column, __local const float *factors) {
+  float8 value = (float8)(0.0f);
   #pragma unroll
   for (int s = 0; s < SPLITS; s++) {
-    float weight = exp2(tops[s] - top);
-    sum += weight * sums[s];
-    value += weight * parts[s];
-  }
-  return value * (1.0f / sum);
+#if HEAD_DIM % 8 == 0
+    value += factor_of(factors, s, column) * parts[s];
 #else
-  float8 v;
-  v.s0 = joined(source, column);
-  v.s1 = joined(source, column + 1);
-  v.s2 = joined(source, column + 2);
-  v.s3 = joined(source, column + 3);
-  v.s4 = joined(source, column + 4);
-  v.s5 = joined(source, column + 5);
-  v.s6 = joined(source, column + 6);
-  v.s7 = joined(source, column + 7);
-  return v;
+    const float8 factor = (float8)(
+        factor_of(factors, s, column), factor_of(factors, s, column + 1),
+        factor_of(factors, s, column + 2), factor_of(factors, s, column + 3),
+        factor_of(factors, s, column + 4), factor_of(factors, s, column + 5),
+        factor_of(factors, s, column + 6), factor_of(factors, s, column + 7));
+    value += factor * parts[s];
 #endif
+  }
+  return value;
 }

@@ -40,7 +40,7 @@ FUNCTION Matrix matrix_at(WEIGHTS_PARAMETERS, __constant const long *places, int
 #define BEGIN(kind) begin_##kind(&task, m, 0)
 #define BEGIN_PAIRS(kind) begin_##kind(&task, m, 1)
 #define COMPUTE(kind) product_##kind(&task, m, source, out, pairs, add, memory, scratch)
-#define FINISH(kind) finish_##kind(before, source, out, pairs, add, scratch)
+#define FINISH(kind) finish_##kind(m, source, out, pairs, add, scratch)
 
 // How persistent.py writes steps: START asks for the first product's weights, and STEPS stands for
 // all products.
@@ -76,11 +76,14 @@ FUNCTION Matrix matrix_at(WEIGHTS_PARAMETERS, __constant const long *places, int
 #define NOTE_CAME
 #define NOTE_LEFT
 #endif
-#define MEET                                                                                      \
+#define ARRIVE                                                                                    \
   NOTE_CAME                                                                                       \
-  grid_barrier(words, round + 1);                                                                 \
+  join_grid(words);
+#define AWAIT                                                                                     \
+  await_grid(words, round + 1);                                                                    \
   NOTE_LEFT                                                                                       \
   round++;
+#define MEET ARRIVE AWAIT
 
 __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void persistent_step(
     WEIGHTS_PARAMETERS, __constant const long *places, __global const float *norms,

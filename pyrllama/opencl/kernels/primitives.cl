@@ -26,7 +26,7 @@ FUNCTION int team_in_group(void) { return (int)get_local_id(0) / LANES; }
 // Loops over private arrays must be unrolled to keep them in registers; elsewhere, unrolling
 // loops with barriers makes compilers (PoCL's) take minutes.
 #define UNROLL_ON_GPU _Pragma("unroll")
-#define EIGHTS_AT_ONCE 2  // 8 columns of activations that a work-item loads before it puts one down
+#define EIGHTS_AT_ONCE 3  // 8 columns of activations that a work-item loads before it puts one down
 
 FUNCTION float exchange(float value, int mask) {
   float other;
@@ -318,11 +318,14 @@ FUNCTION float group_max(float value, __local float *scratch) { return fold_grou
 
 // Wait until all groups of the grid have arrived `round` times. All groups must run at once;
 // if they do not, waiting ends after a few seconds, and the host finds GAVE_UP set.
-FUNCTION void grid_barrier(volatile __global int *words, int round) {
+FUNCTION void join_grid(volatile __global int *words) {
   GROUP_FENCE;
+  if (get_local_id(0) == 0) arrive_release(words + ARRIVED);
+}
+
+FUNCTION void await_grid(volatile __global int *words, int round) {
   if (get_local_id(0) == 0) {
-    const int target = round * (int)get_num_groups(0);
-    arrive_release(words + ARRIVED);
+    const int target = round * N_GROUPS;
     for (int looks = 1; look_at(words + ARRIVED) < target; looks++) {
       if (looks % LOOKS_BETWEEN) continue;
       if (looks == WAIT_LIMIT) words[GAVE_UP] = 1;
@@ -330,6 +333,11 @@ FUNCTION void grid_barrier(volatile __global int *words, int round) {
     }
   }
   GROUP_FENCE;
+}
+
+FUNCTION void grid_barrier(volatile __global int *words, int round) {
+  join_grid(words);
+  await_grid(words, round);
 }
 
 // What leave_grid says of a group.

@@ -177,11 +177,17 @@ FUNCTION void KIND(load)(
     __local float *scratch) {
   LOCAL_FENCE;  // the products before are done with the memory
   if (source.shares) {
+    __local float *factors = scratch + FACTORS;
     #pragma unroll 1
     for (int start = 0; start < n / 8; start += GROUP) {
-      const int quad = start + (int)get_local_id(0);
-      const float8 v = joined8(source, first + 8 * min(quad, n / 8 - 1));
-      KIND(put)(quad, quad < n / 8, v, memory, scratch);
+      const int quad = start + (int)get_local_id(0), column = first + 8 * min(quad, n / 8 - 1);
+      float8 parts[SPLITS];
+      load_parts(source, column, parts);  // on their way while the factors come
+      if (start == 0) {
+        put_factors(source, factors);
+        LOCAL_FENCE;
+      }
+      KIND(put)(quad, quad < n / 8, joined8(parts, column, factors), memory, scratch);
     }
   } else {
     const float squares = KIND(load_row)(source, first, n, memory, scratch);

@@ -6,16 +6,17 @@
 // in local memory. Results that are too many for that are computed in rounds.
 
 // Of a group's scratch: a sum for every row of a round, one for every team whose first row began
-// with an earlier team, and the teams' sums of squares for a norm.
+// with an earlier team, the teams' sums of squares for a norm, and the factors of attention's splits.
 #define SUMS 0
 #define CARRIES (2 * ROUND_RESULTS * KEPT)
 #define SQUARES (CARRIES + TEAMS * KEPT)
-#define MARKS (SQUARES + TEAMS)
+#define FACTORS (SQUARES + TEAMS)
+#define MARKS (FACTORS + SPLITS * N_HEADS)
 
-// When a group had its activations, when its first team had multiplied its tasks, had asked for the
-// next product's, and when all teams were there; see persistent.cl.
+// When a group had its activations, when its first team had multiplied its tasks, and when all teams
+// were there; see persistent.cl.
 #ifdef PHASE_TIMES
-enum { LOADED, COMPUTED, ASKED, MET, N_MARKS };
+enum { LOADED, COMPUTED, MET, N_MARKS };
 #define MARK(which)                                                                               \
   if (get_local_id(0) == 0) ((__local uint *)scratch)[MARKS + which] = device_time();
 #else

@@ -24,16 +24,20 @@
       }
       attend(a, item, &slice, 1, (__local float *)memory, scratch);
     }
+    ARRIVE
     STEP_CALL(BEGIN);
-    MEET
+    AWAIT
   }
   STEP_CALL(COMPUTE);
-  const Matrix before = m;
-  STEP_NEXT
-  MARK(ASKED)
   STEP_CALL(FINISH);
+  // Weights are asked for once the others know that this group is there: results would stand in line
+  // behind them.
   if (STEP_MEETS) {
-    MEET
+    ARRIVE
+  }
+  STEP_NEXT
+  if (STEP_MEETS) {
+    AWAIT
   }
   layer += role == ROLE_FFN_DOWN;
   nth++;
