@@ -126,6 +126,7 @@ def section_adder(format_: Format, section: int) -> Section:
 
     @inline
     def add(total: Lanes, p: int, q: int, i: int, x: int, begin: Lanes) -> Lanes:
+        """Add the section, whose sums begin at ``begin``."""
         return end(total, steps(begin, q, x), scale_of(run_scale(p, i + run)))
 
     return add
