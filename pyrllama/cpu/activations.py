@@ -7,6 +7,8 @@ A row is made once and read by every group of a matrix, so each product has it a
 ``BYTES``   int8 with a scale for 32 columns, and their sums, which take off the offsets of
             unsigned weights and add what a block of weights has beside its scale; several rows
             are interleaved six by six, four columns of each at a time.
+``WIDE_BYTES``  the same in a record of its own, ``wide``, with one scale for 256 columns, so that
+            the whole numbers of a super-block's products can be summed as such.
 ``TILES``   bfloat16 in tiles of 16 rows and 32 columns, for CPUs with matrix tiles.
 
 One row alone stays as it is.  Rows that six or sixteen have too many hold what was there before:
@@ -19,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from pyrllama.cpu.kernel import inline, kernel, part, view
+from pyrllama.cpu.kernel import View, inline, kernel, part, view
 from pyrllama.cpu.norm import absolute, round_to_even
 from pyrllama.cpu.records import (
     ACTIVATIONS,
@@ -29,6 +31,7 @@ from pyrllama.cpu.records import (
     ROWS_AT_ONCE,
     SUMS,
     TILES,
+    WIDE_BYTES,
 )
 from pyrllama.cpu.simd import (
     Lanes,
@@ -39,6 +42,7 @@ from pyrllama.cpu.simd import (
     maximum,
     narrow_to_i8,
     narrow_to_i16,
+    pair_sums,
     store,
     sum_i32,
     truncate_to_i32,
@@ -60,44 +64,87 @@ BLOCK_BYTES = BLOCK_WORDS * COLUMN_BYTES
 
 
 @inline
-def quantise_block(x: int, q: int, scale: int, sums: int, scaled_sums: int) -> None:
-    """Quantise 32 float32 to int8 with one scale, the greatest magnitude over 127.
-
-    ``sums`` and ``scaled_sums`` receive the block's sums, see ``ACTIVATIONS``.
-    """
-    low, high = load_f32x16(x), load_f32x16(x + 64)
-    greatest = max_f32(maximum(absolute(low), absolute(high)))
-    # Written so that a NaN, which compares with nothing, ends up in the scale and is seen.
-    step = ZERO if greatest < SMALLEST_BLOCK_MAXIMUM else greatest / f32(127.0)
-    factor = f32(127.0) / greatest if greatest >= SMALLEST_BLOCK_MAXIMUM else ZERO
-    low_int = truncate_to_i32(round_to_even(low * factor))
-    high_int = truncate_to_i32(round_to_even(high * factor))
-    store(q, narrow_to_i8(low_int))
-    store(q + 16, narrow_to_i8(high_int))
-    store(scale, step)
-    first, last = sum_i32(low_int), sum_i32(high_int)
-    store_sum(i32(first + last), step, sums, scaled_sums)
-    store_sum(first, step, sums + 4, scaled_sums + 4)
-    store_sum(last, step, sums + 8, scaled_sums + 8)
+def greatest_magnitude(x: int, n_bytes: int) -> Any:
+    """Return the greatest magnitude of float32, whole blocks of 32; NaNs may count or not."""
+    greatest = absolute(load_f32x16(x))
+    for i in range(64, n_bytes, 64):
+        greatest = maximum(greatest, absolute(load_f32x16(x + i)))
+    return max_f32(greatest)
 
 
 @inline
-def store_sum(total: Any, scale: Any, place: int, scaled: int) -> None:
-    """Store a sum as it is and times the block's scale."""
-    store(place, total)
-    store(scaled, f32(total) * scale)
+def scale_of(greatest: Any) -> Any:
+    """Return the scale that takes the greatest magnitude to 127.
+
+    Written so that a NaN, which compares with nothing, ends up in the scale and is seen.
+    """
+    return ZERO if greatest < SMALLEST_BLOCK_MAXIMUM else greatest / f32(127.0)
+
+
+@inline
+def factor_of(greatest: Any) -> Any:
+    """Return the inverse of the scale."""
+    return f32(127.0) / greatest if greatest >= SMALLEST_BLOCK_MAXIMUM else ZERO
+
+
+@inline
+def quantise_values(x: int, q: int, factor: float) -> tuple[Lanes, Lanes]:
+    """Store 32 float32, times a factor, as int8; return them as two ``i32x16``."""
+    low = truncate_to_i32(round_to_even(load_f32x16(x) * factor))
+    high = truncate_to_i32(round_to_even(load_f32x16(x + 64) * factor))
+    store(q, narrow_to_i8(low))
+    store(q + 16, narrow_to_i8(high))
+    return low, high
+
+
+@inline
+def quantise_block(a: View, x: int, row: int, b: int, step: float, factor: float) -> None:
+    """Quantise 32 float32 at ``x`` to int8 as block ``b`` of a row, with its sums."""
+    low, high = quantise_values(x, a.q + row * a.q_stride + 32 * b, factor)
+    i = row * a.block_stride + 4 * b
+    store(a.scales + i, step)
+    sums, scaled_sums = a.sums + SUMS * i, a.scaled_sums + SUMS * i
+    store_sums(low + high, step, sums, scaled_sums)
+    store_sums(low, step, sums + 4, scaled_sums + 4)
+    store_sums(high, step, sums + 8, scaled_sums + 8)
+
+
+@inline
+def store_sums(columns: Lanes, scale: float, place: int, scaled: int) -> None:
+    """Store the pair of sums of columns, and all of them together times the scale."""
+    store(place, pair_sums(columns))
+    store(scaled, f32(sum_i32(columns)) * scale)
 
 
 @part
 def quantise_blocks(activations: int, source: int, row: int, first: int, last: int) -> None:
     """Quantise blocks ``first`` to ``last`` (excluded) of float row ``source`` into ``row``."""
     a = Activations(activations)
-    x, q, starts = a.x + source * a.x_stride, a.q + row * a.q_stride, row * a.block_stride
     for b in range(first, last):
-        i = starts + 4 * b
-        quantise_block(
-            x + 128 * b, q + 32 * b, a.scales + i, a.sums + SUMS * i, a.scaled_sums + SUMS * i
-        )
+        x = a.x + source * a.x_stride + 128 * b
+        greatest = greatest_magnitude(x, 128)
+        quantise_block(a, x, row, b, scale_of(greatest), factor_of(greatest))
+
+
+@part
+def quantise_super_blocks(activations: int, source: int, row: int, first: int, last: int) -> None:
+    """Quantise the super-blocks of which blocks ``first`` to ``last`` (excluded) are made."""
+    a = Activations(activations)
+    for start in range(first, last, 8):
+        x = a.x + source * a.x_stride + 128 * start
+        greatest = greatest_magnitude(x, 1024)
+        step, factor = scale_of(greatest), factor_of(greatest)
+        for b in range(8):
+            quantise_block(a, x + 128 * b, row, start + b, step, factor)
+
+
+@inline
+def quantise(activations: int, source: int, row: int, forms: int, first: int, last: int) -> None:
+    """Quantise blocks of float row ``source`` into ``row`` of those forms of bytes asked for."""
+    if forms & BYTES:
+        quantise_blocks(activations, source, row, first, last)
+    if forms & WIDE_BYTES:
+        quantise_super_blocks(Activations(activations).wide, source, row, first, last)
 
 
 @part
@@ -152,15 +199,19 @@ def prepare(activations: int, row: int, forms: int, first: int, last: int) -> No
         tile_floats(activations, row, first, last)
     if forms & FLOATS:
         interleave_floats(activations, row, first, last)
+    quantise(activations, row, row, forms, first, last)
     if forms & BYTES:
-        quantise_blocks(activations, row, row, first, last)
         interleave_bytes(activations, row, first, last)
+    if forms & WIDE_BYTES:
+        interleave_bytes(Activations(activations).wide, row, first, last)
 
 
 @kernel
-def quantise_kernel(activations: int, source: int, row: int, first: int, last: int) -> None:
-    """Entry for tests of ``quantise_blocks``."""
-    quantise_blocks(activations, source, row, first, last)
+def quantise_kernel(
+    activations: int, source: int, row: int, forms: int, first: int, last: int
+) -> None:
+    """Entry for tests of ``quantise``."""
+    quantise(activations, source, row, forms, first, last)
 
 
 @kernel

@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from pyrllama.cpu.activations import prepare, quantise_blocks
+from pyrllama.cpu.activations import prepare, quantise
 from pyrllama.cpu.barrier import barrier, take
 from pyrllama.cpu.kernel import View, inline, part, view
 from pyrllama.cpu.norm import exponential, swiglu
-from pyrllama.cpu.products import chunk_of, form_for, multiply_groups, tiled
+from pyrllama.cpu.products import chunk_of, form_for, multiply_groups, tiled, whole_blocks
 from pyrllama.cpu.records import (
     ACTIVATIONS,
-    BYTES,
     LINE,
     MATRIX,
     MIXTURE,
@@ -49,6 +48,7 @@ SUMS_PLACE, SCALED_SUMS_PLACE = (ACTIVATIONS.offset(name) for name in ("sums", "
 FLOATS_PLACE, BYTES_PLACE, TILES_PLACE = (
     ACTIVATIONS.offset(name) for name in ("floats", "bytes", "tiles")
 )
+WIDE_PLACE = ACTIVATIONS.offset("wide")
 N_ACTIVE = MIXTURE.offset("n_active")
 
 f32 = np.float32
@@ -130,8 +130,8 @@ def allot_places(s: View, layer: View, m: View) -> None:
         store(m.active + 8 * n_active, e)
         n_active += 1
         store(m.starts + 8 * e, row)
-        point_to(m.inputs, m.expert_inputs + e * ACTIVATIONS_BYTES, row, tile_row)
-        point_to(s.hidden, m.expert_hidden + e * ACTIVATIONS_BYTES, row, tile_row)
+        point_both_to(m.inputs, m.expert_inputs + e * ACTIVATIONS_BYTES, row, tile_row)
+        point_both_to(s.hidden, m.expert_hidden + e * ACTIVATIONS_BYTES, row, tile_row)
         if in_tiles(layer, n):
             n = (n + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
             tile_row += n
@@ -161,6 +161,13 @@ def point_to(pool: int, record: int, row: int, tile_row: int) -> None:
     store(record + FLOATS_PLACE, a.floats + row // ROWS_AT_ONCE * a.floats_stride)
     store(record + BYTES_PLACE, a.bytes + row // ROWS_AT_ONCE * a.bytes_stride)
     store(record + TILES_PLACE, a.tiles + 2 * tile_row * a.n_cols)
+
+
+@inline
+def point_both_to(pool: int, record: int, row: int, tile_row: int) -> None:
+    """Make a record that of some rows of a pool, and so the one of their wide form."""
+    point_to(pool, record, row, tile_row)
+    point_to(load_i64(pool + WIDE_PLACE), load_i64(record + WIDE_PLACE), row, tile_row)
 
 
 @part
@@ -202,7 +209,7 @@ def single_token(s: View, layer: View, m: View, row: int, counters: int, worker:
     ids, weights = m.chosen + 8 * worker * m.n_used, m.weights + 4 * worker * m.n_used
     form = form_for(layer.ffn_down, 1)
     n_groups = Matrix(layer.ffn_gate).n_groups
-    chunk = chunks_of_experts(m.n_used, n_groups, s.n_threads)
+    chunk = whole_blocks(chunks_of_experts(m.n_used, n_groups, s.n_threads), form)
     n_chunks = (n_groups + chunk - 1) // chunk
     a = Activations(s.hidden)
     item = take(counters, 1)
@@ -216,8 +223,7 @@ def single_token(s: View, layer: View, m: View, row: int, counters: int, worker:
         x, n = a.x + slot * a.x_stride + 64 * first, 16 * (last - first)
         swiglu(gate + 64 * first, up + 64 * first, x, n)
         weigh(x, n, load_f32(weights + 4 * slot))
-        if form == BYTES:
-            quantise_blocks(s.hidden, slot, slot, first // 2, (last + 1) // 2)
+        quantise(s.hidden, slot, slot, form, first // 2, (last + 1) // 2)
         item = take(counters, 1)
     barrier(s.team, s.n_threads)
     n_groups = Matrix(layer.ffn_down).n_groups
@@ -237,6 +243,7 @@ def inner_products(s: View, layer: View, m: View, counter: int, worker: int) -> 
     """Do this thread's share of gate, up and SwiGLU for the tokens of all experts."""
     n_groups = Matrix(layer.ffn_gate).n_groups
     chunk = chunks_of_experts(m.n_active, n_groups, s.n_threads)
+    chunk = whole_blocks(chunk, Matrix(layer.ffn_down).form)
     n_chunks = (n_groups + chunk - 1) // chunk
     item = take(counter, 1)
     while item < m.n_active * n_chunks:

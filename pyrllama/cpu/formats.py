@@ -21,13 +21,14 @@ from functools import cached_property
 from typing import NamedTuple
 
 from pyrllama.core import TensorType
+from pyrllama.cpu.records import BYTES, WIDE_BYTES
 from pyrllama.quants.codebook import FACTORS, LEVELS
 from pyrllama.quants.tables import E2M1, NON_LINEAR
 
 ROWS = 16
 """Rows of a group."""
 BLOCK = 32
-"""Columns that the activations' scales and the vectors of levels go by."""
+"""Columns that the vectors of levels go by, and the activations' sums."""
 SUPER_BLOCK = 256
 PANEL_BLOCK_BYTES = 512 + 64
 """The least that a block of 16 rows takes in a panel: bytes of levels, and a scale."""
@@ -86,12 +87,8 @@ of the bytes holds the others.  Runs of 16 columns of six bits share no vector.
 class Dot(enum.Enum):
     """How products of levels and activations are summed, see ``isa.py``."""
 
-    NIBBLE = "nibble"
-    """Levels up to 15, in sums of 16 bits."""
-    HALVES = "halves"
-    """Levels up to 31, in sums of 16 bits of 16 columns each."""
-    WIDE = "wide"
-    """Levels up to 63."""
+    UNSIGNED = "unsigned"
+    """Values from -32 to 32 less the lowest one, summed in 16 bits."""
     SIGNED = "signed"
     """Values from -128 to 127."""
     SYMMETRIC = "symmetric"
@@ -195,14 +192,41 @@ class Format:
         return self.head in {Head.SCALE_AND_ADDEND, Head.NIBBLE_PAIRS, Head.BYTE_PAIRS}
 
     @property
+    def form(self) -> int:
+        """The form of activations that products read: their scales go by packed blocks."""
+        return WIDE_BYTES if self.columns == SUPER_BLOCK else BYTES
+
+    @property
+    def has_run_scales(self) -> bool:
+        """Whether runs have scales of whole numbers, in units of the block's."""
+        return self.head in _SCALES_OF_RUNS
+
+    @property
     def dot(self) -> Dot:
         """The dot product that holds the values."""
-        lowest = min(self.values)
-        span = max(self.values) - lowest
-        for most, dot in ((15, Dot.NIBBLE), (31, Dot.HALVES), (63, Dot.WIDE)):
-            if span <= most:
-                return dot
-        return Dot.SYMMETRIC if lowest > -128 else Dot.SIGNED
+        if self._most <= _MOST_OF_16:
+            return Dot.UNSIGNED
+        return Dot.SYMMETRIC if min(self.values) > -128 else Dot.SIGNED
+
+    @property
+    def summed(self) -> int:
+        """Columns whose products one integer sum takes, 16 or 32: 16 bits hold no more."""
+        fits = self.is_signed or self._most <= _MOST_OF_32
+        return min(self.run, BLOCK if fits else BLOCK // 2)
+
+    @property
+    def sections(self) -> int:
+        """Integer sums of 32 columns."""
+        return BLOCK // self.summed
+
+    @property
+    def n_addends(self) -> int:
+        """Addends of a row of a packed block."""
+        return self.columns // self.run if self.has_addend else 0
+
+    @property
+    def _most(self) -> int:
+        return max(abs(value) for value in self.values)
 
     @property
     def is_signed(self) -> bool:
@@ -222,6 +246,8 @@ class Format:
         return () if direct else operands
 
 
+# Half of the columns go to one of a lane's two 16-bit sums, each up to 127 times a value.
+_MOST_OF_32, _MOST_OF_16 = ((2**15 - 1) // (columns // 2 * 127) for columns in (32, 16))
 _SCALES_OF_RUNS = {Head.BYTES, Head.NIBBLE_PAIRS, Head.BYTE_PAIRS}
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyrllama.core import BLOCK_TOKENS
-from pyrllama.cpu.activations import quantise_block
+from pyrllama.cpu.activations import factor_of, greatest_magnitude, quantise_values, scale_of
 from pyrllama.cpu.kernel import KernelFunction, View, inline, kernel, view
 from pyrllama.cpu.norm import normalise_head
 from pyrllama.cpu.records import LAYER, STEP
@@ -189,10 +189,11 @@ store_f32 = float_store(4, keep_single, copy_single)
 
 
 @inline
-def quantise_into(x: int, quants: int, scale: int, work: int) -> None:
-    """Quantise 32 float32 to int8 and a float16 scale; ``work`` is 12 bytes of scratch."""
-    quantise_block(x, quants, work, work + 4, work + 8)
-    store(scale, first_lane(float_to_half(splat_f32(load_f32(work)))))
+def quantise_into(x: int, quants: int, scale: int) -> None:
+    """Quantise 32 float32 to int8 and a float16 scale."""
+    greatest = greatest_magnitude(x, 128)
+    quantise_values(x, quants, factor_of(greatest))
+    store(scale, first_lane(float_to_half(splat_f32(scale_of(greatest)))))
 
 
 @kernel
@@ -207,7 +208,7 @@ def store_q8_0(step: int, layer: int, token: int, head: int, work: int) -> None:
     rotated_key(s, layer, token, head, x)
     for b in range(n_blocks):
         place = keys + b * Q8_BLOCK_BYTES
-        quantise_into(x + 128 * b, quants, place + 2 * slot, quants + 32)
+        quantise_into(x + 128 * b, quants, place + 2 * slot)
         lane = place + Q8_SCALES_BYTES + slot // 16 * 512 + slot % 16
         for i in range(32):
             store(lane + 16 * i, i8(load_u8(quants + i)))
@@ -218,7 +219,7 @@ def store_q8_0(step: int, layer: int, token: int, head: int, work: int) -> None:
     for b in range(n_blocks):
         place = values + b * Q8_BLOCK_BYTES
         numbers = place + Q8_SCALES_BYTES + 32 * slot
-        quantise_into(x + 128 * b, numbers, place + 2 * slot, quants)
+        quantise_into(x + 128 * b, numbers, place + 2 * slot)
 
 
 @inline

@@ -219,7 +219,8 @@ def values_of(format_: Format) -> Callable[[Lanes], Lanes]:
 
 def row_blocks(format_: Format) -> KernelFunction:
     """Return what unpacks one packed row of a quantised type."""
-    operands, scale, addend, _ = blocks_of(format_)
+    read = blocks_of(format_)
+    operands, scale, addend = read.operands, read.scale, read.addend
     columns, blocks, runs = format_.columns, format_.blocks, format_.runs
     packed_bytes, head_bytes, level_bytes = format_.bytes, format_.head_bytes, format_.level_bytes
     offset, pairs = format_.offset, PAIRS // runs

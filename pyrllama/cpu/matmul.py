@@ -27,7 +27,7 @@ from pyrllama.cpu.panels import (
     MultiplyPanel,
     multiply_packed,
     multiply_panel,
-    panel_block_bytes,
+    panel_block,
     unpack_panel,
 )
 from pyrllama.cpu.records import (
@@ -37,17 +37,16 @@ from pyrllama.cpu.records import (
     PANEL_COLUMNS,
     PANELS_BYTES,
     ROWS_AT_ONCE,
+    WIDE_BYTES,
 )
-from pyrllama.cpu.simd import (
-    Lanes,
+from pyrllama.cpu.row_vectors import (
     add_rows,
     fused_multiply_add_rows,
-    load_f32x16,
     load_rows,
-    store,
     store_rows,
     zero_rows,
 )
+from pyrllama.cpu.simd import Lanes, load_f32x16, store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,7 +109,7 @@ def add_part(rows: int, multiply: MultiplyPanel) -> Callable[..., None]:
 def quantised_product(format_: Format) -> KernelFunction:
     """Return the product kernel of a quantised type."""
     columns, blocks, packed_bytes = format_.columns, format_.blocks, format_.bytes
-    block_bytes = panel_block_bytes(format_)
+    block_bytes, wide = panel_block(format_).size, format_.form == WIDE_BYTES
     packed_by_2, packed_by_4 = (multiply_packed(rows, format_) for rows in (2, 4))
     add_2, add_4, add_6 = (add_part(rows, multiply_panel(rows, format_)) for rows in (2, 4, ROWS))
     unpack = unpack_panel(format_)
@@ -144,6 +143,8 @@ def quantised_product(format_: Format) -> KernelFunction:
     ) -> None:  # fmt: skip
         """Multiply groups ``first`` to ``last``; row ``i`` gives ``out + i * stride``."""
         m, a = Matrix(matrix), Activations(activations)
+        if wide:
+            a = Activations(a.wide)
         group_bytes = m.bytes_a_group
         if n_rows <= 4:
             for g in range(first, last):
@@ -151,7 +152,7 @@ def quantised_product(format_: Format) -> KernelFunction:
             return
         n_blocks, n_sixes = m.n_cols // 32, (n_rows + ROWS - 1) // ROWS
         part = panel_blocks(n_blocks, n_sixes)
-        size = part * block_bytes
+        size = part // blocks * block_bytes
         at_once = panels_at_once(size, n_sixes)
         step = (packed_bytes // blocks + n_sixes - 1) // n_sixes
         for g in range(first, last, at_once):

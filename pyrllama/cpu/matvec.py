@@ -10,14 +10,17 @@ order, so that a token has the same bits alone and in a batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
-from pyrllama.cpu.blocks import Sums, blocks_of, sums_of_halves
+import numpy as np
+
+from pyrllama.cpu.blocks import blocks_of
 from pyrllama.cpu.formats import format_named
 from pyrllama.cpu.kernel import KernelFunction, View, inline, kernel, view
 from pyrllama.cpu.levels import PAIRS, over_pairs
-from pyrllama.cpu.records import ACTIVATIONS, MATRIX, SUMS
+from pyrllama.cpu.records import ACTIVATIONS, MATRIX, SUMS, WIDE_BYTES
 from pyrllama.cpu.simd import (
     Lanes,
     as_f32,
@@ -30,7 +33,6 @@ from pyrllama.cpu.simd import (
     load_f32x16,
     load_i16x16,
     load_i32,
-    nibble_sum,
     prefetch,
     prefetch_stream,
     splat_f32,
@@ -41,8 +43,6 @@ from pyrllama.cpu.simd import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pyrllama.cpu.formats import Format
 
 Matrix = view(MATRIX)
@@ -101,82 +101,107 @@ def broadcast_4(x: int) -> Lanes:
     return as_i8(splat_i32(load_i32(x)))
 
 
-@inline
-def no_sum() -> Lanes:
-    """Return where the sum of a half begins."""
-    return splat_i32(0)
+Section = Callable[[Lanes, int, int, int, int, Lanes], Lanes]
+"""``add(total, p, q, i, x, begin)``: the total with a section of the 32 columns at ``q``."""
 
 
-@inline
-def add_nibble_sum(total: Lanes, half: Lanes) -> Lanes:
-    """Add what ``nibble_sum`` makes of the sum of a half."""
-    return total + nibble_sum(half)
+def section_adder(format_: Format, section: int) -> Section:
+    """Return what adds the products of a section, times their run's scale, to a total.
 
-
-def quantised_product(format_: Format) -> KernelFunction:
-    """Return the product kernel of a quantised type."""
-    operands, scale, addend, products = blocks_of(format_)
-    start, dot, end = products.start, products.dot, products.end
-    packed_bytes, head_bytes, level_bytes = format_.bytes, format_.head_bytes, format_.level_bytes
-    blocks, columns, runs, has_addend = (
-        format_.blocks, format_.columns, format_.runs, format_.has_addend
+    Run ``i`` of the packed block at ``p`` is the first of the 32 columns.
+    """
+    blocks, sections = blocks_of(format_), format_.sections
+    dot, end, scale_of, run_scale = (
+        blocks.products.dot, blocks.products.end, blocks.products.scale, blocks.run_scale
     )  # fmt: skip
-    pairs, tail = PAIRS // runs, max(TAIL_COLUMNS // columns, 1)
-    asked_bytes = packed_bytes // blocks
+    pairs, run = PAIRS // sections, section * format_.runs // sections
+    first = section * pairs
 
     @inline
     def step(sums: Lanes, w0: Lanes, w1: Lanes, x: int, i: int) -> Lanes:
         """Add the products of a pair."""
-        return dot(sums, w0, broadcast_4(x + 8 * i), w1, broadcast_4(x + 8 * i + 4))
+        return dot(dot(sums, w0, broadcast_4(x + 8 * i)), w1, broadcast_4(x + 8 * i + 4))
 
-    def products_of(first: int) -> Sums:
-        if not products.in_halves:
-            return over_pairs(operands[first : first + pairs], first, step)
-        halves = [over_pairs(operands[i : i + 2], i, step) for i in range(first, first + pairs, 2)]
-        return sums_of_halves(halves, no_sum, add_nibble_sum)
-
-    products_0, products_1 = products_of(0), products_of(PAIRS - pairs)
+    steps = over_pairs(blocks.operands[first : first + pairs], first, step)
 
     @inline
-    def add(n: Lanes, p: int, i: int, scale_x: int, sum_x: int, total: Lanes) -> Lanes:
-        """Add a run's integer sums times both scales, and its addend times the activations."""
-        both = scale(p, i) * load_f32(scale_x)
-        total = fused_multiply_add(to_f32(end(n)), both, total)
+    def add(total: Lanes, p: int, q: int, i: int, x: int, begin: Lanes) -> Lanes:
+        """Add the section, whose sums begin at ``begin``."""
+        return end(total, steps(begin, q, x), scale_of(run_scale(p, i + run)))
+
+    return add
+
+
+Finish = Callable[[Lanes, Lanes, int, int, int], Lanes]
+"""``finish(total, n, p, scale_x, sums_x)``: the total with the packed block at ``p``."""
+
+
+def block_finisher(format_: Format) -> Finish:
+    """Return what adds a packed block's integer total and its addends to a float one."""
+    blocks, runs, has_addend = blocks_of(format_), format_.runs, format_.has_addend
+    unit, addend, n_blocks = blocks.unit, blocks.addend, format_.blocks
+
+    @inline
+    def add_addend(total: Lanes, p: int, i: int, sum_x: int) -> Lanes:
+        return fused_multiply_add(addend(p, i), splat_f32(load_f32(sum_x)), total)
+
+    @inline
+    def finish_block(total: Lanes, n: Lanes, p: int, scale_x: int, sums_x: int) -> Lanes:
+        total = fused_multiply_add(to_f32(n), unit(p) * load_f32(scale_x), total)
         if has_addend:
-            total = fused_multiply_add(addend(p, i), splat_f32(load_f32(sum_x)), total)
+            for b in range(n_blocks):
+                place = sums_x + 4 * SUMS * b
+                if runs == 1:
+                    total = add_addend(total, p, b, place)
+                else:
+                    total = add_addend(total, p, 2 * b, place + 4)
+                    total = add_addend(total, p, 2 * b + 1, place + 8)
         return total
 
+    return finish_block
+
+
+def quantised_product(format_: Format) -> KernelFunction:
+    """Return the product kernel of a quantised type."""
+    start, offset = blocks_of(format_).products.start, np.int32(format_.offset)
+    packed_bytes, head_bytes, level_bytes = format_.bytes, format_.head_bytes, format_.level_bytes
+    blocks, columns, runs, sections = (
+        format_.blocks, format_.columns, format_.runs, format_.sections
+    )  # fmt: skip
+    tail = max(TAIL_COLUMNS // columns, 1)
+    asked_bytes = packed_bytes // blocks
+    wide = format_.form == WIDE_BYTES
+    add_first, add_last = (section_adder(format_, section) for section in (0, sections - 1))
+    finish_block = block_finisher(format_)
+
     @inline
-    def add_block(
-        p: int, q: int, i: int, begin: Lanes, begin_1: Lanes, x: int, scale_x: int, sums_x: int,
-        total: Lanes,
-    ) -> Lanes:  # fmt: skip
+    def add_block(n: Lanes, p: int, q: int, i: int, x: int, begin: Lanes, begin_1: Lanes) -> Lanes:
         """Add 32 columns, which are run ``i`` or begin with it."""
-        if runs == 1:
-            return add(products_0(begin, q, x), p, i, scale_x, sums_x, total)
-        total = add(products_0(begin, q, x), p, i, scale_x, sums_x + 4, total)
-        return add(products_1(begin_1, q, x), p, i + 1, scale_x, sums_x + 8, total)
+        n = add_first(n, p, q, i, x, begin)
+        if sections == 2:
+            n = add_last(n, p, q, i, x, begin_1)
+        return n
 
     @inline
     def begins(sums: int) -> tuple[Lanes, Lanes]:
-        """Return how the sums of one or two runs begin."""
-        if runs == 1:
-            return start(sums), splat_i32(0)
-        return start(sums + 4), start(sums + 8)
+        """Return how the sums of one or two sections begin."""
+        if sections == 1:
+            return start(splat_i32(load_i32(sums)), offset), splat_i32(0)
+        first, last = splat_i32(load_i32(sums + 4)), splat_i32(load_i32(sums + 8))
+        return start(first, offset), start(last, offset)
 
     @inline
     def one_group(p: int, n_packed: int, a: View, x: int, at: int) -> Lanes:
         """Multiply one group."""
         total = splat_f32(0.0)
         for _ in range(n_packed):
+            n, scale_x, sums_x = splat_i32(0), a.scales + at, a.scaled_sums + SUMS * at
             for b in range(blocks):
-                q, scale_x, sums_x = (
-                    p + head_bytes + b * level_bytes, a.scales + at, a.scaled_sums + SUMS * at
-                )  # fmt: skip
                 begin, begin_1 = begins(a.sums + SUMS * at)
-                total = add_block(p, q, runs * b, begin, begin_1, x, scale_x, sums_x, total)
+                n = add_block(n, p, p + head_bytes + b * level_bytes, runs * b, x, begin, begin_1)
                 x += 32
                 at += 4
+            total = finish_block(total, n, p, scale_x, sums_x)
             p += packed_bytes
         return total
 
@@ -196,6 +221,8 @@ def quantised_product(format_: Format) -> KernelFunction:
     ) -> None:
         """Multiply groups ``first`` to ``last`` of a matrix with a row of activations."""
         m, a = Matrix(matrix), Activations(activations)
+        if wide:
+            a = Activations(a.wide)
         row_x, row_at = a.q + row * a.q_stride, row * a.block_stride
         scales, sums, scaled_sums = a.scales, a.sums, a.scaled_sums
         size, n_packed = m.bytes_a_group, m.n_cols // columns
@@ -205,25 +232,39 @@ def quantised_product(format_: Format) -> KernelFunction:
             t0, t1, t2, t3 = splat_f32(0.0), splat_f32(0.0), splat_f32(0.0), splat_f32(0.0)
             for left in range(n_packed, 0, -1):
                 p0, p1, p2, p3 = hide(p), hide(p + size), hide(p + 2 * size), hide(p + 3 * size)
+                scale_x, sums_x = hide(scales + at), hide(scaled_sums + SUMS * at)
+                n0, n1, n2, n3 = splat_i32(0), splat_i32(0), splat_i32(0), splat_i32(0)
                 for b in range(blocks):
                     q, i, y = (
                         hide(head_bytes + b * level_bytes),
                         hide(runs * b),
                         hide(b * asked_bytes),
                     )
-                    scale_x, sums_x = hide(scales + at), hide(scaled_sums + SUMS * at)
                     begin, begin_1 = begins(sums + SUMS * at)
                     ask(p0 + y, to_next, left)
-                    t0 = add_block(p0, p0 + q, i, begin, begin_1, x, scale_x, sums_x, t0)
+                    n0 = add_block(n0, p0, p0 + q, i, x, begin, begin_1)
+                    if blocks == 1:
+                        t0 = finish_block(t0, n0, p0, scale_x, sums_x)
                     ask(p1 + y, to_next, left)
-                    t1 = add_block(p1, p1 + q, i, begin, begin_1, x, scale_x, sums_x, t1)
+                    n1 = add_block(n1, p1, p1 + q, i, x, begin, begin_1)
+                    if blocks == 1:
+                        t1 = finish_block(t1, n1, p1, scale_x, sums_x)
                     ask(p2 + y, to_next, left)
-                    t2 = add_block(p2, p2 + q, i, begin, begin_1, x, scale_x, sums_x, t2)
+                    n2 = add_block(n2, p2, p2 + q, i, x, begin, begin_1)
+                    if blocks == 1:
+                        t2 = finish_block(t2, n2, p2, scale_x, sums_x)
                     ask(p3 + y, to_next, left)
-                    t3 = add_block(p3, p3 + q, i, begin, begin_1, x, scale_x, sums_x, t3)
+                    n3 = add_block(n3, p3, p3 + q, i, x, begin, begin_1)
+                    if blocks == 1:
+                        t3 = finish_block(t3, n3, p3, scale_x, sums_x)
                     keep_order()
                     x += 32
                     at += 4
+                if blocks > 1:
+                    t0 = finish_block(t0, n0, p0, scale_x, sums_x)
+                    t1 = finish_block(t1, n1, p1, scale_x, sums_x)
+                    t2 = finish_block(t2, n2, p2, scale_x, sums_x)
+                    t3 = finish_block(t3, n3, p3, scale_x, sums_x)
                 p += packed_bytes
             finish_four(out + 64 * g, t0, t1, t2, t3, accumulate)
         for g in range(last - (last - first) % 4, last):

@@ -25,6 +25,18 @@ def places_of(experts: Experts, n_tokens: int) -> int:
     return n_pairs + (ROWS_AT_ONCE - 1) * n_active + (TILE_ROWS - 1) * n_tiled
 
 
+def records_of_experts(pool: ActivationRows, count: int) -> Records:
+    """Return a record of rows for each expert, and behind them those of the rows' wide form.
+
+    Each step says anew where in the pool the rows begin.
+    """
+    records = Records(ACTIVATIONS, 2 * count)
+    records.words[:count], records.words[count:] = pool.words
+    for i in range(count):
+        records.set(i, wide=records.address_of(count + i))
+    return records
+
+
 class MixtureMemory:
     """The MIXTURE record of a model, with room for batches of ``rows`` tokens.
 
@@ -36,10 +48,8 @@ class MixtureMemory:
         self.hidden = ActivationRows(places, config.ffn_dim)
         self._inputs = ActivationRows(places, config.dim)
         self._of_experts = [
-            Records(ACTIVATIONS, experts.count) for _ in (self._inputs, self.hidden)
+            records_of_experts(pool, experts.count) for pool in (self._inputs, self.hidden)
         ]
-        for records, pool in zip(self._of_experts, (self._inputs, self.hidden), strict=True):
-            records.words[:] = pool.words  # each step says anew where rows begin
         self._outputs = Rows(places, config.dim)
         self._logits, self._probabilities = Rows(rows, experts.count), Rows(rows, experts.count)
         self._pairs = np.zeros((2, rows, experts.used), np.int64)

@@ -1,9 +1,9 @@
 """Panels: weights unpacked for several rows of activations, and their products with these.
 
-A panel holds 16 rows of some columns of a quantised type, block of 32 by block: the operands of
-the products as bytes, then float32 scales and addends of every run and row, whatever the type
-was.  Two or four rows alone are multiplied with the packed weights as they come from memory,
-which is what then takes the time.
+A panel holds 16 rows of some columns of a quantised type, packed block by packed block: of every
+32 columns the operands of the products as bytes, then the scales of their runs where these have
+any; behind them the block's float32 scales and addends.  Two or four rows alone are multiplied
+with the packed weights as they come from memory, which is what then takes the time.
 
 While a panel is multiplied, the packed weights that the next one is made of are asked for, so
 that memory and arithmetic work at the same time.
@@ -12,32 +12,29 @@ that memory and arithmetic work at the same time.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyrllama.cpu import activations as forms
-from pyrllama.cpu.blocks import blocks_of, sums_of_halves
+from pyrllama.cpu.blocks import blocks_of
 from pyrllama.cpu.kernel import inline
 from pyrllama.cpu.levels import PAIRS, Step, over_pairs
+from pyrllama.cpu.row_vectors import fused_multiply_add_rows, scale_rows, zero_rows, zero_sums
 from pyrllama.cpu.simd import (
     Lanes,
-    add_nibble_sum_rows,
-    fused_multiply_add_rows,
     hide,
     load_f32x16,
     load_i8x64,
+    load_i32x16,
     prefetch,
-    scale_rows,
-    splat_f32,
+    splat_i32,
     store,
-    zero_rows,
-    zero_sums,
 )
 
 if TYPE_CHECKING:
     from pyrllama.cpu.formats import Format
 
-PANEL_SCALES = 512
-"""Where scales stand in a block of 16 rows of a panel: behind 32 columns of bytes."""
+OPERANDS_BYTES = 512
+"""Bytes of the operands of 16 rows and 32 columns."""
 ASKING_BLOCKS = 8
 """Blocks of a panel that are multiplied between requests for what follows.  For two sixes of
 rows, eight blocks bring 18 lines of Q4_0, which a core can wait for at once."""
@@ -47,15 +44,29 @@ Multiply = Callable[[int, int, int], Any]
 MultiplyPanel = Callable[[Any, int, int, int, int, int], Any]
 """``multiply(totals, panel, x, n, ahead, step)``: the totals with ``n`` blocks of a panel, while
 ``step`` bytes a block are asked for from ``ahead`` on."""
-Adder = Callable[[Any, int, int, Lanes, Lanes], Any]
-"""``add(totals, q, x, scale, addend)``: the totals with a run of the levels at ``q``."""
+Section = Callable[[Any, int, int, Lanes], Any]
+"""``add(totals, q, x, scale)``: integer totals with a section of the levels at ``q``."""
 Steps = Callable[[int, int, Step], Callable[[Any, int, int], Any]]
 """``steps(first, count, step)`` is what takes a step for some pairs."""
 
 
-def panel_block_bytes(format_: Format) -> int:
-    """Return the bytes of 16 rows and 32 columns in a panel: operands, scales, addends."""
-    return PANEL_SCALES + 64 * format_.runs * (1 + format_.has_addend)
+class PanelBlock(NamedTuple):
+    """Bytes of 16 rows of a packed block in a panel."""
+
+    columns: int
+    """Of 32 columns: operands, scales of runs."""
+    scales: int
+    """Before the float32 scales."""
+    addends: int
+    """Before the addends."""
+    size: int
+
+
+def panel_block(format_: Format) -> PanelBlock:
+    """Return where things stand in a panel's blocks."""
+    columns = OPERANDS_BYTES + (64 * format_.runs if format_.has_run_scales else 0)
+    scales = format_.blocks * columns
+    return PanelBlock(columns, scales, scales + 64, scales + 64 + 64 * format_.n_addends)
 
 
 def steps_of_packed(format_: Format) -> Steps:
@@ -81,20 +92,12 @@ def steps_of_panel(first: int, count: int, step: Step) -> Callable[[Any, int, in
     return steps
 
 
-def adders(rows: int, format_: Format, steps: Steps) -> tuple[Adder, Adder]:
-    """Return what adds the first and the last run of 32 columns to the totals of some rows."""
-    last = format_.runs - 1
-    return run_adder(rows, format_, steps, 0), run_adder(rows, format_, steps, last)
-
-
-def run_adder(rows: int, format_: Format, steps: Steps, run: int) -> Adder:
-    """Return what adds a run to the totals of some rows."""
-    products, has_addend = blocks_of(format_).products, format_.has_addend
-    start, dot, end, offset = (
-        products.start_rows, products.dot_rows, products.end_rows, products.offset
-    )  # fmt: skip
-    sum_of_run = forms.COLUMN_BYTES * (run + format_.runs - 1)
-    pairs = PAIRS // format_.runs
+def section_adder(rows: int, format_: Format, steps: Steps, section: int) -> Section:
+    """Return what adds a section of 32 columns to the totals of some rows."""
+    products, offset, sections = blocks_of(format_).products, format_.offset, format_.sections
+    start, dot, end = products.start_rows, products.dot_rows, products.end_rows
+    sums_of_section = forms.SUMS_OF_ROWS + forms.COLUMN_BYTES * (section + sections - 1)
+    pairs = PAIRS // sections
 
     @inline
     def step(sums: Any, w0: Lanes, w1: Lanes, x: int, i: int) -> Any:
@@ -102,46 +105,81 @@ def run_adder(rows: int, format_: Format, steps: Steps, run: int) -> Adder:
         word = x + 2 * forms.COLUMN_BYTES * i
         return dot(sums, w0, w1, word, word + forms.COLUMN_BYTES)
 
-    @inline
-    def zero() -> Any:
-        return zero_sums(rows)
-
-    first = run * pairs
-    if products.in_halves:
-        halves = [steps(i, 2, step) for i in range(first, first + pairs, 2)]
-        all_products = sums_of_halves(halves, zero, add_nibble_sum_rows)
-    else:
-        all_products = steps(first, pairs, step)
+    all_products = steps(section * pairs, pairs, step)
 
     @inline
-    def add(totals: Any, q: int, x: int, scale: Lanes, addend: Lanes) -> Any:
-        sums = all_products(start(rows, x + forms.SUMS_OF_ROWS + sum_of_run, offset), q, x)
-        totals = scale_rows(totals, end(sums), scale, x + forms.SCALES)
-        if has_addend:
-            place = x + forms.SCALED_SUMS + sum_of_run
-            totals = fused_multiply_add_rows(totals, addend, place)
+    def add(totals: Any, q: int, x: int, scale: Lanes) -> Any:
+        return end(totals, all_products(start(rows, x + sums_of_section, offset), q, x), scale)
+
+    return add
+
+
+ScaleOfRun = Callable[[int, int], Lanes]
+"""``scale(p, run)``, as integer sums take it."""
+Columns = Callable[[Any, int, int, int, int], Any]
+"""``add(totals, q, x, p, i)``: integer totals with 32 columns, whose first run is ``i``."""
+
+
+def columns_adder(rows: int, format_: Format, steps: Steps, scale: ScaleOfRun) -> Columns:
+    """Return what adds 32 columns to the integer totals of some rows."""
+    sections, runs = format_.sections, format_.runs
+    first, last = (section_adder(rows, format_, steps, i) for i in (0, sections - 1))
+
+    @inline
+    def add(totals: Any, q: int, x: int, p: int, i: int) -> Any:
+        totals = first(totals, q, x, scale(p, i))
+        if sections == 2:
+            totals = last(totals, q, x, scale(p, i + runs - 1))
         return totals
 
     return add
 
 
+Finish = Callable[[Any, Any, int, int], Any]
+"""``finish(totals, sums, p, x)``: float32 totals with the integer ones of a packed block."""
+
+
+def block_finisher(
+    format_: Format, unit: Callable[[int], Lanes], addend: Callable[[int, int], Lanes]
+) -> Finish:
+    """Return what ends a packed block: both scales, then the addends."""
+    blocks, runs, has_addend = format_.blocks, format_.runs, format_.has_addend
+
+    @inline
+    def finish(totals: Any, sums: Any, p: int, x: int) -> Any:
+        totals = scale_rows(totals, sums, unit(p), x + forms.SCALES)
+        if has_addend:
+            for i in range(blocks * runs):
+                place = x + i // runs * forms.BLOCK_BYTES + forms.SCALED_SUMS
+                place += forms.COLUMN_BYTES * (i % runs + runs - 1)
+                totals = fused_multiply_add_rows(totals, addend(p, i), place)
+        return totals
+
+    return finish
+
+
 def multiply_packed(rows: int, format_: Format) -> Multiply:
     """Return what multiplies a packed group with a few rows."""
-    scale, addend = blocks_of(format_).scale, blocks_of(format_).addend
-    runs, blocks = format_.runs, format_.blocks
+    of_blocks, runs, blocks = blocks_of(format_), format_.runs, format_.blocks
     packed_bytes, head_bytes, level_bytes = format_.bytes, format_.head_bytes, format_.level_bytes
-    add, add_1 = adders(rows, format_, steps_of_packed(format_))
+    run_scale, as_scale = of_blocks.run_scale, of_blocks.products.scale
+
+    @inline
+    def scale(p: int, i: int) -> Lanes:
+        return as_scale(run_scale(p, i))
+
+    add = columns_adder(rows, format_, steps_of_packed(format_), scale)
+    finish = block_finisher(format_, of_blocks.unit, of_blocks.addend)
 
     @inline
     def multiply(p: int, x: int, n_packed: int) -> Any:
         totals = zero_rows(rows)
         for _ in range(n_packed):
+            sums, first_x = zero_sums(rows), x
             for b in range(blocks):
-                q, i = p + head_bytes + b * level_bytes, runs * b
-                totals = add(totals, q, x, scale(p, i), addend(p, i))
-                if runs == 2:
-                    totals = add_1(totals, q, x, scale(p, i + 1), addend(p, i + 1))
+                sums = add(sums, p + head_bytes + b * level_bytes, x, p, runs * b)
                 x += forms.BLOCK_BYTES
+            totals = finish(totals, sums, p, first_x)
             p += packed_bytes
         return totals
 
@@ -150,23 +188,33 @@ def multiply_packed(rows: int, format_: Format) -> Multiply:
 
 def multiply_panel(rows: int, format_: Format) -> MultiplyPanel:
     """Return what adds the products of a panel to the totals of up to six rows."""
-    runs, block_bytes = format_.runs, panel_block_bytes(format_)
-    addends = PANEL_SCALES + 64 * runs
-    add, add_1 = adders(rows, format_, steps_of_panel)
-    has_addend = format_.has_addend
+    blocks, (columns_bytes, scales, addends, block_bytes) = format_.blocks, panel_block(format_)
+    as_scale, has_run_scales = blocks_of(format_).products.scale, format_.has_run_scales
 
     @inline
-    def addend_at(place: int) -> Lanes:
-        return load_f32x16(place) if has_addend else splat_f32(0.0)
+    def scale(q: int, run: int) -> Lanes:
+        if has_run_scales:
+            return load_i32x16(q + OPERANDS_BYTES + 64 * run)
+        return as_scale(splat_i32(1))
+
+    @inline
+    def unit(panel: int) -> Lanes:
+        return load_f32x16(panel + scales)
+
+    @inline
+    def addend(panel: int, i: int) -> Lanes:
+        return load_f32x16(panel + addends + 64 * i)
+
+    add = columns_adder(rows, format_, steps_of_panel, scale)
+    finish = block_finisher(format_, unit, addend)
 
     @inline
     def add_block(totals: Any, panel: int, x: int) -> Any:
-        scale = load_f32x16(panel + PANEL_SCALES)
-        totals = add(totals, panel, x, scale, addend_at(panel + addends))
-        if runs == 2:
-            scale = load_f32x16(panel + PANEL_SCALES + 64)
-            totals = add_1(totals, panel, x, scale, addend_at(panel + addends + 64))
-        return totals
+        sums = zero_sums(rows)
+        for b in range(blocks):
+            q = panel + b * columns_bytes
+            sums = add(sums, q, x + b * forms.BLOCK_BYTES, q, 0)
+        return finish(totals, sums, panel, x)
 
     @inline
     def multiply(totals: Any, panel: int, x: int, n: int, ahead: int, step: int) -> Any:
@@ -174,10 +222,10 @@ def multiply_panel(rows: int, format_: Format) -> MultiplyPanel:
             last = min(first + ASKING_BLOCKS, n)
             for place in range(ahead + first * step, ahead + last * step, 64):
                 prefetch(place)
-            for _ in range(first, last):
+            for _ in range(first, last, blocks):
                 totals = add_block(totals, panel, x)
                 panel += block_bytes
-                x += forms.BLOCK_BYTES
+                x += blocks * forms.BLOCK_BYTES
         return totals
 
     return multiply
@@ -185,10 +233,11 @@ def multiply_panel(rows: int, format_: Format) -> MultiplyPanel:
 
 def unpack_panel(format_: Format) -> Callable[[int, int, int], None]:
     """Return what makes a panel of a packed group."""
-    operands, scale, addend, _ = blocks_of(format_)
-    runs, blocks, has_addend = format_.runs, format_.blocks, format_.has_addend
+    operands, unit, run_scale, addend, products = blocks_of(format_)
+    runs, blocks, n_addends = format_.runs, format_.blocks, format_.n_addends
+    has_run_scales, as_scale = format_.has_run_scales, products.scale
     packed_bytes, head_bytes, level_bytes = format_.bytes, format_.head_bytes, format_.level_bytes
-    block_bytes = panel_block_bytes(format_)
+    columns_bytes, scales, addends, block_bytes = panel_block(format_)
 
     @inline
     def put(state: int, first: Lanes, second: Lanes, place: int, i: int) -> int:
@@ -203,13 +252,16 @@ def unpack_panel(format_: Format) -> Callable[[int, int, int], None]:
     def unpack(p: int, panel: int, n_packed: int) -> None:
         for _ in range(n_packed):
             for b in range(blocks):
-                put_all(0, p + head_bytes + b * level_bytes, panel)
-                for run in range(runs):
-                    place, i = panel + PANEL_SCALES + 64 * run, runs * b + run
-                    store(place, scale(p, i))
-                    if has_addend:
-                        store(place + 64 * runs, addend(p, i))
-                panel += block_bytes
+                q = panel + b * columns_bytes
+                put_all(0, p + head_bytes + b * level_bytes, q)
+                if has_run_scales:
+                    for run in range(runs):
+                        scale = as_scale(run_scale(p, runs * b + run))
+                        store(q + OPERANDS_BYTES + 64 * run, scale)
+            store(panel + scales, unit(p))
+            for i in range(n_addends):
+                store(panel + addends + 64 * i, addend(p, i))
+            panel += block_bytes
             p += packed_bytes
 
     return unpack

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pyrllama.cpu.barrier import take
 from pyrllama.cpu.kernel import View, call, inline, part, view
-from pyrllama.cpu.records import MATRIX, TILED_ROWS, TILES
+from pyrllama.cpu.records import MATRIX, TILED_ROWS, TILES, WIDE_BYTES
 from pyrllama.cpu.simd import load_f32x16, store
 
 Matrix = view(MATRIX)
@@ -14,6 +14,12 @@ Matrix = view(MATRIX)
 def chunk_of(n_groups: int, n_threads: int) -> int:
     """Return how many groups a thread takes at a time: by fours, and for some eight rounds."""
     return max(n_groups // (32 * n_threads) * 4, 4)
+
+
+@inline
+def whole_blocks(chunk: int, form: int) -> int:
+    """Return a chunk whose results, as columns of the next product, are whole blocks of a form."""
+    return (chunk + 15) // 16 * 16 if form & WIDE_BYTES else chunk
 
 
 @inline

@@ -78,13 +78,14 @@ MATRIX = Record(
 )
 """A weight matrix in the layout of ``layout.py``."""
 
-FLOATS, BYTES, TILES = 1, 2, 4
-"""Forms of activations, as bits: float32, quantised to int8, bfloat16 in matrix tiles."""
+FLOATS, BYTES, TILES, WIDE_BYTES = 1, 2, 4, 8
+"""Forms of activations, as bits: float32, quantised to int8 by blocks of 32 columns, bfloat16 in
+matrix tiles, quantised to int8 by super-blocks of 256 columns."""
 ROWS_AT_ONCE = 6
 """Rows of activations that a product holds in registers: twelve 256-bit sums, of sixteen."""
 BLOCK_WORDS = 15
-"""Words of a block of one of those rows: eight of four columns, a scale, three sums, and those
-three times the scale."""
+"""Words of a block of one of those rows: eight of four columns, a scale, three pairs of sums, and
+three sums times the scale."""
 SUMS = 3
 """Sums of a block of activations: of all 32 columns, of the first 16 and of the last 16."""
 TILE_ROWS = 32
@@ -93,7 +94,7 @@ TILE_BLOCKS = 16
 """Blocks of columns of two groups that fit into a first cache as tiles: 32 KB."""
 TILED_ROWS = 24
 """Rows from which a product goes through matrix tiles, where there are any."""
-PANELS_BYTES = 160 << 10
+PANELS_BYTES = 162 << 10
 """Unpacked groups that a core's second cache holds beside rows of activations."""
 PANEL_BLOCKS = 64
 """Blocks of columns of a panel at most: so many of six rows of activations fit into a core's first
@@ -109,8 +110,9 @@ ACTIVATIONS = Record(
         "q",  # (rows, n_cols) int8, blocks of 32
         "q_stride",
         "scales",  # (rows, n_cols / 32) float32
-        "sums",  # (rows, n_cols / 32, 3) int32: of all 32, of the first and of the last 16 columns
-        "scaled_sums",  # the same as float32, times the scale
+        "sums",  # (rows, n_cols / 32, 3) pairs of int16: of all 32, of the first and of the last
+        # 16 columns; the first of a pair of two columns of every four, the second of the others
+        "scaled_sums",  # both together as float32, times the scale
         "block_stride",  # bytes from a row of scales to the next, a third of that of sums
         "n_cols",  # padded with zeros to whole blocks of 32
         "floats",  # the same rows six by six, as ``matmul`` reads them
@@ -118,6 +120,7 @@ ACTIVATIONS = Record(
         "bytes",
         "bytes_stride",
         "tiles",  # the same rows as bfloat16 in matrix tiles, see ``tiles.py``
+        "wide",  # ACTIVATIONS: the same rows quantised with one scale for 256 columns
     ),
 )
 """Rows of activations as float32 and in the forms that products read; see ``activations.py``."""

@@ -96,41 +96,57 @@ class Rows:
         self.stride = self.values.strides[0]
 
 
-class ActivationRows:
-    """Rows of activations in all forms, with their record."""
+class QuantisedRows:
+    """Memory for rows of activations as int8, alone and six by six, which a record tells of."""
 
-    def __init__(self, count: int, n: int) -> None:
-        n_cols, rows = round_up(n, BLOCK), spare_rows(count)
+    def __init__(self, rows: int, n_cols: int) -> None:
         n_blocks, sixes = n_cols // BLOCK, -(-rows // ROWS_AT_ONCE)
-        self.x = Rows(count, n)
         self.q = aligned_zeros((rows, n_cols), np.int8)
         self.scales = aligned_zeros((rows, n_blocks), np.float32)
         self.sums = aligned_zeros((rows, n_blocks, SUMS), np.int32)
         self.scaled_sums = aligned_zeros((rows, n_blocks, SUMS), np.float32)
-        self.floats = aligned_zeros((sixes, n_cols, ROWS_AT_ONCE), np.float32)
         self.bytes = aligned_zeros((sixes, n_blocks, BLOCK_WORDS, ROWS_AT_ONCE), np.int32)
-        self.tiles = aligned_zeros((round_up(rows, TILE_ROWS), n_cols), np.int16)
-        self._record = Records(ACTIVATIONS)
-        self._record.set(
-            x=self.x.address,
-            x_stride=self.x.stride,
-            q=self.q.ctypes.data,
-            q_stride=n_cols,
-            scales=self.scales.ctypes.data,
-            sums=self.sums.ctypes.data,
-            scaled_sums=self.scaled_sums.ctypes.data,
-            block_stride=self.scales.strides[0],
-            n_cols=n_cols,
-            floats=self.floats.ctypes.data,
-            floats_stride=self.floats.strides[0],
-            bytes=self.bytes.ctypes.data,
-            bytes_stride=self.bytes.strides[0],
-            tiles=self.tiles.ctypes.data,
-        )
-        self.address = self._record.address
+
+    @property
+    def fields(self) -> dict[str, int]:
+        """The fields of an ACTIVATIONS record that tell where they are."""
+        return {
+            "q": self.q.ctypes.data,
+            "q_stride": self.q.strides[0],
+            "scales": self.scales.ctypes.data,
+            "sums": self.sums.ctypes.data,
+            "scaled_sums": self.scaled_sums.ctypes.data,
+            "block_stride": self.scales.strides[0],
+            "bytes": self.bytes.ctypes.data,
+            "bytes_stride": self.bytes.strides[0],
+        }
+
+
+class ActivationRows:
+    """Rows of activations in all forms, with their record and that of their wide form."""
+
+    def __init__(self, count: int, n: int) -> None:
+        n_cols, rows = round_up(n, BLOCK), spare_rows(count)
+        self.x = Rows(count, n)
+        self._blocks, self._super_blocks = QuantisedRows(rows, n_cols), QuantisedRows(rows, n_cols)
+        self._floats = aligned_zeros((-(-rows // ROWS_AT_ONCE), n_cols, ROWS_AT_ONCE), np.float32)
+        self._tiles = aligned_zeros((round_up(rows, TILE_ROWS), n_cols), np.int16)
+        self._records = Records(ACTIVATIONS, 2)
+        for index, quantised in enumerate((self._blocks, self._super_blocks)):
+            self._records.set(
+                index,
+                x=self.x.address,
+                x_stride=self.x.stride,
+                n_cols=n_cols,
+                floats=self._floats.ctypes.data,
+                floats_stride=self._floats.strides[0],
+                tiles=self._tiles.ctypes.data,
+                wide=self._records.address_of(1),
+                **quantised.fields,
+            )
+        self.address = self._records.address
 
     @property
     def words(self) -> NDArray[np.int64]:
-        """The words of the record."""
-        words: NDArray[np.int64] = self._record.words[0]
-        return words
+        """The words of both records, ``(2, words)``."""
+        return self._records.words

@@ -397,6 +397,29 @@ max_f32 = _reducer(f32x16, types.float32, _greater)
 sum_i32 = _reducer(i32x16, types.int32, lambda builder, a, b: builder.add(a, b))
 
 
+@instruction
+def pair_sums(_typing: Any, _vector: Any) -> Any:
+    """Return the sums of an ``i32x16`` over lanes 0 and 1 of every four, and over 2 and 3.
+
+    The int32 holds both, each in 16 bits, the first in the lower ones.
+    """
+
+    def build(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        value, lanes = args[0], 16
+        while lanes > 4:
+            lanes //= 2
+            low, high = (
+                shuffle(builder, value, value, [first + i for i in range(lanes)])
+                for first in (0, lanes)
+            )
+            value = builder.add(low, high)
+        four = [builder.extract_element(value, ir.Constant(I32, i)) for i in range(4)]
+        first, second = builder.add(*four[:2]), builder.add(*four[2:])
+        return builder.or_(builder.and_(first, I32(0xFFFF)), builder.shl(second, I32(16)))
+
+    return types.int32(i32x16), build
+
+
 # --- operations that isa.py lowers ------------------------------------------------------------
 
 
@@ -419,14 +442,13 @@ def _machine(name: str, arguments: tuple[Any, ...], result: Any) -> Callable[...
 fused_multiply_add = _machine("rllama_fma", (f32x16, f32x16, f32x16), f32x16)
 half_to_float = _machine("rllama_half_to_float", (i16x16,), f32x16)
 float_to_half = _machine("rllama_float_to_half", (f32x16,), i16x16)
-nibble_dot = _machine("rllama_nibble_dot", (i32x16, i8x64, i8x64), i32x16)
-nibble_sum = _machine("rllama_nibble_sum", (i32x16,), i32x16)
-wide_dot = _machine("rllama_wide_dot", (i32x16, i8x64, i8x64, i8x64, i8x64), i32x16)
+unsigned_start = _machine("rllama_unsigned_start", (i32x16, types.int32), i32x16)
+unsigned_dot = _machine("rllama_unsigned_dot", (i32x16, i8x64, i8x64), i32x16)
+unsigned_end = _machine("rllama_unsigned_end", (i32x16, i32x16, i32x16), i32x16)
+run_scale = _machine("rllama_run_scale", (i32x16,), i32x16)
+signed_start = _machine("rllama_signed_start", (i32x16, types.int32), i32x16)
 signed_dot = _machine("rllama_signed_dot", (i32x16, i8x64, i8x64), i32x16)
 symmetric_dot = _machine("rllama_symmetric_dot", (i32x16, i8x64, i8x64), i32x16)
-nibble_start = _machine("rllama_nibble_start", (types.int32,), types.int32)
-wide_start = _machine("rllama_wide_start", (types.int32,), types.int32)
-signed_start = _machine("rllama_signed_start", (types.int32,), types.int32)
 prefetch = _machine("rllama_prefetch", (types.int64,), types.void)
 prefetch_stream = _machine("rllama_prefetch_stream", (types.int64,), types.void)
 hide = _machine("rllama_hide", (types.int64,), types.int64)
@@ -461,220 +483,3 @@ def lookup_in(values: tuple[int, ...]) -> Callable[[Lanes], Lanes]:
         return i8x64(i8x64), build
 
     return lookup
-
-
-# --- rows: a tuple of vectors, one for each of several rows of activations --------------------
-#
-# What differs from row to row is a scalar; the scalars of the rows stand side by side in memory
-# and are broadcast from there.  The loops below run while code is made, so a kernel's tuple
-# lives in registers.
-
-
-def _row_count(rows: Any) -> int:
-    count: int = rows.literal_value
-    return count
-
-
-def _row_scalars(builder: Any, address: Any, element: Any, count: int) -> list[Any]:
-    """Load neighbouring scalars of four bytes."""
-    places = [builder.add(address, I64(4 * row)) for row in range(count)]
-    return [builder.load(pointer(builder, place, element), align=4) for place in places]
-
-
-def _each_row(
-    context: Any, builder: Any, sig: Any, rows: Any, change: Callable[[int, Any], Any]
-) -> Any:
-    """Build a tuple by changing every vector of another one."""
-    vectors = cgutils.unpack_tuple(builder, rows, sig.return_type.count)
-    changed = [change(row, vector) for row, vector in enumerate(vectors)]
-    return context.make_tuple(builder, sig.return_type, changed)
-
-
-@constant_instruction
-def zero_rows(_typing: Any, rows: Any) -> Any:
-    """Return as many zeroed ``f32x16`` as a constant says."""
-    count = _row_count(rows)
-
-    def build(context: Any, builder: Any, sig: Any, _args: Any) -> Any:
-        return context.make_tuple(builder, sig.return_type, [constant(f32x16, 0)] * count)
-
-    return types.UniTuple(f32x16, count)(rows), build
-
-
-@constant_instruction
-def zero_sums(_typing: Any, rows: Any) -> Any:
-    """Return as many zeroed ``i32x16`` as a constant says."""
-    count = _row_count(rows)
-
-    def build(context: Any, builder: Any, sig: Any, _args: Any) -> Any:
-        return context.make_tuple(builder, sig.return_type, [constant(i32x16, 0)] * count)
-
-    return types.UniTuple(i32x16, count)(rows), build
-
-
-@constant_instruction
-def load_rows(_typing: Any, rows: Any, address: Any, stride: Any) -> Any:
-    """Load as many ``f32x16`` as a constant says, ``stride`` bytes apart."""
-    count = _row_count(rows)
-
-    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        places = _row_places(builder, args[1], args[2], count)
-        vectors = [builder.load(pointer(builder, at, f32x16.llvm), align=4) for at in places]
-        return context.make_tuple(builder, sig.return_type, vectors)
-
-    return types.UniTuple(f32x16, count)(rows, types.int64, types.int64), build
-
-
-def _row_places(builder: Any, address: Any, stride: Any, count: int) -> list[Any]:
-    return [builder.add(address, builder.mul(stride, I64(row))) for row in range(count)]
-
-
-@instruction
-def store_rows(_typing: Any, address: Any, stride: Any, rows: Any) -> Any:
-    """Store the vectors of a tuple ``stride`` bytes apart."""
-
-    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        vectors = cgutils.unpack_tuple(builder, args[2], sig.args[2].count)
-        places = _row_places(builder, args[0], args[1], len(vectors))
-        for place, vector in zip(places, vectors, strict=True):
-            builder.store(vector, pointer(builder, place, vector.type), align=4)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, rows), build
-
-
-@instruction
-def add_rows(_typing: Any, a: Any, b: Any) -> Any:
-    """Add the vectors of two tuples."""
-
-    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        others = cgutils.unpack_tuple(builder, args[1], sig.return_type.count)
-        change = lambda row, vector: builder.fadd(vector, others[row])  # noqa: E731
-        return _each_row(context, builder, sig, args[0], change)
-
-    return a(a, b), build
-
-
-@instruction
-def fused_multiply_add_rows(_typing: Any, totals: Any, vector: Any, x: Any) -> Any:
-    """Add to each row a vector that they share times the row's float32 at ``x``."""
-
-    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        scalars = _row_scalars(builder, args[2], F32, sig.return_type.count)
-
-        def change(row: int, total: Any) -> Any:
-            factor = spread(builder, scalars[row], f32x16.llvm)
-            return call_llvm(builder, "rllama_fma", f32x16.llvm, [args[1], factor, total])
-
-        return _each_row(context, builder, sig, args[0], change)
-
-    return totals(totals, vector, types.int64), build
-
-
-def _dot_rows(name: str) -> Callable[[Any, Lanes, Lanes, int, int], Any]:
-    """Return what adds the products of two vectors with the words of every row at two places."""
-    at_once = len(isa.SIGNATURES[name][1]) // 2
-
-    def add(builder: Any, totals: list[Any], factors: list[tuple[Any, Any]]) -> list[Any]:
-        """Add one product, or as many as the operation takes, to all rows."""
-        words = [_row_scalars(builder, place, I32, len(totals)) for _, place in factors]
-        added = []
-        for row, total in enumerate(totals):
-            operands = [total]
-            for (vector, _), of_rows in zip(factors, words, strict=True):
-                x = builder.bitcast(spread(builder, of_rows[row], i32x16.llvm), i8x64.llvm)
-                operands += [vector, x]
-            added.append(call_llvm(builder, name, i32x16.llvm, operands))
-        return added
-
-    @instruction
-    def dot(_typing: Any, sums: Any, w0: Any, w1: Any, x0: Any, x1: Any) -> Any:
-        def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            totals = cgutils.unpack_tuple(builder, args[0], sig.return_type.count)
-            factors = list(zip(args[1:3], args[3:], strict=True))  # (vector, place of words)
-            for i in range(0, 2, at_once):  # row by row would hold both vectors in registers
-                totals = add(builder, totals, factors[i : i + at_once])
-            return context.make_tuple(builder, sig.return_type, totals)
-
-        return sums(sums, w0, w1, types.int64, types.int64), build
-
-    return dot
-
-
-nibble_dot_rows = _dot_rows("rllama_nibble_dot")
-wide_dot_rows = _dot_rows("rllama_wide_dot")
-signed_dot_rows = _dot_rows("rllama_signed_dot")
-
-
-def _start_rows(name: str) -> Callable[[int, int, int], Any]:
-    """Return what begins the sums of rows with an offset times the neighbouring int32 of each."""
-
-    @constant_instruction
-    def start(_typing: Any, rows: Any, address: Any, offset: Any) -> Any:
-        count = _row_count(rows)
-
-        def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            factor = builder.trunc(args[2], I32)
-            vectors = []
-            for scalar in _row_scalars(builder, args[1], I32, count):
-                begin = call_llvm(builder, name, I32, [builder.mul(scalar, factor)])
-                vectors.append(spread(builder, begin, i32x16.llvm))
-            return context.make_tuple(builder, sig.return_type, vectors)
-
-        return types.UniTuple(i32x16, count)(rows, types.int64, types.int64), build
-
-    return start
-
-
-nibble_start_rows = _start_rows("rllama_nibble_start")
-wide_start_rows = _start_rows("rllama_wide_start")
-signed_start_rows = _start_rows("rllama_signed_start")
-
-
-@instruction
-def nibble_sum_rows(_typing: Any, sums: Any) -> Any:
-    """Apply ``nibble_sum`` to every row."""
-
-    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        name = "rllama_nibble_sum"
-        change = lambda _row, total: call_llvm(builder, name, i32x16.llvm, [total])  # noqa: E731
-        return _each_row(context, builder, sig, args[0], change)
-
-    return sums(sums), build
-
-
-@instruction
-def add_nibble_sum_rows(_typing: Any, totals: Any, sums: Any) -> Any:
-    """Add to every row what ``nibble_sum`` makes of other sums of its own."""
-
-    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        others = cgutils.unpack_tuple(builder, args[1], sig.return_type.count)
-
-        def change(row: int, total: Any) -> Any:
-            ended = call_llvm(builder, "rllama_nibble_sum", i32x16.llvm, [others[row]])
-            return builder.add(total, ended)
-
-        return _each_row(context, builder, sig, args[0], change)
-
-    return totals(totals, sums), build
-
-
-@instruction
-def scale_rows(_typing: Any, totals: Any, sums: Any, scale: Any, x: Any) -> Any:
-    """Add to each row its integer sums, times the scale of the lanes, times a float32 at ``x``."""
-
-    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        count = sig.return_type.count
-        sums, scalars = (
-            cgutils.unpack_tuple(builder, args[1], count),
-            _row_scalars(builder, args[3], F32, count),
-        )
-
-        def change(row: int, total: Any) -> Any:
-            factor = builder.fmul(args[2], spread(builder, scalars[row], f32x16.llvm))
-            value = builder.sitofp(sums[row], f32x16.llvm)
-            return call_llvm(builder, "rllama_fma", f32x16.llvm, [value, factor, total])
-
-        return _each_row(context, builder, sig, args[0], change)
-
-    return totals(totals, sums, scale, types.int64), build

@@ -8,16 +8,16 @@ are dealt out.
 
 from __future__ import annotations
 
-from pyrllama.cpu.activations import prepare, quantise_blocks
+from pyrllama.cpu.activations import prepare, quantise
 from pyrllama.cpu.barrier import barrier, take
 from pyrllama.cpu.experts import mix_experts
 from pyrllama.cpu.kernel import View, call, kernel, part, view
 from pyrllama.cpu.norm import rms_norm, swiglu
-from pyrllama.cpu.products import chunk_of, form_for, multiply, multiply_groups
+from pyrllama.cpu.products import chunk_of, form_for, multiply, multiply_groups, whole_blocks
 from pyrllama.cpu.records import (
     ACTIVATIONS,
-    BYTES,
     COUNTERS_A_LAYER,
+    FLOATS,
     LAYER,
     LINE,
     MATRIX,
@@ -52,8 +52,7 @@ def normalise_one(s: View, source: int, weight: int, forms: int, worker: int) ->
     """Normalise a single token's row as this thread's own row of activations."""
     a = Activations(s.normed)
     rms_norm(source, weight, a.x + worker * a.x_stride, s.dim, s.norm_eps)
-    if forms & BYTES:
-        quantise_blocks(s.normed, worker, worker, 0, a.n_cols // 32)
+    quantise(s.normed, worker, worker, forms, 0, a.n_cols // 32)
 
 
 @part
@@ -123,10 +122,8 @@ def prepare_attended(s: View, form: int, worker: int) -> int:
     """Bring the attention's output into a form; return the row at which products begin."""
     n_blocks = Activations(s.attended).n_cols // 32
     if s.n_tokens == 1:
-        if form != BYTES:
-            return 0
-        quantise_blocks(s.attended, 0, worker, 0, n_blocks)
-        return worker
+        quantise(s.attended, 0, worker, form, 0, n_blocks)
+        return 0 if form == FLOATS else worker
     for t in range(worker, s.n_tokens, s.n_threads):
         prepare(s.attended, t, form, 0, n_blocks)
     barrier(s.team, s.n_threads)
@@ -143,7 +140,7 @@ def feed_forward(s: View, layer: View, counters: int, worker: int) -> None:
     add_squares(s.normed, row, n, layer.ffn_squares, worker, s.n_threads)
     form = form_for(layer.ffn_down, n)
     n_groups = Matrix(gate).n_groups
-    chunk = chunk_of(n_groups, s.n_threads)
+    chunk = whole_blocks(chunk_of(n_groups, s.n_threads), form)
     g = take(counters, chunk)
     while g < n_groups:
         last = min(g + chunk, n_groups)
@@ -182,8 +179,8 @@ def activate(s: View, first: int, last: int, form: int) -> None:
         swiglu(s.gate + start, s.up + start, a.x + t * a.x_stride + 64 * first, 16 * (last - first))
         if s.n_tokens > 1:
             prepare(s.hidden, t, form, first_block, last_block)
-        elif form == BYTES:
-            quantise_blocks(s.hidden, t, t, first_block, last_block)
+        else:
+            quantise(s.hidden, t, t, form, first_block, last_block)
 
 
 @part

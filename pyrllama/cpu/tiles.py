@@ -230,7 +230,8 @@ def store_columns(w: Lanes, scale: Lanes, offset: Lanes, out: int) -> None:
 
 def unpack_quantised(format_: Format) -> Callable[[int, int, int], None]:
     """Return what makes a tile of a block of a quantised type."""
-    operands, run_scale, addend, _ = blocks_of(format_)
+    blocks = blocks_of(format_)
+    operands, run_scale, addend = blocks.operands, blocks.scale, blocks.addend
     runs, head_bytes, level_bytes = format_.runs, format_.head_bytes, format_.level_bytes
     signed = format_.is_signed
     flip = i32(-2139062144) if signed else i32(0)  # 0x80 in every byte adds 128

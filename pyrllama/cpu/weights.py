@@ -14,7 +14,7 @@ from pyrllama import quants
 from pyrllama.core import Tensor, TensorType
 from pyrllama.cpu import compiler, target
 from pyrllama.cpu.formats import BLOCK, FORMATS, ROWS
-from pyrllama.cpu.records import BYTES, FLOATS, LINE, MATRIX, PACKING, Records
+from pyrllama.cpu.records import FLOATS, LINE, MATRIX, PACKING, Records
 from pyrllama.cpu.scratch import huge_pages, round_up
 from pyrllama.errors import BackendError, UnsupportedTypeError
 from pyrllama.models.llama import is_router
@@ -46,7 +46,7 @@ class Packed:
     """Of a packed block of 16 rows."""
     bytes: int
     form: int
-    """The form of activations that its products read: ``FLOATS`` or ``BYTES``."""
+    """The form of activations that its products read, see ``records.py``."""
 
 
 PACKED = {
@@ -55,7 +55,11 @@ PACKED = {
     TensorType.BF16: Packed("bf16", "layout.interleave_16bit", BLOCK, 32 * BLOCK, FLOATS),
     **{
         type_: Packed(
-            held.name, f"layout.interleave_{type_.name.lower()}", held.columns, held.bytes, BYTES
+            held.name,
+            f"layout.interleave_{type_.name.lower()}",
+            held.columns,
+            held.bytes,
+            held.form,
         )
         for type_, held in FORMATS.items()
     },

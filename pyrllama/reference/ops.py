@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ACTIVATION_BLOCK = 32
-"""Columns that share a scale when activations are quantised; the block of Q8_0 and Q4_0."""
+"""Columns that share a scale when activations are quantised; the block of Q8_0 and Q4_0.  For types
+of super-blocks (K-quants and their like) it is 256."""
 SMALLEST_BLOCK_MAXIMUM = 2.0**-100
 """A block of activations below it counts as zeros: 127 over it must not overflow."""
 
@@ -111,15 +112,16 @@ def matmul(x: NDArray[np.float32], w: NDArray[np.float32]) -> NDArray[np.float32
 
 def quantize_activations(
     x: NDArray[np.float32],
+    block: int = ACTIVATION_BLOCK,
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Round each block of 32 columns to integers from -127 to 127 and a scale.
+    """Round each block of columns to integers from -127 to 127 and a scale.
 
     ``x`` is ``(n, cols)`` with whole blocks; the result is int8 ``(n, cols)`` and float32
-    ``(n, cols / 32)``.  With ``m`` the largest magnitude of the block, the scale is ``m / 127``
+    ``(n, cols / block)``.  With ``m`` the largest magnitude of the block, the scale is ``m / 127``
     and an entry is ``x * (127 / m)`` rounded half to even; a block of zeros stays zeros.
     """
-    blocks = x.reshape(len(x), -1, ACTIVATION_BLOCK)
-    largest = np.asarray(np.max(np.abs(blocks), axis=-1))  # (n, cols / 32)
+    blocks = x.reshape(len(x), -1, block)
+    largest = np.asarray(np.max(np.abs(blocks), axis=-1))  # (n, cols / block)
     largest[largest < SMALLEST_BLOCK_MAXIMUM] = 0
     inverse = np.zeros_like(largest)
     np.divide(np.float32(127), largest, out=inverse, where=largest > 0)
@@ -127,8 +129,10 @@ def quantize_activations(
     return rounded.reshape(x.shape), np.asarray(largest / np.float32(127))
 
 
-def matmul_int8(x: NDArray[np.float32], w: NDArray[np.float32]) -> NDArray[np.float32]:
+def matmul_int8(
+    x: NDArray[np.float32], w: NDArray[np.float32], block: int = ACTIVATION_BLOCK
+) -> NDArray[np.float32]:
     """Multiply as the kernels for quantised weights do: with ``x`` rounded to int8 blocks."""
-    rounded, scale = quantize_activations(x)
-    columns = np.repeat(scale, ACTIVATION_BLOCK, axis=-1)
+    rounded, scale = quantize_activations(x, block)
+    columns = np.repeat(scale, block, axis=-1)
     return matmul(rounded.astype(np.float32) * columns, w)

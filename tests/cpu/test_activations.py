@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.kernels import ActivationArrays, call, each_isa
+from support.kernels import ActivationArrays, QuantisedArrays, call, each_isa
 
-from pyrllama.cpu.records import BYTES, FLOATS, ROWS_AT_ONCE, TILES
+from pyrllama.cpu.records import BYTES, FLOATS, ROWS_AT_ONCE, TILES, WIDE_BYTES
 from pyrllama.reference import ops
 
 if TYPE_CHECKING:
@@ -20,10 +20,13 @@ TINIEST = 2.0**-149
 Array = NDArray[np.float32]
 
 
-def sums_of(q: NDArray[np.int8]) -> NDArray[np.int32]:
-    """Return the sums of each block, of its first and of its last 16: ``(rows, blocks, 3)``."""
-    halves = q.reshape(len(q), -1, 2, 16).sum(axis=3, dtype=np.int32)
-    return np.concatenate([halves.sum(axis=2, keepdims=True, dtype=np.int32), halves], axis=2)
+def sums_of(q: NDArray[np.int8]) -> NDArray[np.int16]:
+    """Return the sums of each block, of its first and of its last 16: ``(rows, blocks, 3, 2)``.
+
+    Of every four columns, two count for the first of a pair and two for the second.
+    """
+    halves = q.reshape(len(q), -1, 2, 4, 2, 2).sum(axis=(3, 5), dtype=np.int16)
+    return np.concatenate([halves.sum(axis=2, keepdims=True, dtype=np.int16), halves], axis=2)
 
 
 def activation_cases() -> dict[str, Array]:
@@ -50,33 +53,67 @@ def activation_cases() -> dict[str, Array]:
     }
 
 
+def assert_quantised(got: QuantisedArrays, x: Array, block: int) -> None:
+    """Fail unless rows are what the reference makes of them, with a scale for every block."""
+    q, scales = ops.quantize_activations(x, block)
+    scales = np.repeat(scales, block // 32, axis=1)
+    np.testing.assert_array_equal(got.q, q)
+    np.testing.assert_array_equal(got.scales, scales)
+    sums = sums_of(q)
+    np.testing.assert_array_equal(got.sums.view(np.int16).reshape(sums.shape), sums)
+    with np.errstate(over="ignore"):
+        scaled = sums.sum(axis=3).astype(F32) * scales[..., None]
+    np.testing.assert_array_equal(got.scaled_sums, scaled)
+
+
 @each_isa
 @pytest.mark.parametrize("case", activation_cases())
 def test_activations_quantise_exactly_as_the_reference_says(isa: Isa, case: str) -> None:
     x = activation_cases()[case]
-    q, scales = ops.quantize_activations(x)
     activations = ActivationArrays(x)
     activations.prepare(isa, BYTES)
-    np.testing.assert_array_equal(activations.q, q)
-    np.testing.assert_array_equal(activations.scales, scales)
-    sums = sums_of(q)
-    np.testing.assert_array_equal(activations.sums, sums)
-    with np.errstate(over="ignore"):
-        scaled = sums.astype(F32) * scales[..., None]
-    np.testing.assert_array_equal(activations.scaled_sums, scaled)
+    assert_quantised(activations.blocks, x, 32)
+    assert not activations.super_blocks.q.any()
+
+
+@each_isa
+@pytest.mark.parametrize("case", activation_cases())
+def test_super_blocks_have_one_scale(isa: Isa, case: str) -> None:
+    x = activation_cases()[case]
+    wide = np.zeros((len(x), 512), F32)
+    wide[:, : x.shape[1]] = x
+    wide[0, 300:] = -1
+    activations = ActivationArrays(wide)
+    activations.prepare(isa, WIDE_BYTES)
+    assert_quantised(activations.super_blocks, wide, 256)
+    assert not activations.blocks.q.any()
 
 
 @each_isa
 def test_only_the_blocks_asked_for_are_quantised_into_another_row(isa: Isa) -> None:
     x = np.random.default_rng(3).normal(0, 1, (3, 128)).astype(F32)
     activations = ActivationArrays(x)
-    call("activations.quantise_kernel", isa, activations.address, 2, 0, 1, 3)
+    call("activations.quantise_kernel", isa, activations.address, 2, 0, BYTES, 1, 3)
     expected, scales = ops.quantize_activations(x[2:])
-    np.testing.assert_array_equal(activations.q[0, 32:96], expected[0, 32:96])
-    np.testing.assert_array_equal(activations.scales[0], [0, *scales[0, 1:3], 0])
-    activations.q[0, 32:96] = 0
-    assert not activations.q.any()
-    assert not activations.scales[1:].any()
+    got = activations.blocks
+    np.testing.assert_array_equal(got.q[0, 32:96], expected[0, 32:96])
+    np.testing.assert_array_equal(got.scales[0], [0, *scales[0, 1:3], 0])
+    got.q[0, 32:96] = 0
+    assert not got.q.any()
+    assert not got.scales[1:].any()
+
+
+@each_isa
+def test_only_the_super_blocks_asked_for_are_quantised(isa: Isa) -> None:
+    x = np.random.default_rng(3).normal(0, 1, (2, 768)).astype(F32)
+    activations = ActivationArrays(x)
+    call("activations.quantise_kernel", isa, activations.address, 1, 0, WIDE_BYTES, 8, 16)
+    expected, _ = ops.quantize_activations(x[1:], 256)
+    got = activations.super_blocks
+    np.testing.assert_array_equal(got.q[0, 256:512], expected[0, 256:512])
+    got.q[0, 256:512] = 0
+    assert not got.q.any()
+    assert not activations.blocks.q.any()
 
 
 # --- several rows -----------------------------------------------------------------------------
@@ -92,18 +129,16 @@ def in_sixes(rows: NDArray[np.generic], count: int) -> NDArray[np.generic]:
 @each_isa
 @pytest.mark.parametrize("n_rows", [1, 6, 7, 17])
 def test_rows_are_interleaved_six_by_six(isa: Isa, n_rows: int) -> None:
-    x = np.random.default_rng(4).normal(0, 1, (n_rows, 96)).astype(F32)
+    x = np.random.default_rng(4).normal(0, 1, (n_rows, 256)).astype(F32)
     activations = ActivationArrays(x)
-    activations.prepare(isa, FLOATS | BYTES)
+    activations.prepare(isa, FLOATS | BYTES | WIDE_BYTES)
     sixes = len(activations.floats)
     np.testing.assert_array_equal(activations.floats, in_sixes(x, sixes))
-    blocks = [activations.q.view(np.int32).reshape(n_rows, 3, 8)]
-    blocks += [
-        part.view(np.int32).reshape(n_rows, 3, -1)
-        for part in (activations.scales, activations.sums, activations.scaled_sums)
-    ]
-    words = in_sixes(np.concatenate(blocks, axis=2).reshape(n_rows, -1), sixes)
-    np.testing.assert_array_equal(activations.bytes.reshape(words.shape), words)
+    for got in (activations.blocks, activations.super_blocks):
+        parts = (got.q, got.scales, got.sums, got.scaled_sums)
+        blocks = [part.view(np.int32).reshape(n_rows, 8, -1) for part in parts]
+        words = in_sixes(np.concatenate(blocks, axis=2).reshape(n_rows, -1), sixes)
+        np.testing.assert_array_equal(got.bytes.reshape(words.shape), words)
     assert not activations.tiles.any()
 
 
@@ -122,7 +157,7 @@ def test_rows_are_rounded_to_bfloat16_in_tiles(isa: Isa, n_rows: int) -> None:
     ties = np.abs(got.view(np.uint32) & 0xFFFF).max()
     assert ties == 0
     assert not tiles[n_rows:].any()
-    assert not activations.bytes.any()
+    assert not activations.blocks.bytes.any()
 
 
 @each_isa
@@ -132,10 +167,11 @@ def test_only_the_blocks_asked_for_are_prepared(isa: Isa) -> None:
     call("activations.prepare_kernel", isa, part.address, 1, FLOATS | BYTES | TILES, 1, 3)
     whole.prepare(isa)
     np.testing.assert_array_equal(part.floats[0, 32:96, 1], whole.floats[0, 32:96, 1])
-    np.testing.assert_array_equal(part.bytes[0, 1:3, :, 1], whole.bytes[0, 1:3, :, 1])
+    part_bytes, whole_bytes = part.blocks.bytes, whole.blocks.bytes
+    np.testing.assert_array_equal(part_bytes[0, 1:3, :, 1], whole_bytes[0, 1:3, :, 1])
     tiles, all_tiles = (a.tiles.reshape(-1, 4, 16, 32)[0, :, 1] for a in (part, whole))
     np.testing.assert_array_equal(tiles[1:3], all_tiles[1:3])
     assert not tiles[[0, 3]].any()
     assert not part.floats[0, :32].any()
     assert not part.floats[0, 96:].any()
-    assert not part.bytes[0, [0, 3]].any()
+    assert not part_bytes[0, [0, 3]].any()

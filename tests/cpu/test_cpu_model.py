@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from support.kernels import (
     EXACT_ISAS,
     QUANTISED,
     TYPES,
-    UNQUANTISED,
+    activation_block,
     each_exact_isa,
     each_isa,
     use_isa,
@@ -220,7 +220,9 @@ WIDE = tiny_config(dim=256, head_dim=64, n_heads=4, n_kv_heads=2, ffn_dim=512)
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
 def test_a_model_of_every_type_equals_the_reference(kind: TensorType) -> None:
     checkpoint = StoredCheckpoint(WIDE, kind, WEIGHT_STD)
-    matmul = ops.matmul if kind in UNQUANTISED else ops.matmul_int8
+    matmul = ops.matmul
+    if kind in QUANTISED:
+        matmul = partial(ops.matmul_int8, block=activation_block(kind))
     reference = ReferenceModel(WIDE, checkpoint.numbers, 3, kv_dtype=np.float16, matmul=matmul)
     tokens = np.random.default_rng(3).integers(0, WIDE.vocab_size, 40).tolist()
     expected = logits_of(reference, tokens)

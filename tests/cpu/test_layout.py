@@ -25,7 +25,7 @@ from support.packed_layout import interleaved
 
 from pyrllama import quants
 from pyrllama.core import TensorInfo, TensorType
-from pyrllama.cpu.records import BYTES, FLOATS
+from pyrllama.cpu.records import BYTES, FLOATS, WIDE_BYTES
 from pyrllama.cpu.team import Team
 from pyrllama.cpu.weights import (
     MADE_TYPES,
@@ -142,7 +142,8 @@ def test_the_record_says_how_the_matrix_lies(isa: Isa) -> None:
         assert record["n_cols"] == cols
         assert record["bytes_a_group"] == packed_bytes((16, cols), kind)
         assert record["data"] % 64 == 0
-        assert record["form"] == (BYTES if kind in QUANTISED else FLOATS)
+        of_blocks = WIDE_BYTES if quants.block_size(kind) == 256 else BYTES
+        assert record["form"] == (of_blocks if kind in QUANTISED else FLOATS)
 
 
 @each_isa

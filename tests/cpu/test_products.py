@@ -10,6 +10,7 @@ from support.kernels import (
     TYPES,
     UNQUANTISED,
     Product,
+    activation_block,
     alike_bytes,
     column_counts,
     each_isa,
@@ -58,10 +59,11 @@ def some_product(kind: TensorType, rows: int, n_tokens: int, isa: Isa, cols: int
     return stored_product(random_stored(kind, rows, cols, 4), kind, random(n_tokens, cols, 5), isa)
 
 
-def as_int8(x: Array) -> Doubles:
-    """Return what activations are after ``quantize_activations``."""
-    q, scales = ops.quantize_activations(x)
-    columns = np.repeat(scales.astype(np.float64), 32, axis=1)
+def as_int8(x: Array, kind: TensorType) -> Doubles:
+    """Return what products of a type take for activations."""
+    block = activation_block(kind)
+    q, scales = ops.quantize_activations(x, block)
+    columns = np.repeat(scales.astype(np.float64), block, axis=1)
     return np.asarray(q.astype(np.float64) * columns)
 
 
@@ -98,7 +100,7 @@ def test_quantised_products_equal_the_reference(isa: Isa, kind: TensorType) -> N
             stored = random_stored(kind, rows, cols, rows + cols)
             w, x = quants.dequantize(kind, stored, cols), random(max(N_TOKENS), cols, cols)
             got = stored_product(stored, kind, x, isa).run()
-            assert_close(got[:, :rows], as_int8(x), w)
+            assert_close(got[:, :rows], as_int8(x, kind), w)
             assert not got[:, rows:].any(), "rows of padding"
 
 
@@ -211,7 +213,7 @@ def test_every_row_and_block_has_its_own_scale(isa: Isa, kind: TensorType) -> No
     x = random(4, 96, 14) * np.array([[1e-2], [1], [1e2], [1e4]], np.float32)
     x[:, 64:] *= 1000
     got = Product(pack(w, kind, isa), x, isa).run()
-    assert_close(got[:, :40], as_int8(x), rounded(w, kind))
+    assert_close(got[:, :40], as_int8(x, kind), rounded(w, kind))
 
 
 @each_isa

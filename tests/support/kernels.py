@@ -22,6 +22,7 @@ from pyrllama.cpu.records import (
     ROWS_AT_ONCE,
     SUMS,
     TILES,
+    WIDE_BYTES,
     Record,
     Records,
 )
@@ -44,7 +45,7 @@ EXACT_ISAS = tuple(isa for isa in target.supported() if not isa.has("amx-bf16"))
 each_exact_isa = pytest.mark.parametrize("isa", EXACT_ISAS, ids=lambda isa: isa.name)
 TYPES = tuple(PACKED)
 """Every type that the kernels run: F32, F16, BF16, Q8_0, Q4_0."""
-QUANTISED = tuple(kind for kind in TYPES if PACKED[kind].form == BYTES)
+QUANTISED = tuple(kind for kind in TYPES if PACKED[kind].form != FLOATS)
 UNQUANTISED = tuple(kind for kind in TYPES if PACKED[kind].form == FLOATS)
 
 GUARD_BYTES = 192
@@ -248,54 +249,83 @@ def read_record(record: Record, address: int) -> dict[str, int]:
     return dict(zip(record.integers, words, strict=False))
 
 
+def activation_block(kind: TensorType) -> int:
+    """Return how many columns of activations share a scale in products of a quantised type."""
+    return PACKED[kind].columns
+
+
+class QuantisedArrays:
+    """Rows of activations as int8, with their record's fields."""
+
+    def __init__(self, rows: int, n_cols: int) -> None:
+        n_blocks, sixes = n_cols // 32, -(-rows // ROWS_AT_ONCE)
+        self._q = Guarded((rows, n_cols), np.int8)
+        self._scales = Guarded((rows, n_blocks), np.float32)
+        self._sums = Guarded((rows, n_blocks, SUMS), np.int32)
+        self._scaled_sums = Guarded((rows, n_blocks, SUMS), np.float32)
+        self._bytes = Guarded((sixes, n_blocks, BLOCK_WORDS, ROWS_AT_ONCE), np.int32)
+        self.q, self.scales, self.sums = self._q.array, self._scales.array, self._sums.array
+        self.scaled_sums, self.bytes = self._scaled_sums.array, self._bytes.array
+        self.fields = {
+            "q": self._q.address,
+            "q_stride": n_cols,
+            "scales": self._scales.address,
+            "sums": self._sums.address,
+            "scaled_sums": self._scaled_sums.address,
+            "block_stride": 4 * n_blocks,
+            "bytes": self._bytes.address,
+            "bytes_stride": self.bytes.strides[0],
+        }
+
+    def check(self) -> None:
+        """Fail if a byte outside the arrays was written."""
+        for guarded in vars(self).values():
+            if isinstance(guarded, Guarded):
+                guarded.check()
+
+
 class ActivationArrays:
     """Rows of activations, padded with zeros to whole blocks of 32, with their record."""
 
     def __init__(self, x: NDArray[np.float32]) -> None:
         rows, cols = x.shape
         self.n_cols = round_up(cols, 32)
-        n_blocks, sixes = self.n_cols // 32, -(-rows // ROWS_AT_ONCE)
+        sixes = -(-rows // ROWS_AT_ONCE)
         self._x = Guarded((rows, self.n_cols), np.float32)
-        self._q = Guarded((rows, self.n_cols), np.int8)
-        self._scales = Guarded((rows, n_blocks), np.float32)
-        self._sums = Guarded((rows, n_blocks, SUMS), np.int32)
-        self._scaled_sums = Guarded((rows, n_blocks, SUMS), np.float32)
         self._floats = Guarded((sixes, self.n_cols, ROWS_AT_ONCE), np.float32)
-        self._bytes = Guarded((sixes, n_blocks, BLOCK_WORDS, ROWS_AT_ONCE), np.int32)
         self._tiles = Guarded((spare_rows(rows), self.n_cols), np.uint16)
         self._x.array[:, :cols] = x
-        self.x, self.q, self.scales = self._x.array, self._q.array, self._scales.array
-        self.sums, self.scaled_sums = self._sums.array, self._scaled_sums.array
-        self.floats, self.bytes, self.tiles = (
-            self._floats.array, self._bytes.array, self._tiles.array
-        )  # fmt: skip
-        self._record = Records(ACTIVATIONS)
-        self._record.set(
-            x=self._x.address,
-            x_stride=4 * self.n_cols,
-            q=self._q.address,
-            q_stride=self.n_cols,
-            scales=self._scales.address,
-            sums=self._sums.address,
-            scaled_sums=self._scaled_sums.address,
-            block_stride=4 * n_blocks,
-            n_cols=self.n_cols,
-            floats=self._floats.address,
-            floats_stride=self.floats.strides[0],
-            bytes=self._bytes.address,
-            bytes_stride=self.bytes.strides[0],
-            tiles=self._tiles.address,
-        )
-        self.address = self._record.address
+        self.x, self.floats, self.tiles = self._x.array, self._floats.array, self._tiles.array
+        self.blocks, self.super_blocks = (QuantisedArrays(rows, self.n_cols) for _ in range(2))
+        self._records = Records(ACTIVATIONS, 2)
+        for index, quantised in enumerate((self.blocks, self.super_blocks)):
+            self._records.set(
+                index,
+                x=self._x.address,
+                x_stride=4 * self.n_cols,
+                n_cols=self.n_cols,
+                floats=self._floats.address,
+                floats_stride=self.floats.strides[0],
+                tiles=self._tiles.address,
+                wide=self._records.address_of(1),
+                **quantised.fields,
+            )
+        self.address = self._records.address
 
-    def prepare(self, isa: Isa, forms: int = FLOATS | BYTES | TILES) -> None:
+    @property
+    def forms(self) -> int:
+        """Every form that rows of so many columns can have."""
+        whole = self.n_cols % 256 == 0
+        return FLOATS | BYTES | TILES | (WIDE_BYTES if whole else 0)
+
+    def prepare(self, isa: Isa, forms: int | None = None) -> None:
         """Bring every row into all forms with the kernel, which must stay inside its arrays."""
         for row in range(len(self.x)):
             kernel = compiler.load("activations.prepare_kernel", isa)
-            kernel.call(self.address, row, forms, 0, self.n_cols // 32)
-        for guarded in vars(self).values():
-            if isinstance(guarded, Guarded):
-                guarded.check()
+            wanted = self.forms if forms is None else forms
+            kernel.call(self.address, row, wanted, 0, self.n_cols // 32)
+        for guarded in (self._x, self._floats, self._tiles, self.blocks, self.super_blocks):
+            guarded.check()
 
 
 def stored_product(
