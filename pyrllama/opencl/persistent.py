@@ -112,7 +112,7 @@ def _layer_of_all(all_of_them: Sequence[Product], part: Part) -> list[Product]:
 
 def _copies(layer: Sequence[Product], last: Product, part: Part) -> tuple[str, str]:
     """Return what asks for the first product of all, and the loop over layers, and the output."""
-    lines = ["for (; layer < n_layers;) {"]
+    lines = ["while (layer < n_layers) {"]
     for product, follower in zip(layer, [*layer[1:], None], strict=True):
         ask = _ask("nth + 1", follower or layer[0])
         if follower is None:
@@ -167,7 +167,7 @@ def _table() -> tuple[str, str]:
         "(nth + 1 == N_PRODUCTS || WORD_AT(nth + 1, PLACE_ROLE) != role)",
     )
     first = f"\n{callers}  ASK(0, {words.format('0')}, FIRST_CALL)"
-    return first, f"for (; nth < N_PRODUCTS;) {{\n{step}}}\n"
+    return first, f"while (nth < N_PRODUCTS) {{\n{step}}}\n"
 
 
 def _step(**facts: str | int) -> str:

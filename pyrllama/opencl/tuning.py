@@ -143,9 +143,9 @@ def default_tuning(
 
 def _loads(config: ModelConfig, kinds: Collection[TensorType]) -> int:
     """Return a GPU's loads: about as many as pay, so that few of a row's last task find nothing."""
-    most = 8 if kinds and WIDE_UNITS.issuperset(kinds) else 4
     if not kinds:
-        return most
+        return 4
+    most = 8 if WIDE_UNITS.issuperset(kinds) else 4
     units = min(-(-config.dim // LAYOUTS[kind].unit_cols // LANES) for kind in kinds)
 
     def value(loads: int) -> float:  # loads of a row that find a unit, less if few are on their way

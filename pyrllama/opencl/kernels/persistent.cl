@@ -4,6 +4,7 @@
 // What it does of each product is in step.cl. Where all layers are alike, there is a copy of that for
 // each product of a layer, its sizes known: working them out would be a long chain of operations
 // before the first load. Elsewhere one copy runs over a table of all products.
+// START and STEPS are what persistent.py puts there: asking for the first weights, and all products.
 // BY_KIND(kind, CALL) expands CALL with the name of a storage type; EMBEDDING(name) gives a kernel
 // function of the embedding's type.
 
@@ -41,9 +42,6 @@ FUNCTION Matrix matrix_at(WEIGHTS_PARAMETERS, __constant const long *places, int
 #define BEGIN_PAIRS(kind) begin_##kind(&task, m, 1)
 #define COMPUTE(kind) product_##kind(&task, m, source, out, pairs, add, memory, scratch)
 #define FINISH(kind) finish_##kind(m, source, out, pairs, add, scratch)
-
-// How persistent.py writes steps: START asks for the first product's weights, and STEPS stands for
-// all products.
 
 // Ask for what a phase reads first, before it can begin: weights, or of the cache, where all of a
 // sequence but its newest token stands since before the step. CALL calls a function of the type.

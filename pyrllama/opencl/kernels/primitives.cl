@@ -316,13 +316,15 @@ FUNCTION float group_max(float value, __local float *scratch) { return fold_grou
 #define WAIT_LIMIT (1 << 22)  // looks, each of about a microsecond
 #define LOOKS_BETWEEN (1 << 10)  // for another group that gave up, each as long as one for arrivals
 
-// Wait until all groups of the grid have arrived `round` times. All groups must run at once;
-// if they do not, waiting ends after a few seconds, and the host finds GAVE_UP set.
+// A barrier across the grid has two halves, between which a group may ask for what it needs next: it
+// lets the others know that its results are there,
 FUNCTION void join_grid(volatile __global int *words) {
   GROUP_FENCE;
   if (get_local_id(0) == 0) arrive_release(words + ARRIVED);
 }
 
+// and waits until all groups have arrived `round` times. All must run at once; if they do not, waiting
+// ends after a few seconds, and the host finds GAVE_UP set.
 FUNCTION void await_grid(volatile __global int *words, int round) {
   if (get_local_id(0) == 0) {
     const int target = round * N_GROUPS;
@@ -351,7 +353,7 @@ FUNCTION int leave_grid(volatile __global int *words, __local float *scratch) {
   GROUP_FENCE;
   if (get_local_id(0) == 0) {
     int leaves = LEAVES_OTHERS;
-    if (add_release(words + LEFT, 1) + 1 == (int)get_num_groups(0)) {
+    if (add_release(words + LEFT, 1) + 1 == N_GROUPS) {
       leaves = words[GAVE_UP] ? LEAVES_HURT : LEAVES_LAST;
       words[ARRIVED] = 0;
       words[LEFT] = 0;
