@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
     from pyrllama.core import Batch, Chunk, ModelConfig
 
-N_TOKENS, N_OUTPUTS, TOP = 0, 1, 2
-"""Words that count the tokens, those whose logits are wanted, and how many of the greatest."""
+N_TOKENS, N_OUTPUTS, TOP, GOES_ON = 0, 1, 2, 3
+"""Words that count the tokens, those whose logits are wanted, and how many of the greatest; and
+whether the step makes them those of the next one."""
 HEADER = 8
 COLUMNS = 6
 """Words for each token before the tables of blocks begin."""
@@ -54,10 +55,11 @@ class BatchWords:
         """Bytes of the largest batch."""
         return self._words.nbytes
 
-    def fill(self, batch: Batch, top: int = 0) -> NDArray[np.int32]:
+    def fill(self, batch: Batch, top: int = 0, *, goes_on: bool = False) -> NDArray[np.int32]:
         """Write a batch and return the words of it; they are overwritten by the next one.
 
-        ``top`` is how many of the greatest logits are wanted, 0 for all of them.
+        ``top`` is how many of the greatest logits are wanted, 0 for all of them.  With
+        ``goes_on`` the batch is one token, and the device makes it the one that follows.
         Raises ``BackendError`` for anything that would lead a kernel out of its memory.
         """
         if not 1 <= batch.n_tokens <= self.max_tokens:
@@ -75,7 +77,7 @@ class BatchWords:
             end = self._tables + table + len(chunk.blocks)
             self._words[self._tables + table : end] = chunk.blocks
             t, o, table = t + n, o + outputs, table + len(chunk.blocks)
-        self._words[[N_TOKENS, N_OUTPUTS, TOP]] = t, o, top
+        self._words[[N_TOKENS, N_OUTPUTS, TOP, GOES_ON]] = t, o, top, goes_on
         return self._words[: self._tables + table]
 
     def _check(self, chunk: Chunk) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 TOP_ROOM = 512
 """Logits that the result of a row has room for."""
-COUNT, GAVE_UP, MASS, LOGITS = 0, 1, 2, 4
+COUNT, GAVE_UP, MASS, FIRST, LOGITS = 0, 1, 2, 3, 4
 """Words of a result: where they stand in it."""
 TOP_WORDS = LOGITS + 2 * TOP_ROOM
 MOST_ROWS = 64

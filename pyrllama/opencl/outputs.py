@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,12 +13,21 @@ from pyrllama.opencl.choice import GAVE_UP, MOST_ROWS, TOP_WORDS, top_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pyrllama.core import LogitRow
+    from pyrllama.core import TopLogits
     from pyrllama.opencl.stage import Stage
     from pyrllama.opencl.transfers import Transfers
 
 PINNED_ROWS = 8
 """Rows of logits that go through pinned memory; more take long anyway, and much of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The greatest logits of a step, on their way to the host."""
+
+    words: NDArray[np.uint32]
+    """``(rows, TOP_WORDS)``."""
+    event: Any
 
 
 class Outputs:
@@ -30,7 +40,8 @@ class Outputs:
         self._stage, self._transfers = stage, transfers
         self._vocab_size = stage.config.vocab_size if stage.part.ends else 0
         self._rows = transfers.pinned((PINNED_ROWS * self._vocab_size + 1,), np.float32)
-        self._top = transfers.pinned((MOST_ROWS, TOP_WORDS), np.uint32)
+        # Two, as a step may be under way while the host reads what the one before gave.
+        self._tops = [transfers.pinned((MOST_ROWS, TOP_WORDS), np.uint32) for _ in range(2)]
 
     def states(self, out: NDArray[Any], *, single: bool) -> NDArray[np.float32]:
         """Fill pinned memory, ``(n_tokens, padded dim)``, and return the states from it."""
@@ -56,13 +67,20 @@ class Outputs:
         rows = values[: n_rows * vocab_size].reshape(n_rows, vocab_size)
         return rows.copy() if n_rows <= PINNED_ROWS else rows
 
-    def top(self, n_rows: int, k: int) -> list[LogitRow]:
-        """Return the greatest logits of each row, or all where the device cannot tell them."""
-        results = self._transfers.fetch(self._top[:n_rows], self._stage.buffer("top"))
-        self._check(results[0, GAVE_UP])
-        return [top_of(words, k) or self._row(i) for i, words in enumerate(results)]
+    def ask_top(self, n_rows: int) -> Chosen:
+        """Ask for the greatest logits of a step that was just enqueued."""
+        self._tops.reverse()
+        words = self._tops[0][:n_rows]
+        return Chosen(words, self._transfers.begin_fetch(words, self._stage.buffer("top")))
 
-    def _row(self, index: int) -> NDArray[np.float32]:
+    def top(self, chosen: Chosen, k: int) -> list[TopLogits | None]:
+        """Return the greatest logits of each row; None where the device cannot tell them."""
+        self._transfers.wait_for(chosen.event)
+        self._check(chosen.words[0, GAVE_UP])
+        return [top_of(words, k) for words in chosen.words]
+
+    def row(self, index: int) -> NDArray[np.float32]:
+        """Return all logits of a row of the last step that was enqueued."""
         row = np.empty(self._vocab_size, np.float32)
         return self._transfers.fetch(row, self._stage.buffer("logits"), index * row.nbytes)
 

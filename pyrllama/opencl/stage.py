@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyrllama.models.rope import ROPE_FACTORS, rope_table
+from pyrllama.opencl.ahead import Ahead, may_follow
 from pyrllama.opencl.batch import BatchWords, word_count
 from pyrllama.opencl.choice import can_choose, choice_bytes
 from pyrllama.opencl.device import device_errors, pyopencl
@@ -84,6 +85,7 @@ class Stage:
             n_words = word_count(sizes.n_blocks, sizes.max_tokens)
             words = self._transfers.pinned((n_words,), np.int32)
             self._outputs = Outputs(self, self._transfers)
+            self._ahead = Ahead(self._transfers)
             rows = 0 if part.embeds and part.ends else sizes.max_tokens
             states = rows, round_up(config.dim, BLOCK)
             self._states = self._transfers.pinned(states, np.float32)
@@ -93,6 +95,7 @@ class Stage:
     def tune(self, tuning: Tuning) -> None:
         """Build the kernels, anew if need be, in other sizes; the cache becomes empty."""
         self.tuning = tuning
+        self._ahead.drop()
         self._buffers: dict[str, Any] = {}
         with device_errors(self.device, "building the kernels"):
             self._buffers = self._allocate()
@@ -267,12 +270,31 @@ class Stage:
         if not can_choose(self.config, self.tuning, k, batch.n_outputs):
             return list(self.forward(batch, hidden))
         with device_errors(self.device, "running the model"):
-            self._start(batch, hidden, top=k)
-            return self._outputs.top(batch.n_outputs, k)
+            chosen = self._ahead.take(batch, k)
+            goes_on = self.part.embeds and may_follow(batch, k, self._sizes.max_seq_len)
+            if chosen is None:
+                self._start(batch, hidden, top=k, goes_on=goes_on)
+                chosen = self._outputs.ask_top(batch.n_outputs)
+            if goes_on:
+                self._steps.enqueue(self._queue, batch, top=k)
+                self._ahead.put(batch, chosen, self._outputs.ask_top(1))
+            rows = self._outputs.top(chosen, k)
+            if goes_on and rows == [None]:  # by now its logits may be those of the step behind it
+                return list(self.forward(batch))
+            return [row or self._outputs.row(i) for i, row in enumerate(rows)]
 
-    def _start(self, batch: Batch, hidden: NDArray[np.float32] | None, top: int = 0) -> None:
+    def _start(
+        self,
+        batch: Batch,
+        hidden: NDArray[np.float32] | None,
+        top: int = 0,
+        *,
+        goes_on: bool = False,
+    ) -> None:
         """Enqueue a step and what it reads."""
-        self._transfers.send(self._buffers["batch"], self.batch.fill(batch, top))
+        self._ahead.drop()
+        words = self.batch.fill(batch, top, goes_on=goes_on)
+        self._transfers.send(self._buffers["batch"], words)
         if hidden is not None:
             states = self._states[: batch.n_tokens]
             states[:, : self.config.dim] = hidden
@@ -281,6 +303,7 @@ class Stage:
 
     def repeat(self, batch: Batch, times: int, top: int = 0) -> None:
         """Run the same batch many times without waiting between, to be timed."""
+        self._ahead.drop()
         with device_errors(self.device, "running the model"):
             self._transfers.send(self._buffers["batch"], self.batch.fill(batch, top))
             for _ in range(times):
@@ -289,6 +312,7 @@ class Stage:
 
     def timed(self, batch: Batch) -> list[tuple[str, float]]:
         """Run a batch and return the name of every launch and the seconds it took."""
+        self._ahead.drop()
         cl, words = pyopencl(), self.batch.fill(batch)
         with device_errors(self.device, "timing the model"):
             profiling = cl.command_queue_properties.PROFILING_ENABLE
@@ -311,6 +335,7 @@ class Stage:
 
     def write_block(self, block: int, data: NDArray[np.uint8]) -> None:
         """Fill a block of this stage's part of the KV cache with what ``read_block`` gave."""
+        self._ahead.drop()  # it attends to what the cache held before
         with device_errors(self.device, "writing the KV cache"):
             offset = block * self.block_bytes
             pyopencl().enqueue_copy(self._queue, self._buffers["cache"], data, dst_offset=offset)

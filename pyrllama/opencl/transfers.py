@@ -57,6 +57,19 @@ class Transfers:
             self._events.append(event)
         return out
 
+    def begin_fetch(self, out: NDArray[Any], buffer: Any) -> Any:
+        """Fill an array from a buffer without waiting; return the event to ``wait_for``."""
+        return pyopencl().enqueue_copy(self._queue, out, buffer, is_blocking=False)
+
+    def wait_for(self, event: Any) -> None:
+        """Wait for a copy, and so for all that was enqueued before it."""
+        event.wait()
+        self._events.clear()
+
+    def forget(self, event: Any) -> None:
+        """Let a copy come that nobody waits for; its array is free once another was waited for."""
+        self._events.append(event)
+
     def wait(self) -> None:
         """Wait for all that was enqueued."""
         self._queue.finish()

@@ -7,6 +7,9 @@
 //
 // NaN or infinity anywhere make the mass NaN.
 //
+// Where a batch is one token, of whose followers the likeliest is wanted, the words of the batch can
+// become those of that one: the next step may begin before the host has seen this one's result.
+//
 // Of a row of no logits nothing is written. All groups take the same way to the end then, too: no
 // fence stands under a condition, which would make PoCL compile all that follows it twice.
 
@@ -14,12 +17,13 @@
 // A row's result: words. More logits than TOP_ROOM are counted, but not all are there.
 #define TOP_COUNT 0
 #define TOP_GAVE_UP 1
+#define TOP_FIRST 3  // of the tokens that reach the bound, that of the lowest number
 #define TOP_MASS 2  // float: the sum of e^(x - greatest) over the row
 #define TOP_LOGITS 4  // (TOP_ROOM, 2): a logit and its token
 #define TOP_WORDS (TOP_LOGITS + 2 * TOP_ROOM)
 
 #define BISECTIONS 24
-#define TOP_LOCAL (TOP_ROOM + 2)  // ints of local memory: two counts and a list
+#define TOP_LOCAL (TOP_ROOM + 3)  // ints of local memory: a list, two counts and the first token
 
 // Parts of every run, the last of which may be empty.
 FUNCTION int parts_of_run(int n, int n_runs) { return (n / n_runs + TOP_PART) / TOP_PART; }
@@ -97,7 +101,7 @@ FUNCTION float mass_of(
 }
 
 // Write down the logits of a row that reach a bound; returns in `counts` how many parts and how
-// many logits do.
+// many logits do, and the first token of them.
 FUNCTION void gather_reaching(
     __global const float *logits, int n, int n_runs, int n_parts, __global const float *greatest,
     float bound, __global uint *out, volatile __local int *counts, __local int *listed) {
@@ -116,6 +120,7 @@ FUNCTION void gather_reaching(
     for (int token = start + lane_id(); token < stop; token += LANES) {
       const float logit = load_shared(logits + token);
       if (!(logit >= bound)) continue;
+      atomic_min(counts + 2, token);
       const int at = atomic_inc(counts + 1);
       if (at < TOP_ROOM) vstore2((uint2)(as_uint(logit), (uint)token), at, out + TOP_LOGITS);
     }
@@ -123,11 +128,17 @@ FUNCTION void gather_reaching(
   LOCAL_FENCE;
 }
 
-// Find the k greatest logits of a row from what its runs gave.
+// Make the words of a batch of one token those of the next.
+FUNCTION void go_on(__global int *batch, int token) {
+  batch[BATCH_TOKENS] = token;
+  batch[BATCH_POSITIONS]++;
+}
+
+// Find the k greatest logits of a row from what its runs gave, k being a word of the batch.
 FUNCTION void choose_top(
-    __global const float *logits, int n, int n_runs, int k, __global const float *greatest,
-    __global const float2 *masses, __global uint *out, int gave_up, __local int *memory,
-    __local float *scratch) {
+    __global const float *logits, int n, int n_runs, __global int *batch,
+    __global const float *greatest, __global const float2 *masses, __global uint *out, int gave_up,
+    __local int *memory, __local float *scratch) {
   const int n_parts = n ? parts_of_run(n, n_runs) * n_runs : 0;
   float top = -INFINITY;
   for (int i = get_local_id(0); i < n_parts; i += GROUP) {
@@ -135,15 +146,17 @@ FUNCTION void choose_top(
   }
   top = group_max(top, scratch);
   const float mass = mass_of(masses, n ? n_runs : 0, top, scratch);
-  const float bound = bound_of(greatest, n_parts, k, top, scratch);
+  const float bound = bound_of(greatest, n_parts, batch[BATCH_TOP], top, scratch);
   volatile __local int *counts = memory + TOP_ROOM;
-  if (get_local_id(0) < 2) counts[get_local_id(0)] = 0;
+  if (get_local_id(0) < 3) counts[get_local_id(0)] = get_local_id(0) < 2 ? 0 : n;
   LOCAL_FENCE;
   gather_reaching(logits, n, n_runs, n_parts, greatest, bound, out, counts, memory);
   if (n == 0 || get_local_id(0) != 0) return;
   out[TOP_COUNT] = counts[0] > TOP_ROOM ? counts[0] : counts[1];
   out[TOP_GAVE_UP] = gave_up;
   out[TOP_MASS] = as_uint(mass);
+  out[TOP_FIRST] = counts[2];
+  if (batch[BATCH_GOES_ON] && counts[2] < n) go_on(batch, counts[2]);
 }
 
 // A group for every (row, run).
@@ -160,12 +173,12 @@ __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void sum_up_logits(
 // A group for every row.
 __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void choose_logits(
     __global const float *logits, int n, int n_runs, __global const float *greatest,
-    __global const float2 *masses, __global const int *batch, __global uint *top) {
+    __global const float2 *masses, __global int *batch, __global uint *top) {
   __local int memory[TOP_LOCAL];
   __local float scratch[GROUP];
   const int row = get_group_id(0);
   choose_top(
-      logits + (long)row * n, n, n_runs, batch[BATCH_TOP],
+      logits + (long)row * n, n, n_runs, batch,
       greatest + row * n_runs * parts_of_run(n, n_runs), masses + row * n_runs,
       top + row * TOP_WORDS, 0, memory, scratch);
 }

@@ -2,10 +2,11 @@
 // GROUP, HEAD_DIM, N_HEADS, N_KV_HEADS, SPLITS, MAX_TOKENS, LOADS, SEGMENT_BLOCKS,
 // SEGMENT_FLOATS, LONGEST_ROW (of activations, in columns).
 
-// A batch: words of int, written by the host before a step.
+// A batch: words of int, written by the host before a step, or by the step before.
 #define BATCH_N_TOKENS 0
 #define BATCH_N_OUTPUTS 1
 #define BATCH_TOP 2  // how many of the greatest logits of a row are wanted; 0 for all
+#define BATCH_GOES_ON 3  // whether its one token's greatest logit makes the next batch; see choice.cl
 #define BATCH_TOKENS 8
 #define BATCH_POSITIONS (BATCH_TOKENS + MAX_TOKENS)
 #define BATCH_TABLE_STARTS (BATCH_POSITIONS + MAX_TOKENS)

@@ -123,7 +123,7 @@ __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void persistent_step
   if (leaves != LEAVES_OTHERS && get_local_id(0) == 0) logits[VOCAB_SIZE] = (float)gave_up;
 #if ENDS
   choose_top(
-      logits, leaves == LEAVES_OTHERS ? 0 : n_summed, n_groups, batch[BATCH_TOP], greatest, masses,
-      top, gave_up, (__local int *)memory, scratch);
+      logits, leaves == LEAVES_OTHERS ? 0 : n_summed, n_groups, (__global int *)batch, greatest,
+      masses, top, gave_up, (__local int *)memory, scratch);
 #endif
 }
