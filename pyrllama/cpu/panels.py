@@ -18,14 +18,24 @@ from pyrllama.cpu import activations as forms
 from pyrllama.cpu.blocks import blocks_of
 from pyrllama.cpu.kernel import inline
 from pyrllama.cpu.levels import PAIRS, Step, over_pairs
-from pyrllama.cpu.row_vectors import fused_multiply_add_rows, scale_rows, zero_rows, zero_sums
+from pyrllama.cpu.records import PANEL_BYTES
+from pyrllama.cpu.row_vectors import (
+    fused_multiply_add_rows,
+    load_sums,
+    scale_rows,
+    zero_rows,
+    zero_sums,
+)
+from pyrllama.cpu.sections import OFFSET, SUMS_BYTES, Section
 from pyrllama.cpu.simd import (
     Lanes,
+    has_sections,
     hide,
     load_f32x16,
     load_i8x64,
     load_i32x16,
     prefetch,
+    section_operations,
     splat_i32,
     store,
 )
@@ -44,7 +54,7 @@ Multiply = Callable[[int, int, int], Any]
 MultiplyPanel = Callable[[Any, int, int, int, int, int], Any]
 """``multiply(totals, panel, x, n, ahead, step)``: the totals with ``n`` blocks of a panel, while
 ``step`` bytes a block are asked for from ``ahead`` on."""
-Section = Callable[[Any, int, int, Lanes], Any]
+AddSection = Callable[[Any, int, int, Lanes], Any]
 """``add(totals, q, x, scale)``: integer totals with a section of the levels at ``q``."""
 Steps = Callable[[int, int, Step], Callable[[Any, int, int], Any]]
 """``steps(first, count, step)`` is what takes a step for some pairs."""
@@ -92,7 +102,7 @@ def steps_of_panel(first: int, count: int, step: Step) -> Callable[[Any, int, in
     return steps
 
 
-def section_adder(rows: int, format_: Format, steps: Steps, section: int) -> Section:
+def section_adder(rows: int, format_: Format, steps: Steps, section: int) -> AddSection:
     """Return what adds a section of 32 columns to the totals of some rows."""
     products, offset, sections = blocks_of(format_).products, format_.offset, format_.sections
     start, dot, end = products.start_rows, products.dot_rows, products.end_rows
@@ -186,6 +196,38 @@ def multiply_packed(rows: int, format_: Format) -> Multiply:
     return multiply
 
 
+@inline
+def no_sums(_panel: int, _x: int, _sums: int) -> None:
+    """Stand where a type has no sections."""
+
+
+PutSums = Callable[[int, int, int], None]
+"""``put(panel, x, sums)``: the integer sums of a panel's block with the rows at ``x``."""
+
+
+def sections_of_panel(rows: int, format_: Format) -> PutSums:
+    """Return what sums a panel's block in memory, section by section."""
+    blocks, sections, columns_bytes = format_.blocks, format_.sections, panel_block(format_).columns
+    words = 2 * PAIRS // sections
+    add = section_operations[Section(rows, words, format_.offset != 0)]
+    starts = forms.SUMS_OF_ROWS + forms.COLUMN_BYTES * (sections - 1)
+    scale = OPERANDS_BYTES
+    second_words, second_x = 64 * words, forms.COLUMN_BYTES * words
+    second_starts, second_scale = starts + forms.COLUMN_BYTES, scale + 64 * (format_.runs - 1)
+
+    @inline
+    def put(panel: int, x: int, sums: int) -> None:
+        for row in range(rows):
+            store(sums + 64 * row, splat_i32(0))
+        for b in range(hide(blocks)):
+            q, y = panel + b * columns_bytes, x + b * forms.BLOCK_BYTES
+            add(q, y, y + starts, q + scale, sums)
+            if sections == 2:
+                add(q + second_words, y + second_x, y + second_starts, q + second_scale, sums)
+
+    return put
+
+
 def multiply_panel(rows: int, format_: Format) -> MultiplyPanel:
     """Return what adds the products of a panel to the totals of up to six rows."""
     blocks, (columns_bytes, scales, addends, block_bytes) = format_.blocks, panel_block(format_)
@@ -207,9 +249,15 @@ def multiply_panel(rows: int, format_: Format) -> MultiplyPanel:
 
     add = columns_adder(rows, format_, steps_of_panel, scale)
     finish = block_finisher(format_, unit, addend)
+    in_sections = has_run_scales and not format_.is_signed
+    put_sums = sections_of_panel(rows, format_) if in_sections else no_sums
+    offset = (-format_.offset & 0xFFFF) * 0x10001
 
     @inline
-    def add_block(totals: Any, panel: int, x: int) -> Any:
+    def add_block(totals: Any, panel: int, x: int, memory: int) -> Any:
+        if in_sections and has_sections():
+            put_sums(panel, x, memory)
+            return finish(totals, load_sums(rows, memory), panel, x)
         sums = zero_sums(rows)
         for b in range(blocks):
             q = panel + b * columns_bytes
@@ -218,12 +266,15 @@ def multiply_panel(rows: int, format_: Format) -> MultiplyPanel:
 
     @inline
     def multiply(totals: Any, panel: int, x: int, n: int, ahead: int, step: int) -> Any:
+        sums = panel + PANEL_BYTES - SUMS_BYTES
+        if in_sections and has_sections():
+            store(sums + OFFSET, splat_i32(offset))
         for first in range(0, n, ASKING_BLOCKS):
             last = min(first + ASKING_BLOCKS, n)
             for place in range(ahead + first * step, ahead + last * step, 64):
                 prefetch(place)
             for _ in range(first, last, blocks):
-                totals = add_block(totals, panel, x)
+                totals = add_block(totals, panel, x, sums)
                 panel += block_bytes
                 x += blocks * forms.BLOCK_BYTES
         return totals

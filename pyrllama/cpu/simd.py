@@ -20,7 +20,7 @@ from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-from pyrllama.cpu import isa
+from pyrllama.cpu import isa, sections
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -454,6 +454,12 @@ prefetch_stream = _machine("rllama_prefetch_stream", (types.int64,), types.void)
 hide = _machine("rllama_hide", (types.int64,), types.int64)
 keep_order = _machine("rllama_keep_order", (), types.void)
 pause = _machine("rllama_pause", (), types.void)
+has_sections = _machine("rllama_has_sections", (), types.int64)
+section_operations = {
+    section: _machine(section.name, (types.int64,) * len(sections.ARGUMENTS), types.void)
+    for section in sections.SECTIONS
+}
+"""Products of sections with rows, where ``has_sections``."""
 tile_configure = _machine("rllama_tile_configure", (types.int64,), types.void)
 tile_release = _machine("rllama_tile_release", (), types.void)
 tile_zero = [_machine(f"rllama_tile_zero_{tile}", (), types.void) for tile in isa.SUM_TILES]
