@@ -26,16 +26,15 @@ from pyrllama.cpu.row_vectors import (
     zero_rows,
     zero_sums,
 )
-from pyrllama.cpu.sections import OFFSET, SUMS_BYTES, Section
+from pyrllama.cpu.section_sums import OPERANDS_BYTES, has_sections, no_sums, sums_of_sections
+from pyrllama.cpu.sections import OFFSET, SUMS_BYTES
 from pyrllama.cpu.simd import (
     Lanes,
-    has_sections,
     hide,
     load_f32x16,
     load_i8x64,
     load_i32x16,
     prefetch,
-    section_operations,
     splat_i32,
     store,
 )
@@ -43,8 +42,6 @@ from pyrllama.cpu.simd import (
 if TYPE_CHECKING:
     from pyrllama.cpu.formats import Format
 
-OPERANDS_BYTES = 512
-"""Bytes of the operands of 16 rows and 32 columns."""
 ASKING_BLOCKS = 8
 """Blocks of a panel that are multiplied between requests for what follows.  For two sixes of
 rows, eight blocks bring 18 lines of Q4_0, which a core can wait for at once."""
@@ -196,38 +193,6 @@ def multiply_packed(rows: int, format_: Format) -> Multiply:
     return multiply
 
 
-@inline
-def no_sums(_panel: int, _x: int, _sums: int) -> None:
-    """Stand where a type has no sections."""
-
-
-PutSums = Callable[[int, int, int], None]
-"""``put(panel, x, sums)``: the integer sums of a panel's block with the rows at ``x``."""
-
-
-def sections_of_panel(rows: int, format_: Format) -> PutSums:
-    """Return what sums a panel's block in memory, section by section."""
-    blocks, sections, columns_bytes = format_.blocks, format_.sections, panel_block(format_).columns
-    words = 2 * PAIRS // sections
-    add = section_operations[Section(rows, words, format_.offset != 0)]
-    starts = forms.SUMS_OF_ROWS + forms.COLUMN_BYTES * (sections - 1)
-    scale = OPERANDS_BYTES
-    second_words, second_x = 64 * words, forms.COLUMN_BYTES * words
-    second_starts, second_scale = starts + forms.COLUMN_BYTES, scale + 64 * (format_.runs - 1)
-
-    @inline
-    def put(panel: int, x: int, sums: int) -> None:
-        for row in range(rows):
-            store(sums + 64 * row, splat_i32(0))
-        for b in range(hide(blocks)):
-            q, y = panel + b * columns_bytes, x + b * forms.BLOCK_BYTES
-            add(q, y, y + starts, q + scale, sums)
-            if sections == 2:
-                add(q + second_words, y + second_x, y + second_starts, q + second_scale, sums)
-
-    return put
-
-
 def multiply_panel(rows: int, format_: Format) -> MultiplyPanel:
     """Return what adds the products of a panel to the totals of up to six rows."""
     blocks, (columns_bytes, scales, addends, block_bytes) = format_.blocks, panel_block(format_)
@@ -250,7 +215,7 @@ def multiply_panel(rows: int, format_: Format) -> MultiplyPanel:
     add = columns_adder(rows, format_, steps_of_panel, scale)
     finish = block_finisher(format_, unit, addend)
     in_sections = has_run_scales and not format_.is_signed
-    put_sums = sections_of_panel(rows, format_) if in_sections else no_sums
+    put_sums = sums_of_sections(rows, format_, columns_bytes) if in_sections else no_sums
     offset = (-format_.offset & 0xFFFF) * 0x10001
 
     @inline
