@@ -21,6 +21,7 @@ from pyrllama.cpu.lowering import (
     splat,
     spread,
 )
+from pyrllama.cpu.sections import section_bodies
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +44,7 @@ def dot_bodies(isa: Isa) -> dict[str, Body]:
         "rllama_unsigned_start": start,
         "rllama_unsigned_dot": unsigned,
         "rllama_unsigned_end": end,
+        **section_bodies(avx2=unsigned is _unsigned_avx2),
         "rllama_run_scale": _run_scale_avx2 if start is _start_avx2 else same,
         "rllama_signed_start": _start_of_flipped if vnni else _zero,
         "rllama_signed_dot": signed,

@@ -30,8 +30,6 @@ ROWS = 16
 BLOCK = 32
 """Columns that the vectors of levels go by, and the activations' sums."""
 SUPER_BLOCK = 256
-PANEL_BLOCK_BYTES = 512 + 64
-"""The least that a block of 16 rows takes in a panel: bytes of levels, and a scale."""
 
 
 class Bits(NamedTuple):

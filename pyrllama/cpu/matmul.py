@@ -4,11 +4,11 @@ Groups of 16 rows of weights are unpacked once into panels (``panels.py``), and 
 activations, six at a time, are multiplied with them.  The twelve 256-bit halves of six vectors of
 sums are what sixteen registers hold beside their operands; wider registers need half of them.
 
-For many rows, panels of several groups fill half of the core's second cache, so that six rows,
-which the first one holds, meet all of them.  For few, a panel is a small part of one group that
-stays in the first cache, and what is unpacked next has arrived meanwhile.  Of a group cut into
-parts, the sums so far of all rows wait behind the panels.  Panels of types with float32
-activations hold float32.
+A panel is a part of a group's columns that stays in the core's first cache.  The same columns of
+many rows stay in the second one while several groups pass, part by part, whatever whole rows would
+take; the sums so far wait behind the panel.  A few rows fit there whole and meet group after
+group.  While rows are multiplied, the weights that are unpacked next arrive.  Panels of types with
+float32 activations hold float32.
 
 Results are summed in the order of ``matvec.py``: a token has the same bits alone, in a batch
 and in a prompt.  ``out`` must have room for whole sixes of rows.
@@ -27,16 +27,18 @@ from pyrllama.cpu.panels import (
     MultiplyPanel,
     multiply_packed,
     multiply_panel,
-    panel_block,
     unpack_panel,
 )
 from pyrllama.cpu.records import (
     ACTIVATIONS,
+    FEW_SIXES,
+    GROUPS_AT_ONCE,
     MATRIX,
     PANEL_BLOCKS,
+    PANEL_BYTES,
     PANEL_COLUMNS,
-    PANELS_BYTES,
     ROWS_AT_ONCE,
+    SIXES_AT_ONCE,
     WIDE_BYTES,
 )
 from pyrllama.cpu.row_vectors import (
@@ -59,10 +61,6 @@ Activations = view(ACTIVATIONS)
 ROWS = ROWS_AT_ONCE
 SUMS_BYTES = 64 * ROWS
 """Bytes of the sums of a group for six rows."""
-FEW_SIXES = 4
-"""Sixes of rows up to which a panel stays in the first cache."""
-FEW_BLOCKS = 16
-"""Blocks of columns of such a panel: some 10 KB."""
 
 
 @inline
@@ -74,18 +72,6 @@ def finish_rows(rows: int, out: int, stride: int, totals: Any, accumulate: int) 
 
 
 # --- types with int8 activations --------------------------------------------------------------
-
-
-@inline
-def panel_blocks(n_blocks: int, n_sixes: int) -> int:
-    """Return how many blocks of columns a panel has."""
-    return FEW_BLOCKS if n_sixes <= FEW_SIXES else min(n_blocks, PANEL_BLOCKS)
-
-
-@inline
-def panels_at_once(panel_bytes: int, n_sixes: int) -> int:
-    """Return how many groups have a panel at a time."""
-    return 1 if n_sixes <= FEW_SIXES else PANELS_BYTES // panel_bytes
 
 
 def add_part(rows: int, multiply: MultiplyPanel) -> Callable[..., None]:
@@ -109,7 +95,7 @@ def add_part(rows: int, multiply: MultiplyPanel) -> Callable[..., None]:
 def quantised_product(format_: Format) -> KernelFunction:
     """Return the product kernel of a quantised type."""
     columns, blocks, packed_bytes = format_.columns, format_.blocks, format_.bytes
-    block_bytes, wide = panel_block(format_).size, format_.form == WIDE_BYTES
+    wide = format_.form == WIDE_BYTES
     packed_by_2, packed_by_4 = (multiply_packed(rows, format_) for rows in (2, 4))
     add_2, add_4, add_6 = (add_part(rows, multiply_panel(rows, format_)) for rows in (2, 4, ROWS))
     unpack = unpack_panel(format_)
@@ -136,47 +122,65 @@ def quantised_product(format_: Format) -> KernelFunction:
         else:
             add_6(panel, x, n, ahead, step, sums, begins, ends, out, stride, accumulate)
 
+    @inline
+    def all_sixes(
+        panel: int, x: int, x_stride: int, n: int, ahead: int, sums: int, begins: bool,
+        ends: bool, out: int, stride: int, accumulate: int, n_rows: int,
+    ) -> None:  # fmt: skip
+        """Multiply a panel with rows six by six, and ask for as much from ``ahead`` on."""
+        n_sixes = (n_rows + ROWS - 1) // ROWS
+        step = (packed_bytes // blocks + n_sixes - 1) // n_sixes
+        for six in range(n_sixes):
+            six_rows(
+                panel, x + six * x_stride, n, ahead + six * n * step, step,
+                sums + six * SUMS_BYTES, begins, ends, out + ROWS * six * stride, stride,
+                accumulate, n_rows - ROWS * six,
+            )  # fmt: skip
+
+    @inline
+    def part_by_part(
+        m: View, x: int, x_stride: int, n_rows: int, out: int, stride: int,
+        first: int, last: int, accumulate: int, panel: int,
+    ) -> None:  # fmt: skip
+        """Multiply no more groups and rows than meet at once."""
+        n_blocks, sums = m.n_cols // 32, panel + PANEL_BYTES
+        for block in range(0, n_blocks, PANEL_BLOCKS):
+            n = min(PANEL_BLOCKS, n_blocks - block)
+            part = m.data + block // blocks * packed_bytes
+            for g in range(first, last):
+                p = part + g * m.bytes_a_group
+                unpack(p, panel, n // blocks)
+                ahead = p + m.bytes_a_group
+                if g + 1 == last and block + n < n_blocks:
+                    ahead = part + first * m.bytes_a_group + n // blocks * packed_bytes
+                all_sixes(
+                    panel, x + block * forms.BLOCK_BYTES, x_stride, n, ahead,
+                    sums + (g - first) * SIXES_AT_ONCE * SUMS_BYTES, block == 0,
+                    block + n == n_blocks, out + 64 * g, stride, accumulate, n_rows,
+                )  # fmt: skip
+
     @kernel
     def product(
         matrix: int, activations: int, n_rows: int, out: int, stride: int,
-        first: int, last: int, accumulate: int, panels: int,
+        first: int, last: int, accumulate: int, panel: int,
     ) -> None:  # fmt: skip
         """Multiply groups ``first`` to ``last``; row ``i`` gives ``out + i * stride``."""
         m, a = Matrix(matrix), Activations(activations)
         if wide:
             a = Activations(a.wide)
-        group_bytes = m.bytes_a_group
         if n_rows <= 4:
             for g in range(first, last):
-                few_rows(m.data + g * group_bytes, a, n_rows, out + 64 * g, stride, accumulate)
+                p = m.data + g * m.bytes_a_group
+                few_rows(p, a, n_rows, out + 64 * g, stride, accumulate)
             return
-        n_blocks, n_sixes = m.n_cols // 32, (n_rows + ROWS - 1) // ROWS
-        part = panel_blocks(n_blocks, n_sixes)
-        size = part // blocks * block_bytes
-        at_once = panels_at_once(size, n_sixes)
-        step = (packed_bytes // blocks + n_sixes - 1) // n_sixes
+        at_once = GROUPS_AT_ONCE if n_rows > ROWS * FEW_SIXES else 1
         for g in range(first, last, at_once):
-            n_panels = min(at_once, last - g)
-            after = (at_once if g + at_once < last else 0) * group_bytes
-            for block in range(0, n_blocks, part):
-                n = min(part, n_blocks - block)
-                begins, ends = block == 0, block + n == n_blocks
-                before = block // blocks * packed_bytes
-                p = m.data + g * group_bytes + before
-                ahead = p - before + after if ends else p + n // blocks * packed_bytes
-                for i in range(n_panels):
-                    unpack(p + i * group_bytes, panels + i * size, n // blocks)
-                for six in range(n_sixes):
-                    x = a.bytes + six * a.bytes_stride + block * forms.BLOCK_BYTES
-                    place = out + ROWS * six * stride + 64 * g
-                    sums = panels + PANELS_BYTES + six * at_once * SUMS_BYTES
-                    asked = ahead + six * n * step
-                    for i in range(n_panels):
-                        six_rows(
-                            panels + i * size, x, n, asked + i * group_bytes, step,
-                            sums + i * SUMS_BYTES, begins, ends, place + 64 * i, stride,
-                            accumulate, n_rows - ROWS * six,
-                        )  # fmt: skip
+            for row in range(0, n_rows, ROWS * SIXES_AT_ONCE):
+                part_by_part(
+                    m, a.bytes + row // ROWS * a.bytes_stride, a.bytes_stride,
+                    min(n_rows - row, ROWS * SIXES_AT_ONCE), out + row * stride, stride,
+                    g, min(g + at_once, last), accumulate, panel,
+                )  # fmt: skip
 
     return product
 

@@ -18,7 +18,16 @@ from pyrllama.cpu import activations as forms
 from pyrllama.cpu.blocks import blocks_of
 from pyrllama.cpu.kernel import inline
 from pyrllama.cpu.levels import PAIRS, Step, over_pairs
-from pyrllama.cpu.row_vectors import fused_multiply_add_rows, scale_rows, zero_rows, zero_sums
+from pyrllama.cpu.records import PANEL_BYTES
+from pyrllama.cpu.row_vectors import (
+    fused_multiply_add_rows,
+    load_sums,
+    scale_rows,
+    zero_rows,
+    zero_sums,
+)
+from pyrllama.cpu.section_sums import OPERANDS_BYTES, has_sections, no_sums, sums_of_sections
+from pyrllama.cpu.sections import OFFSET, SUMS_BYTES
 from pyrllama.cpu.simd import (
     Lanes,
     hide,
@@ -33,8 +42,6 @@ from pyrllama.cpu.simd import (
 if TYPE_CHECKING:
     from pyrllama.cpu.formats import Format
 
-OPERANDS_BYTES = 512
-"""Bytes of the operands of 16 rows and 32 columns."""
 ASKING_BLOCKS = 8
 """Blocks of a panel that are multiplied between requests for what follows.  For two sixes of
 rows, eight blocks bring 18 lines of Q4_0, which a core can wait for at once."""
@@ -44,7 +51,7 @@ Multiply = Callable[[int, int, int], Any]
 MultiplyPanel = Callable[[Any, int, int, int, int, int], Any]
 """``multiply(totals, panel, x, n, ahead, step)``: the totals with ``n`` blocks of a panel, while
 ``step`` bytes a block are asked for from ``ahead`` on."""
-Section = Callable[[Any, int, int, Lanes], Any]
+AddSection = Callable[[Any, int, int, Lanes], Any]
 """``add(totals, q, x, scale)``: integer totals with a section of the levels at ``q``."""
 Steps = Callable[[int, int, Step], Callable[[Any, int, int], Any]]
 """``steps(first, count, step)`` is what takes a step for some pairs."""
@@ -92,7 +99,7 @@ def steps_of_panel(first: int, count: int, step: Step) -> Callable[[Any, int, in
     return steps
 
 
-def section_adder(rows: int, format_: Format, steps: Steps, section: int) -> Section:
+def section_adder(rows: int, format_: Format, steps: Steps, section: int) -> AddSection:
     """Return what adds a section of 32 columns to the totals of some rows."""
     products, offset, sections = blocks_of(format_).products, format_.offset, format_.sections
     start, dot, end = products.start_rows, products.dot_rows, products.end_rows
@@ -207,9 +214,15 @@ def multiply_panel(rows: int, format_: Format) -> MultiplyPanel:
 
     add = columns_adder(rows, format_, steps_of_panel, scale)
     finish = block_finisher(format_, unit, addend)
+    in_sections = has_run_scales and not format_.is_signed
+    put_sums = sums_of_sections(rows, format_, columns_bytes) if in_sections else no_sums
+    offset = (-format_.offset & 0xFFFF) * 0x10001
 
     @inline
-    def add_block(totals: Any, panel: int, x: int) -> Any:
+    def add_block(totals: Any, panel: int, x: int, memory: int) -> Any:
+        if in_sections and has_sections():
+            put_sums(panel, x, memory)
+            return finish(totals, load_sums(rows, memory), panel, x)
         sums = zero_sums(rows)
         for b in range(blocks):
             q = panel + b * columns_bytes
@@ -218,12 +231,15 @@ def multiply_panel(rows: int, format_: Format) -> MultiplyPanel:
 
     @inline
     def multiply(totals: Any, panel: int, x: int, n: int, ahead: int, step: int) -> Any:
+        sums = panel + PANEL_BYTES - SUMS_BYTES
+        if in_sections and has_sections():
+            store(sums + OFFSET, splat_i32(offset))
         for first in range(0, n, ASKING_BLOCKS):
             last = min(first + ASKING_BLOCKS, n)
             for place in range(ahead + first * step, ahead + last * step, 64):
                 prefetch(place)
             for _ in range(first, last, blocks):
-                totals = add_block(totals, panel, x)
+                totals = add_block(totals, panel, x, sums)
                 panel += block_bytes
                 x += blocks * forms.BLOCK_BYTES
         return totals

@@ -94,11 +94,18 @@ TILE_BLOCKS = 16
 """Blocks of columns of two groups that fit into a first cache as tiles: 32 KB."""
 TILED_ROWS = 24
 """Rows from which a product goes through matrix tiles, where there are any."""
-PANELS_BYTES = 162 << 10
-"""Unpacked groups that a core's second cache holds beside rows of activations."""
-PANEL_BLOCKS = 64
-"""Blocks of columns of a panel at most: so many of six rows of activations fit into a core's first
-cache."""
+PANEL_BLOCKS = 16
+"""Blocks of columns of a panel, which stays in a core's first cache: 8 to 13 KB."""
+PANEL_BYTES = 16 << 10
+"""Room for a panel of any type, and behind it for what ``sections.py`` sums in memory."""
+FEW_SIXES = 4
+"""Sixes of rows that are few: all of them meet a whole group before the next one."""
+GROUPS_AT_ONCE, SIXES_AT_ONCE = 8, 32
+"""How many groups, and sixes of rows, meet part by part of their columns.
+
+So many columns of the rows stay in a core's second cache beside the sums so far, whatever the
+whole rows take.
+"""
 PANEL_COLUMNS = 256
 """Columns of 16 rows as float32 that fit into a core's first cache: 16 KB."""
 

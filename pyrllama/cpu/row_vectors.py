@@ -75,6 +75,19 @@ def zero_sums(_typing: Any, rows: Any) -> Any:
 
 
 @constant_instruction
+def load_sums(_typing: Any, rows: Any, address: Any) -> Any:
+    """Load as many neighbouring ``i32x16`` as a constant says."""
+    count = _row_count(rows)
+
+    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        places = _row_places(builder, args[1], I64(64), count)
+        vectors = [builder.load(pointer(builder, at, i32x16.llvm), align=4) for at in places]
+        return context.make_tuple(builder, sig.return_type, vectors)
+
+    return types.UniTuple(i32x16, count)(rows, types.int64), build
+
+
+@constant_instruction
 def load_rows(_typing: Any, rows: Any, address: Any, stride: Any) -> Any:
     """Load as many ``f32x16`` as a constant says, ``stride`` bytes apart."""
     count = _row_count(rows)

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyrllama.cpu.formats import BLOCK, PANEL_BLOCK_BYTES
+from pyrllama.cpu.formats import BLOCK
 from pyrllama.cpu.records import (
     ACTIVATIONS,
     BLOCK_WORDS,
+    GROUPS_AT_ONCE,
     LINE,
-    PANEL_BLOCKS,
+    PANEL_BYTES,
     PANEL_COLUMNS,
-    PANELS_BYTES,
     ROWS_AT_ONCE,
+    SIXES_AT_ONCE,
     SUMS,
     TILE_BLOCKS,
     TILE_ROWS,
@@ -74,11 +75,10 @@ def spare_rows(rows: int) -> int:
 def panel_bytes(rows: int) -> int:
     """Return the scratch that a thread's products of ``rows`` rows need.
 
-    One of: groups' blocks unpacked to bytes, and where these are parts of the groups, the sums
-    of all rows; some columns of one as floats, and the sums of all rows; the tiles of two groups.
+    One of: a panel of bytes, and the sums of the groups and rows that meet at once; some columns
+    of a group as floats, and the sums of all rows; the tiles of two groups.
     """
-    parts = PANELS_BYTES // (PANEL_BLOCKS * PANEL_BLOCK_BYTES)
-    unpacked = PANELS_BYTES + 64 * parts * spare_rows(rows)
+    unpacked = PANEL_BYTES + 64 * ROWS_AT_ONCE * GROUPS_AT_ONCE * SIXES_AT_ONCE
     floats = 64 * (PANEL_COLUMNS + spare_rows(rows))
     tiles = LINE + 2 * 1024 * TILE_BLOCKS
     return max(unpacked, floats, tiles)

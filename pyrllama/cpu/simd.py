@@ -423,7 +423,7 @@ def pair_sums(_typing: Any, _vector: Any) -> Any:
 # --- operations that isa.py lowers ------------------------------------------------------------
 
 
-def _machine(name: str, arguments: tuple[Any, ...], result: Any) -> Callable[..., Any]:
+def machine_operation(name: str, arguments: tuple[Any, ...], result: Any) -> Callable[..., Any]:
     """Declare one of ``isa.py``'s operations, which the compiler defines for its target."""
     llvm_result, llvm_arguments = isa.SIGNATURES[name]
 
@@ -439,34 +439,37 @@ def _machine(name: str, arguments: tuple[Any, ...], result: Any) -> Callable[...
     return call
 
 
-fused_multiply_add = _machine("rllama_fma", (f32x16, f32x16, f32x16), f32x16)
-half_to_float = _machine("rllama_half_to_float", (i16x16,), f32x16)
-float_to_half = _machine("rllama_float_to_half", (f32x16,), i16x16)
-unsigned_start = _machine("rllama_unsigned_start", (i32x16, types.int32), i32x16)
-unsigned_dot = _machine("rllama_unsigned_dot", (i32x16, i8x64, i8x64), i32x16)
-unsigned_end = _machine("rllama_unsigned_end", (i32x16, i32x16, i32x16), i32x16)
-run_scale = _machine("rllama_run_scale", (i32x16,), i32x16)
-signed_start = _machine("rllama_signed_start", (i32x16, types.int32), i32x16)
-signed_dot = _machine("rllama_signed_dot", (i32x16, i8x64, i8x64), i32x16)
-symmetric_dot = _machine("rllama_symmetric_dot", (i32x16, i8x64, i8x64), i32x16)
-prefetch = _machine("rllama_prefetch", (types.int64,), types.void)
-prefetch_stream = _machine("rllama_prefetch_stream", (types.int64,), types.void)
-hide = _machine("rllama_hide", (types.int64,), types.int64)
-keep_order = _machine("rllama_keep_order", (), types.void)
-pause = _machine("rllama_pause", (), types.void)
-tile_configure = _machine("rllama_tile_configure", (types.int64,), types.void)
-tile_release = _machine("rllama_tile_release", (), types.void)
-tile_zero = [_machine(f"rllama_tile_zero_{tile}", (), types.void) for tile in isa.SUM_TILES]
+fused_multiply_add = machine_operation("rllama_fma", (f32x16, f32x16, f32x16), f32x16)
+half_to_float = machine_operation("rllama_half_to_float", (i16x16,), f32x16)
+float_to_half = machine_operation("rllama_float_to_half", (f32x16,), i16x16)
+unsigned_start = machine_operation("rllama_unsigned_start", (i32x16, types.int32), i32x16)
+unsigned_dot = machine_operation("rllama_unsigned_dot", (i32x16, i8x64, i8x64), i32x16)
+unsigned_end = machine_operation("rllama_unsigned_end", (i32x16, i32x16, i32x16), i32x16)
+run_scale = machine_operation("rllama_run_scale", (i32x16,), i32x16)
+signed_start = machine_operation("rllama_signed_start", (i32x16, types.int32), i32x16)
+signed_dot = machine_operation("rllama_signed_dot", (i32x16, i8x64, i8x64), i32x16)
+symmetric_dot = machine_operation("rllama_symmetric_dot", (i32x16, i8x64, i8x64), i32x16)
+prefetch = machine_operation("rllama_prefetch", (types.int64,), types.void)
+prefetch_stream = machine_operation("rllama_prefetch_stream", (types.int64,), types.void)
+hide = machine_operation("rllama_hide", (types.int64,), types.int64)
+keep_order = machine_operation("rllama_keep_order", (), types.void)
+pause = machine_operation("rllama_pause", (), types.void)
+tile_configure = machine_operation("rllama_tile_configure", (types.int64,), types.void)
+tile_release = machine_operation("rllama_tile_release", (), types.void)
+tile_zero = [
+    machine_operation(f"rllama_tile_zero_{tile}", (), types.void) for tile in isa.SUM_TILES
+]
 tile_load = [
-    _machine(f"rllama_tile_load_{tile}", (types.int64, types.int64), types.void)
+    machine_operation(f"rllama_tile_load_{tile}", (types.int64, types.int64), types.void)
     for tile in range(8)
 ]
 tile_store = [
-    _machine(f"rllama_tile_store_{tile}", (types.int64, types.int64), types.void)
+    machine_operation(f"rllama_tile_store_{tile}", (types.int64, types.int64), types.void)
     for tile in isa.SUM_TILES
 ]
 tile_dot = [
-    _machine("rllama_tile_dot_{}_{}_{}".format(*tiles), (), types.void) for tiles in isa.TILE_DOTS
+    machine_operation("rllama_tile_dot_{}_{}_{}".format(*tiles), (), types.void)
+    for tiles in isa.TILE_DOTS
 ]
 """Operations on matrix tiles, one for each register, or for each pair whose product is taken."""
 

@@ -147,6 +147,7 @@ def initialise_llvm() -> None:
     """Prepare LLVM to make and load machine code; it must happen once before anything else."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
+    llvm.initialize_native_asmparser()
 
 
 def target_machine(isa: Isa) -> llvm.TargetMachine:

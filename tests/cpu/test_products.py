@@ -23,8 +23,7 @@ from support.kernels import (
 
 from pyrllama import quants
 from pyrllama.core import TensorType
-from pyrllama.cpu.matmul import FEW_BLOCKS, FEW_SIXES
-from pyrllama.cpu.records import PANEL_BLOCKS
+from pyrllama.cpu.records import FEW_SIXES, GROUPS_AT_ONCE, PANEL_BLOCKS, SIXES_AT_ONCE
 from pyrllama.cpu.target import GENERIC, Isa
 from pyrllama.reference import ops
 
@@ -140,13 +139,25 @@ def test_rows_in_a_batch_equal_rows_alone(isa: Isa, kind: TensorType, n_tokens: 
 @each_quantised
 @pytest.mark.parametrize("n_tokens", [5, 6 * FEW_SIXES + 1])
 def test_columns_in_parts_equal_the_whole(isa: Isa, kind: TensorType, n_tokens: int) -> None:
-    blocks = FEW_BLOCKS if n_tokens <= 6 * FEW_SIXES else PANEL_BLOCKS
-    cols = 2 * 32 * blocks + max(quants.block_size(kind), 32)  # two whole parts, and less than one
+    # Two whole parts, and less than one.
+    cols = 2 * 32 * PANEL_BLOCKS + max(quants.block_size(kind), 32)
     stored, x = random_stored(kind, 81, cols, 4), random(n_tokens, cols, 5)
     product, onto = stored_product(stored, kind, x, isa), random(n_tokens, 96, 6)
     alone = product.run_rows()
     np.testing.assert_array_equal(product.run(), alone)
     np.testing.assert_array_equal(product.run(pieces=(2,), onto=onto), onto + alone)
+
+
+@each_isa
+@each_quantised
+def test_more_rows_and_groups_than_meet_at_once_equal_the_whole(isa: Isa, kind: TensorType) -> None:
+    n_tokens, rows = 6 * SIXES_AT_ONCE + 8, 16 * (GROUPS_AT_ONCE + 1)
+    (cols,) = column_counts(kind, (64,))
+    stored, x = random_stored(kind, rows, cols, 4), random(n_tokens, cols, 5)
+    product, onto = stored_product(stored, kind, x, isa), random(n_tokens, rows, 6)
+    alone = product.run_rows()
+    np.testing.assert_array_equal(product.run(), alone)
+    np.testing.assert_array_equal(product.run(onto=onto), onto + alone)
 
 
 @each_isa
