@@ -34,7 +34,6 @@ from pyrllama.cpu.simd import (
     load_i16x16,
     load_i32,
     prefetch,
-    prefetch_stream,
     splat_f32,
     splat_i32,
     store,
@@ -49,7 +48,7 @@ Matrix = view(MATRIX)
 Activations = view(ACTIVATIONS)
 
 PREFETCH = 1024
-"""Bytes ahead of the weights in use that are asked for, on CPUs that need to be asked."""
+"""Bytes ahead of the weights in use that are asked for."""
 TAIL_COLUMNS, TAIL_FLOATS = 128, 16
 """Columns at the end of a group during which the beginning of the next ones is asked for, of
 quantised types and of floats."""
@@ -77,7 +76,7 @@ def prefetch_ahead(p: int, size: int, n_bytes: int) -> None:
     """Ask for what lies ``PREFETCH`` bytes ahead in each of four groups of ``size`` bytes."""
     for group in range(4):
         for line in range(0, n_bytes, 64):
-            prefetch_stream(p + group * size + PREFETCH + line)
+            prefetch(p + group * size + PREFETCH + line)
 
 
 @inline
@@ -213,7 +212,7 @@ def quantised_product(format_: Format) -> KernelFunction:
                 prefetch(p + to_next + line)
         else:
             for line in range(0, asked_bytes, 64):
-                prefetch_stream(p + PREFETCH + line)
+                prefetch(p + PREFETCH + line)
 
     @kernel
     def product(

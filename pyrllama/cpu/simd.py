@@ -450,7 +450,6 @@ signed_start = machine_operation("rllama_signed_start", (i32x16, types.int32), i
 signed_dot = machine_operation("rllama_signed_dot", (i32x16, i8x64, i8x64), i32x16)
 symmetric_dot = machine_operation("rllama_symmetric_dot", (i32x16, i8x64, i8x64), i32x16)
 prefetch = machine_operation("rllama_prefetch", (types.int64,), types.void)
-prefetch_stream = machine_operation("rllama_prefetch_stream", (types.int64,), types.void)
 hide = machine_operation("rllama_hide", (types.int64,), types.int64)
 keep_order = machine_operation("rllama_keep_order", (), types.void)
 pause = machine_operation("rllama_pause", (), types.void)

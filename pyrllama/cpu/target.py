@@ -33,15 +33,6 @@ class Isa:
     without: frozenset[str] = frozenset()
     """Features to switch off, so that a forced instruction set is really that one."""
 
-    @property
-    def prefetches(self) -> bool:
-        """Whether kernels ask for a stream's memory ahead of its use.
-
-        Intel's server cores gain a third from it.  AMD's Zen lost a few per cent: its own
-        prefetchers follow four streams, and the requests cost the issue slots of loads.
-        """
-        return not llvm.get_host_cpu_name().startswith("znver")
-
     def has(self, feature: str) -> bool:
         """Tell whether kernels may use a feature by name."""
         return feature in self.needs
