@@ -14,6 +14,7 @@ from pyrllama.cpu.lowering import (
     I16X32,
     I32,
     I32X16,
+    I64,
     Body,
     by_halves,
     call_function,
@@ -22,6 +23,7 @@ from pyrllama.cpu.lowering import (
     spread,
 )
 from pyrllama.cpu.sections import section_bodies
+from pyrllama.cpu.shorts import short_bodies
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
 def dot_bodies(isa: Isa) -> dict[str, Body]:
     """Return the definitions of the dot products for an instruction set, by name."""
     vnni = isa.has("avx512vnni") or isa.has("avxvnni")
-    if isa.has("avx2") and not vnni:
+    avx2 = isa.has("avx2") and not vnni
+    if avx2:
         unsigned, signed, symmetric = _unsigned_avx2, _signed_avx2, _symmetric_avx2
         start, end = _start_avx2, _end_avx2
     else:
@@ -44,8 +47,10 @@ def dot_bodies(isa: Isa) -> dict[str, Body]:
         "rllama_unsigned_start": start,
         "rllama_unsigned_dot": unsigned,
         "rllama_unsigned_end": end,
-        **section_bodies(avx2=unsigned is _unsigned_avx2),
-        "rllama_run_scale": _run_scale_avx2 if start is _start_avx2 else same,
+        "rllama_has_assembly": lambda _builder: I64(int(avx2)),
+        **section_bodies(avx2=avx2),
+        **short_bodies(avx2=avx2),
+        "rllama_run_scale": _run_scale_avx2 if avx2 else same,
         "rllama_signed_start": _start_of_flipped if vnni else _zero,
         "rllama_signed_dot": signed,
         "rllama_symmetric_dot": symmetric,

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from pyrllama.cpu import sections
+from pyrllama.cpu import sections, shorts
 from pyrllama.cpu.dots import dot_bodies
 from pyrllama.cpu.lowering import (
     F32X16,
@@ -66,8 +66,11 @@ SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "rllama_unsigned_dot": (I32X16, (I32X16, I8X64, I8X64)),
     "rllama_unsigned_end": (I32X16, (I32X16, I32X16, I32X16)),
     "rllama_run_scale": (I32X16, (I32X16,)),
-    "rllama_has_sections": (I64, ()),
+    "rllama_has_assembly": (I64, ()),
     **{section.name: (VOID, sections.ARGUMENTS) for section in sections.SECTIONS},
+    **{shorts.name_for(rows): (VOID, shorts.ARGUMENTS) for rows in shorts.ROWS},
+    "rllama_even_shorts": shorts.EXTENSION,
+    "rllama_odd_shorts": shorts.EXTENSION,
     "rllama_signed_start": (I32X16, (I32X16, I32)),
     "rllama_signed_dot": (I32X16, (I32X16, I8X64, I8X64)),
     "rllama_symmetric_dot": (I32X16, (I32X16, I8X64, I8X64)),

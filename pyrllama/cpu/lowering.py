@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from llvmlite import ir
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
 Body: TypeAlias = "Callable[..., Any]"
 """Builds an operation: ``body(builder, *arguments)`` returns its value."""
@@ -64,6 +64,24 @@ def by_halves(builder: Any, operation: Callable[..., Any], *vectors: Any) -> Any
     pairs = [halves(builder, vector) for vector in vectors]
     low, high = (operation(*(pair[side] for pair in pairs)) for side in (0, 1))
     return join(builder, low, high)
+
+
+def assembly(arguments: Sequence[Any], instructions: Iterable[str]) -> Body:
+    """Return what runs some instructions, in AT&T's order of operands, for x86 with AVX2.
+
+    ``$0`` and on are registers with the arguments.  Vector registers and ``rax``, ``rcx`` and
+    ``rdx`` may change.
+    """
+    changed = (*(f"xmm{i}" for i in range(16)), "rax", "rcx", "rdx", "cc", "memory")
+    constraints = ["r"] * len(arguments) + [f"~{{{name}}}" for name in changed]
+    kind = ir.FunctionType(ir.VoidType(), arguments)
+    text = "\n\t".join(instructions)
+    code = ir.InlineAsm(kind, text, ",".join(constraints), side_effect=True)
+
+    def body(builder: Any, *values: Any) -> None:
+        builder.call(code, values)
+
+    return body
 
 
 def same(_builder: Any, value: Any) -> Any:

@@ -48,7 +48,14 @@ from pyrllama.cpu.row_vectors import (
     store_rows,
     zero_rows,
 )
-from pyrllama.cpu.simd import Lanes, load_f32x16, store
+from pyrllama.cpu.short_panels import (
+    ROWS_STRIDE,
+    multiply_short_panel,
+    suits_shorts,
+    unpack_short_panel,
+    widen_rows,
+)
+from pyrllama.cpu.simd import Lanes, has_assembly, load_f32x16, store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,22 +99,10 @@ def add_part(rows: int, multiply: MultiplyPanel) -> Callable[..., None]:
     return add
 
 
-def quantised_product(format_: Format) -> KernelFunction:
-    """Return the product kernel of a quantised type."""
-    columns, blocks, packed_bytes = format_.columns, format_.blocks, format_.bytes
-    wide = format_.form == WIDE_BYTES
-    packed_by_2, packed_by_4 = (multiply_packed(rows, format_) for rows in (2, 4))
-    add_2, add_4, add_6 = (add_part(rows, multiply_panel(rows, format_)) for rows in (2, 4, ROWS))
-    unpack = unpack_panel(format_)
-
-    @inline
-    def few_rows(p: int, a: View, n_rows: int, out: int, stride: int, accumulate: int) -> None:
-        """Multiply a packed group with up to four rows."""
-        n_packed = a.n_cols // columns
-        if n_rows <= 2:
-            finish_rows(2, out, stride, packed_by_2(p, a.bytes, n_packed), accumulate)
-        else:
-            finish_rows(4, out, stride, packed_by_4(p, a.bytes, n_packed), accumulate)
+def rows_with_panel(format_: Format, multiply: Callable[..., MultiplyPanel]) -> Callable[..., None]:
+    """Return what multiplies a panel of a part of a group with all rows, six by six."""
+    add_2, add_4, add_6 = (add_part(rows, multiply(rows, format_)) for rows in (2, 4, ROWS))
+    block_bytes = format_.bytes // format_.blocks
 
     @inline
     def six_rows(
@@ -129,7 +124,7 @@ def quantised_product(format_: Format) -> KernelFunction:
     ) -> None:  # fmt: skip
         """Multiply a panel with rows six by six, and ask for as much from ``ahead`` on."""
         n_sixes = (n_rows + ROWS - 1) // ROWS
-        step = (packed_bytes // blocks + n_sixes - 1) // n_sixes
+        step = (block_bytes + n_sixes - 1) // n_sixes
         for six in range(n_sixes):
             six_rows(
                 panel, x + six * x_stride, n, ahead + six * n * step, step,
@@ -137,16 +132,32 @@ def quantised_product(format_: Format) -> KernelFunction:
                 accumulate, n_rows - ROWS * six,
             )  # fmt: skip
 
+    return all_sixes
+
+
+def by_parts(format_: Format, *, short: bool) -> Callable[..., None]:
+    """Return what multiplies no more groups and rows than meet at once, part by part.
+
+    Where panels are short, so are the rows that they meet, behind the sums.
+    """
+    blocks, packed_bytes = format_.blocks, format_.bytes
+    unpack = unpack_short_panel(format_) if short else unpack_panel(format_)
+    all_sixes = rows_with_panel(format_, multiply_short_panel if short else multiply_panel)
+
     @inline
-    def part_by_part(
+    def multiply(
         m: View, x: int, x_stride: int, n_rows: int, out: int, stride: int,
         first: int, last: int, accumulate: int, panel: int,
     ) -> None:  # fmt: skip
-        """Multiply no more groups and rows than meet at once."""
         n_blocks, sums = m.n_cols // 32, panel + PANEL_BYTES
+        short_rows = sums + SUMS_BYTES * GROUPS_AT_ONCE * SIXES_AT_ONCE
         for block in range(0, n_blocks, PANEL_BLOCKS):
             n = min(PANEL_BLOCKS, n_blocks - block)
-            part = m.data + block // blocks * packed_bytes
+            part, rows, rows_stride = m.data + block // blocks * packed_bytes, x, x_stride
+            if short:
+                n_sixes = (n_rows + ROWS - 1) // ROWS
+                widen_rows(x, x_stride, n, n_sixes, short_rows)
+                rows, rows_stride = short_rows, ROWS_STRIDE
             for g in range(first, last):
                 p = part + g * m.bytes_a_group
                 unpack(p, panel, n // blocks)
@@ -154,10 +165,30 @@ def quantised_product(format_: Format) -> KernelFunction:
                 if g + 1 == last and block + n < n_blocks:
                     ahead = part + first * m.bytes_a_group + n // blocks * packed_bytes
                 all_sixes(
-                    panel, x + block * forms.BLOCK_BYTES, x_stride, n, ahead,
+                    panel, rows, rows_stride, n, ahead,
                     sums + (g - first) * SIXES_AT_ONCE * SUMS_BYTES, block == 0,
                     block + n == n_blocks, out + 64 * g, stride, accumulate, n_rows,
                 )  # fmt: skip
+            x += n * forms.BLOCK_BYTES
+
+    return multiply
+
+
+def quantised_product(format_: Format) -> KernelFunction:
+    """Return the product kernel of a quantised type."""
+    columns, wide, as_shorts = format_.columns, format_.form == WIDE_BYTES, suits_shorts(format_)
+    packed_by_2, packed_by_4 = (multiply_packed(rows, format_) for rows in (2, 4))
+    with_bytes = by_parts(format_, short=False)
+    with_shorts = by_parts(format_, short=True) if as_shorts else with_bytes
+
+    @inline
+    def few_rows(p: int, a: View, n_rows: int, out: int, stride: int, accumulate: int) -> None:
+        """Multiply a packed group with up to four rows."""
+        n_packed = a.n_cols // columns
+        if n_rows <= 2:
+            finish_rows(2, out, stride, packed_by_2(p, a.bytes, n_packed), accumulate)
+        else:
+            finish_rows(4, out, stride, packed_by_4(p, a.bytes, n_packed), accumulate)
 
     @kernel
     def product(
@@ -173,14 +204,18 @@ def quantised_product(format_: Format) -> KernelFunction:
                 p = m.data + g * m.bytes_a_group
                 few_rows(p, a, n_rows, out + 64 * g, stride, accumulate)
             return
-        at_once = GROUPS_AT_ONCE if n_rows > ROWS * FEW_SIXES else 1
+        few, at_most = n_rows <= ROWS * FEW_SIXES, ROWS * SIXES_AT_ONCE
+        at_once = 1 if few else GROUPS_AT_ONCE
         for g in range(first, last, at_once):
-            for row in range(0, n_rows, ROWS * SIXES_AT_ONCE):
-                part_by_part(
-                    m, a.bytes + row // ROWS * a.bytes_stride, a.bytes_stride,
-                    min(n_rows - row, ROWS * SIXES_AT_ONCE), out + row * stride, stride,
-                    g, min(g + at_once, last), accumulate, panel,
-                )  # fmt: skip
+            for row in range(0, n_rows, at_most):
+                x, n = a.bytes + row // ROWS * a.bytes_stride, min(n_rows - row, at_most)
+                place, end = out + row * stride, min(g + at_once, last)
+                if as_shorts and has_assembly() and not few:
+                    with_shorts(
+                        m, x, a.bytes_stride, n, place, stride, g, end, accumulate, panel
+                    )  # fmt: skip
+                else:
+                    with_bytes(m, x, a.bytes_stride, n, place, stride, g, end, accumulate, panel)
 
     return product
 

@@ -26,10 +26,11 @@ from pyrllama.cpu.row_vectors import (
     zero_rows,
     zero_sums,
 )
-from pyrllama.cpu.section_sums import OPERANDS_BYTES, has_sections, no_sums, sums_of_sections
+from pyrllama.cpu.section_sums import OPERANDS_BYTES, no_sums, sums_of_sections
 from pyrllama.cpu.sections import OFFSET, SUMS_BYTES
 from pyrllama.cpu.simd import (
     Lanes,
+    has_assembly,
     hide,
     load_f32x16,
     load_i8x64,
@@ -55,6 +56,11 @@ AddSection = Callable[[Any, int, int, Lanes], Any]
 """``add(totals, q, x, scale)``: integer totals with a section of the levels at ``q``."""
 Steps = Callable[[int, int, Step], Callable[[Any, int, int], Any]]
 """``steps(first, count, step)`` is what takes a step for some pairs."""
+
+
+def sums_in_sections(format_: Format) -> bool:
+    """Whether ``sections.py`` has what sums the products of a type, on CPUs that want it."""
+    return format_.has_run_scales and not format_.is_signed
 
 
 class PanelBlock(NamedTuple):
@@ -193,6 +199,29 @@ def multiply_packed(rows: int, format_: Format) -> Multiply:
     return multiply
 
 
+AddBlock = Callable[[Any, int, int, int], Any]
+"""``add(totals, panel, x, memory)``: the totals with a packed block; its sums may use memory."""
+
+
+def over_panel(add: AddBlock, blocks: int, block_bytes: int, x_bytes: int) -> MultiplyPanel:
+    """Return what adds the packed blocks of a panel, each ``blocks`` times ``x_bytes`` of rows."""
+
+    @inline
+    def multiply(totals: Any, panel: int, x: int, n: int, ahead: int, step: int) -> Any:
+        memory = panel + PANEL_BYTES - SUMS_BYTES
+        for first in range(0, n, ASKING_BLOCKS):
+            last = min(first + ASKING_BLOCKS, n)
+            for place in range(ahead + first * step, ahead + last * step, 64):
+                prefetch(place)
+            for _ in range(first, last, blocks):
+                totals = add(totals, panel, x, memory)
+                panel += block_bytes
+                x += blocks * x_bytes
+        return totals
+
+    return multiply
+
+
 def multiply_panel(rows: int, format_: Format) -> MultiplyPanel:
     """Return what adds the products of a panel to the totals of up to six rows."""
     blocks, (columns_bytes, scales, addends, block_bytes) = format_.blocks, panel_block(format_)
@@ -214,13 +243,12 @@ def multiply_panel(rows: int, format_: Format) -> MultiplyPanel:
 
     add = columns_adder(rows, format_, steps_of_panel, scale)
     finish = block_finisher(format_, unit, addend)
-    in_sections = has_run_scales and not format_.is_signed
+    in_sections = sums_in_sections(format_)
     put_sums = sums_of_sections(rows, format_, columns_bytes) if in_sections else no_sums
-    offset = (-format_.offset & 0xFFFF) * 0x10001
 
     @inline
     def add_block(totals: Any, panel: int, x: int, memory: int) -> Any:
-        if in_sections and has_sections():
+        if in_sections and has_assembly():
             put_sums(panel, x, memory)
             return finish(totals, load_sums(rows, memory), panel, x)
         sums = zero_sums(rows)
@@ -229,22 +257,7 @@ def multiply_panel(rows: int, format_: Format) -> MultiplyPanel:
             sums = add(sums, q, x + b * forms.BLOCK_BYTES, q, 0)
         return finish(totals, sums, panel, x)
 
-    @inline
-    def multiply(totals: Any, panel: int, x: int, n: int, ahead: int, step: int) -> Any:
-        sums = panel + PANEL_BYTES - SUMS_BYTES
-        if in_sections and has_sections():
-            store(sums + OFFSET, splat_i32(offset))
-        for first in range(0, n, ASKING_BLOCKS):
-            last = min(first + ASKING_BLOCKS, n)
-            for place in range(ahead + first * step, ahead + last * step, 64):
-                prefetch(place)
-            for _ in range(first, last, blocks):
-                totals = add_block(totals, panel, x, sums)
-                panel += block_bytes
-                x += blocks * forms.BLOCK_BYTES
-        return totals
-
-    return multiply
+    return over_panel(add_block, blocks, block_bytes, forms.BLOCK_BYTES)
 
 
 def unpack_panel(format_: Format) -> Callable[[int, int, int], None]:
@@ -254,6 +267,7 @@ def unpack_panel(format_: Format) -> Callable[[int, int, int], None]:
     has_run_scales, as_scale = format_.has_run_scales, products.scale
     packed_bytes, head_bytes, level_bytes = format_.bytes, format_.head_bytes, format_.level_bytes
     columns_bytes, scales, addends, block_bytes = panel_block(format_)
+    in_sections, minus_offset = sums_in_sections(format_), (-format_.offset & 0xFFFF) * 0x10001
 
     @inline
     def put(state: int, first: Lanes, second: Lanes, place: int, i: int) -> int:
@@ -266,6 +280,8 @@ def unpack_panel(format_: Format) -> Callable[[int, int, int], None]:
 
     @inline
     def unpack(p: int, panel: int, n_packed: int) -> None:
+        if in_sections and has_assembly():
+            store(panel + PANEL_BYTES - SUMS_BYTES + OFFSET, splat_i32(minus_offset))
         for _ in range(n_packed):
             for b in range(blocks):
                 q = panel + b * columns_bytes

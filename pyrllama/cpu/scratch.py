@@ -14,6 +14,7 @@ from pyrllama.cpu.records import (
     BLOCK_WORDS,
     GROUPS_AT_ONCE,
     LINE,
+    PANEL_BLOCKS,
     PANEL_BYTES,
     PANEL_COLUMNS,
     ROWS_AT_ONCE,
@@ -23,6 +24,7 @@ from pyrllama.cpu.records import (
     TILE_ROWS,
     Records,
 )
+from pyrllama.cpu.shorts import BLOCK_BYTES as SHORT_BLOCK_BYTES
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -75,10 +77,13 @@ def spare_rows(rows: int) -> int:
 def panel_bytes(rows: int) -> int:
     """Return the scratch that a thread's products of ``rows`` rows need.
 
-    One of: a panel of bytes, and the sums of the groups and rows that meet at once; some columns
-    of a group as floats, and the sums of all rows; the tiles of two groups.
+    One of: a panel of bytes, the sums of the groups and rows that meet at once, and these rows'
+    columns as numbers of 16 bits; some columns of a group as floats, and the sums of all rows; the
+    tiles of two groups.
     """
-    unpacked = PANEL_BYTES + 64 * ROWS_AT_ONCE * GROUPS_AT_ONCE * SIXES_AT_ONCE
+    sums = 64 * ROWS_AT_ONCE * GROUPS_AT_ONCE * SIXES_AT_ONCE
+    shorts = SIXES_AT_ONCE * PANEL_BLOCKS * SHORT_BLOCK_BYTES + LINE
+    unpacked = PANEL_BYTES + sums + shorts
     floats = 64 * (PANEL_COLUMNS + spare_rows(rows))
     tiles = LINE + 2 * 1024 * TILE_BLOCKS
     return max(unpacked, floats, tiles)

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 OPERANDS_BYTES = 512
 """Bytes of the operands of 16 rows and 32 columns."""
 
-has_sections = machine_operation("rllama_has_sections", (), types.int64)
-"""Whether the operations below are there; a constant, so what it excludes is not compiled."""
 _OPERATIONS = {
     section: machine_operation(section.name, (types.int64,) * len(sections.ARGUMENTS), types.void)
     for section in sections.SECTIONS

@@ -14,11 +14,9 @@ Source of the instructions: Intel 64 and IA-32 Architectures Software Developer'
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from llvmlite import ir
-
-from pyrllama.cpu.lowering import I64
+from pyrllama.cpu.lowering import I64, assembly
 from pyrllama.cpu.records import ROWS_AT_ONCE
 
 if TYPE_CHECKING:
@@ -62,22 +60,10 @@ ARGUMENTS = (I64,) * 5
 
 
 def section_bodies(*, avx2: bool) -> dict[str, Body]:
-    """Return the definitions of sections, and of whether kernels are to use them."""
-    bodies: dict[str, Body] = {section.name: _avx2(section) for section in SECTIONS if avx2}
-    return {**bodies, "rllama_has_sections": lambda _builder: I64(int(avx2))}
-
-
-def _avx2(section: Section) -> Body:
-    kind = ir.FunctionType(ir.VoidType(), ARGUMENTS)
-    clobbered = (*(f"xmm{i}" for i in range(16)), "memory")
-    constraints = ["r"] * len(ARGUMENTS) + [f"~{{{name}}}" for name in clobbered]
-    code = "\n\t".join(_instructions(section))
-    assembly = ir.InlineAsm(kind, code, ",".join(constraints), side_effect=True)
-
-    def body(builder: Any, *addresses: Any) -> None:
-        builder.call(assembly, addresses)
-
-    return body
+    """Return the definitions of the operations, which are there for AVX2."""
+    if not avx2:
+        return {}
+    return {section.name: assembly(ARGUMENTS, _instructions(section)) for section in SECTIONS}
 
 
 def _instructions(section: Section) -> Iterator[str]:

@@ -449,6 +449,11 @@ run_scale = machine_operation("rllama_run_scale", (i32x16,), i32x16)
 signed_start = machine_operation("rllama_signed_start", (i32x16, types.int32), i32x16)
 signed_dot = machine_operation("rllama_signed_dot", (i32x16, i8x64, i8x64), i32x16)
 symmetric_dot = machine_operation("rllama_symmetric_dot", (i32x16, i8x64, i8x64), i32x16)
+has_assembly = machine_operation("rllama_has_assembly", (), types.int64)
+"""Whether ``sections.py`` and ``shorts.py`` have operations for this instruction set.
+
+A constant, so what it excludes is not compiled.
+"""
 prefetch = machine_operation("rllama_prefetch", (types.int64,), types.void)
 hide = machine_operation("rllama_hide", (types.int64,), types.int64)
 keep_order = machine_operation("rllama_keep_order", (), types.void)

@@ -137,7 +137,7 @@ def test_rows_in_a_batch_equal_rows_alone(isa: Isa, kind: TensorType, n_tokens: 
 
 @each_isa
 @each_quantised
-@pytest.mark.parametrize("n_tokens", [5, 6 * FEW_SIXES + 1])
+@pytest.mark.parametrize("n_tokens", [5, 6 * FEW_SIXES + 1, 6 * FEW_SIXES + 4])
 def test_columns_in_parts_equal_the_whole(isa: Isa, kind: TensorType, n_tokens: int) -> None:
     # Two whole parts, and less than one.
     cols = 2 * 32 * PANEL_BLOCKS + max(quants.block_size(kind), 32)
