@@ -69,19 +69,19 @@ def test_the_sums_are_those_of_the_passes() -> None:
     with again.input_squares() as expected:
         for batch in model.batches:
             again.forward(batch)
-    assert set(found.sums) == set(expected) - {OUTPUT}
-    assert len(found.sums) == 7 * CONFIG.n_layers
-    for name, sums in found.sums.items():
-        np.testing.assert_array_equal(sums, expected[name])
+    assert set(found.squares.sums) == set(expected.sums) - {OUTPUT}
+    assert len(found.squares.sums) == 7 * CONFIG.n_layers
+    for name, sums in found.squares.sums.items():
+        np.testing.assert_array_equal(sums, expected.sums[name])
 
 
 def test_the_output_counts_where_it_is_wanted() -> None:
     found = llama_of(Watched()).collect_importance(TEXT, context=16, output=True)
-    assert found.sums[OUTPUT].all()
+    assert found.squares.sums[OUTPUT].all()
     # Normalised rows have a mean square of 1 but for the weights of the norm.
-    mean = found.sums[OUTPUT] / found.tokens / WEIGHTS["output_norm.weight"] ** 2
+    mean = found.squares.sums[OUTPUT] / found.tokens / WEIGHTS["output_norm.weight"] ** 2
     assert mean.mean() == pytest.approx(1, rel=1e-3)
-    assert TOKEN_EMBEDDING not in found.sums
+    assert TOKEN_EMBEDDING not in found.squares.sums
 
 
 def test_every_chunk_yields_what_there_is() -> None:
@@ -99,7 +99,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     found.write(path, "dog.txt")
     read = read_importance(path)
     assert (read.datasets, read.chunks) == (("dog.txt",), 3)
-    for name, sums in found.sums.items():
+    for name, sums in found.squares.sums.items():
         np.testing.assert_allclose(read.columns[name], sums / 48, rtol=1e-6)
         assert read.of(TensorInfo(name, WEIGHTS[name].shape, TensorType.F32)) is not None
     file = GgufFile(path)
@@ -144,5 +144,5 @@ def test_a_trained_model(data: Path, backend: str) -> None:
     for name in (backend, "reference"):
         with pyrllama.load(stories, backend=name, kv_type="f32") as llama:
             found[name] = llama.collect_importance(text, context=128, chunks=2)
-    for matrix, sums in found["reference"].sums.items():
-        np.testing.assert_allclose(found[backend].sums[matrix], sums, rtol=1e-3)
+    for matrix, sums in found["reference"].squares.sums.items():
+        np.testing.assert_allclose(found[backend].squares.sums[matrix], sums, rtol=1e-3)
