@@ -11,7 +11,7 @@ from support.tiny_models import MemoryCheckpoint, random_weights, tiny_config
 
 import pyrllama
 from pyrllama.checkpoints.gguf_file import GgufFile
-from pyrllama.core import Batch, TensorInfo, TensorType
+from pyrllama.core import Batch, Experts, TensorInfo, TensorType
 from pyrllama.errors import BackendError, PromptError
 from pyrllama.importance import read_importance
 from pyrllama.llama import Llama
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from support.tiny_models import Weights
 
     from pyrllama.collecting import Collection
+    from pyrllama.core import ModelConfig
 
 CONFIG = tiny_config(vocab_size=258)
 WEIGHTS = random_weights(CONFIG, seed=1)
@@ -33,8 +35,8 @@ TEXT = "Once upon a time there was a little dog. He had a red ball."
 class Watched(ReferenceBackend):
     """A reference that remembers its batches."""
 
-    def __init__(self) -> None:
-        super().__init__(MemoryCheckpoint(CONFIG, WEIGHTS), 64)
+    def __init__(self, config: ModelConfig = CONFIG, weights: Weights = WEIGHTS) -> None:
+        super().__init__(MemoryCheckpoint(config, weights), 64)
         self.batches: list[Batch] = []
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
@@ -113,6 +115,30 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert file.tensors["blk.0.attn_k.weight.in_sum2"].shape == (64,)
     assert file.data("blk.0.attn_k.weight.counts").view("<f4").tolist() == [[48.0]]
     file.close()
+
+
+def test_experts_are_counted_by_their_own_tokens(tmp_path: Path) -> None:
+    config = tiny_config(vocab_size=258, experts=Experts(40, 2))
+    weights = random_weights(config, seed=1)
+    found = llama_of(Watched(config, weights)).collect_importance(TEXT, context=16)
+    tokens = found.squares.tokens
+    assert len(tokens) == 3 * config.n_layers
+    assert {int(counts.sum()) for counts in tokens.values()} == {2 * 48}
+    assert found.n_of_experts == 3 * 40 * config.n_layers
+    idle = sum(int((counts == 0).sum()) for counts in tokens.values())
+    assert found.n_idle == idle > 0
+    path = tmp_path / "imatrix.gguf"
+    found.write(path, "dog.txt")
+    read = read_importance(path)
+    assert len(read.columns) == 8 * config.n_layers
+    for name, counts in tokens.items():
+        assert read.of(TensorInfo(name, weights[name].shape, TensorType.F32)) is not None
+        means, chosen = read.columns[name], counts > 0
+        assert (means[~chosen] == 1).all()
+        expected = found.squares.sums[name][chosen] / counts[chosen, None]
+        np.testing.assert_allclose(means[chosen], expected, rtol=1e-6)
+    router = "blk.0.ffn_gate_inp.weight"
+    np.testing.assert_allclose(read.columns[router], found.squares.sums[router] / 48, rtol=1e-6)
 
 
 def test_a_text_that_is_too_short() -> None:
