@@ -198,7 +198,7 @@ class _Job:
         self.checkpoint.release(self.target.name)
 
     def _slices(self, data: NDArray[np.uint8]) -> Iterator[_Slice]:
-        """Yield all rows, those of each expert with its own importance."""
+        """Yield the rows of the tensor in order, none of two experts together."""
         *experts, cols = self.target.shape[:-2] + self.target.shape[-1:]
         n_rows = len(data) // math.prod(experts)
         at_once = max(1, _TASK_NUMBERS // cols)

@@ -24,8 +24,8 @@ def add_inputs_of_one(s: View, layer: View, m: View, row: int, worker: int) -> N
     if layer.expert_squares == 0:
         return
     sums_stride = 8 * Activations(s.normed).n_cols
-    for slot in range(worker * m.n_used, (worker + 1) * m.n_used):
-        e = load_i64(m.chosen + 8 * slot)
+    for place in range(worker * m.n_used, (worker + 1) * m.n_used):
+        e = load_i64(m.chosen + 8 * place)
         sums = layer.expert_squares + e * sums_stride
         add_squares(s.normed, row, 1, sums, worker, s.n_threads)
         if worker == 0:
@@ -55,12 +55,12 @@ def add_tokens(layer: View, expert: int, n: int) -> None:
 
 
 @part
-def add_hidden(s: View, layer: View, expert: int, row: int, first: int, last: int) -> None:
-    """Count some groups of columns of a row at ``row`` that the expert's ``ffn_down`` multiplies.
+def add_hidden(s: View, layer: View, expert: int, x: int, first: int, last: int) -> None:
+    """Count some groups of columns of the row at ``x``, which the expert's ``ffn_down`` multiplies.
 
     No two threads take the same groups of an expert at a time.
     """
     if layer.hidden_squares == 0:
         return
     sums = layer.hidden_squares + expert * 8 * Activations(s.hidden).n_cols
-    add_columns(row, 0, 1, sums, 16 * first, 16 * last, 16)
+    add_columns(x, 0, 1, sums, 16 * first, 16 * last, 16)
