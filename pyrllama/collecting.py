@@ -1,6 +1,7 @@
 """Collecting an importance matrix: the mean squares of what each matrix multiplies, over a text.
 
-All tokens of every chunk count (``text_chunks.py``), each once for each matrix.
+All tokens of every chunk count (``text_chunks.py``), each once for each matrix, or for each of
+those of the experts that it chose.
 
 Source: ``compute_imatrix`` in llama.cpp's ``tools/imatrix/imatrix.cpp``.
 """
@@ -12,21 +13,18 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
+from pyrllama.core import InputSquares
 from pyrllama.errors import BackendError
 from pyrllama.importance import write_importance
 from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
     from pyrllama.engine import Engine
     from pyrllama.text_chunks import TextChunks
-
-    Squares = Mapping[str, NDArray[np.float64]]
 
 PROJECTIONS = {OUTPUT, TOKEN_EMBEDDING}
 """Matrices that the vocabulary projection may be."""
@@ -37,11 +35,11 @@ _LARGEST = float(np.finfo(np.float32).max)
 class SquareCounter(Protocol):
     """What a backend offers that importance can be collected on."""
 
-    def input_squares(self) -> AbstractContextManager[Squares]:
+    def input_squares(self) -> AbstractContextManager[InputSquares]:
         """Add up the squares of the inputs of every matrix, column by column, while it is open.
 
-        What it gives are the sums by the matrices' names, ``(cols,)``, which every forward pass
-        adds to: those of the vocabulary projection for tokens whose logits are wanted.
+        The vocabulary projection's are those of tokens whose logits are wanted.  What
+        ``ffn_down`` multiplies counts before the expert's weight for the token.
         """
         ...
 
@@ -53,19 +51,29 @@ class Collection:
     text: TextChunks
     chunks: int
     """Chunks read."""
-    sums: Squares
-    """Sums of squares of each matrix's inputs, ``(cols,)``."""
+    squares: InputSquares
+    """Of the matrices whose importance is wanted."""
 
     @property
     def tokens(self) -> int:
-        """Tokens read, which is how many inputs each matrix had."""
+        """Tokens read, which is how many inputs each matrix had that is not an expert's."""
         return self.chunks * self.text.context
+
+    @property
+    def n_of_experts(self) -> int:
+        """Matrices of experts, one by one."""
+        return sum(tokens.size for tokens in self.squares.tokens.values())
+
+    @property
+    def n_idle(self) -> int:
+        """Those of experts that no token has chosen: their importance stays unknown."""
+        return sum(int((tokens == 0).sum()) for tokens in self.squares.tokens.values())
 
     def write(self, path: Path, dataset: str) -> None:
         """Write it in llama.cpp's GGUF form; ``dataset`` names the text."""
         write_importance(
             path,
-            self.sums,
+            self.squares,
             self.tokens,
             dataset=dataset,
             chunks=self.chunks,
@@ -84,17 +92,18 @@ def collect(engine: Engine, text: TextChunks, *, output: bool = False) -> Iterat
         raise BackendError("this backend cannot collect importance; take the one named cpu")
     first = 0 if output else text.context
     with engine.model.input_squares() as counted:
-        sums = {n: values for n, values in counted.items() if output or n not in PROJECTIONS}
+        wanted = {n: sums for n, sums in counted.sums.items() if output or n not in PROJECTIONS}
+        squares = InputSquares(wanted, counted.tokens)
         for number in range(text.count):
             for _ in engine.logit_batches(text.inputs(number), first):
                 pass  # only what they are computed with is wanted of the logits
-            _check_finite(sums, number)
-            yield Collection(text, number + 1, sums)
+            _check_finite(squares, number)
+            yield Collection(text, number + 1, squares)
 
 
-def _check_finite(sums: Squares, number: int) -> None:
-    for name, squares in sums.items():
-        if not squares.max() <= _LARGEST:  # nor if it is no number
+def _check_finite(squares: InputSquares, number: int) -> None:
+    for name, sums in squares.sums.items():
+        if not sums.max() <= _LARGEST:  # nor if it is no number
             raise BackendError(
                 f"chunk {number + 1} of the text gives {name} an input that is not finite, or too "
                 f"large to square; the weights are damaged or overflow in their type: try --f32"

@@ -15,6 +15,8 @@ from pyrllama.errors import SettingError
 from pyrllama.sampling_ranges import SAMPLING_RANGES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -348,6 +350,19 @@ class TopLogits:
     """Their tokens, ``(k,)``; between equal logits the lower one comes first."""
     mass: float
     """Sum of ``e^(x - greatest)`` over the whole row."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InputSquares:
+    """Sums of the squares of what a model's matrices multiply, which every pass adds to.
+
+    Both are by the names of matrices; ``tokens`` has those of experts alone.
+    """
+
+    sums: Mapping[str, NDArray[np.float64]]
+    """Column by column, ``(cols,)``, of experts ``(experts, cols)``."""
+    tokens: Mapping[str, NDArray[np.int64]]
+    """How many tokens chose each expert, ``(experts,)``."""
 
 
 class CacheMiss(enum.StrEnum):

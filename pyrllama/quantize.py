@@ -39,9 +39,7 @@ if TYPE_CHECKING:
 
     Progress = Callable[[str, int, int], None]
     """Called with a tensor's name, the numbers done and the numbers in all."""
-    _Run = Callable[
-        [Callable[[NDArray[np.uint8]], "_Rows"], Sequence[NDArray[np.uint8]]], Iterator["_Rows"]
-    ]
+    _Run = Callable[[Callable[["_Slice"], "_Rows"], Sequence["_Slice"]], Iterator["_Rows"]]
 
 TEMPLATE = "tokenizer.chat_template"
 _TASK_NUMBERS = 1 << 20
@@ -154,6 +152,13 @@ class _Tracker:
             self._progress(name, self._done, self._total)
 
 
+class _Slice(NamedTuple):
+    """Rows of one matrix that a thread takes at once, and the importance of their columns."""
+
+    rows: NDArray[np.uint8]
+    columns: NDArray[np.float32] | None
+
+
 class _Rows(NamedTuple):
     """Rows that one thread has done: their bytes, and two sums over their numbers."""
 
@@ -178,8 +183,7 @@ class _Job:
         """Yield the stored bytes, as many rows at once as the threads have tasks for."""
         tensor = read_for_gguf(self.checkpoint, self.target.name)
         cols = self.target.shape[-1]
-        at_once = max(1, _TASK_NUMBERS // cols)
-        slices = [tensor.data[i : i + at_once] for i in range(0, len(tensor.data), at_once)]
+        slices = list(self._slices(tensor.data))
         if tensor.info.type is self.target.type:
             yield tensor.data
             self.tracker.add(self.target.name, math.prod(self.target.shape))
@@ -193,17 +197,28 @@ class _Job:
         del tensor, slices  # they may be a copy: before the next tensor is read
         self.checkpoint.release(self.target.name)
 
-    def _convert(self, source: TensorType, rows: NDArray[np.uint8]) -> _Rows:
+    def _slices(self, data: NDArray[np.uint8]) -> Iterator[_Slice]:
+        """Yield the rows of the tensor in order, none of two experts together."""
+        *experts, cols = self.target.shape[:-2] + self.target.shape[-1:]
+        n_rows = len(data) // math.prod(experts)
+        at_once = max(1, _TASK_NUMBERS // cols)
+        columns = None if self.columns is None else self.columns.reshape(-1, cols)
+        for expert, first in enumerate(range(0, len(data), n_rows)):
+            of_expert = None if columns is None else columns[expert]
+            for start in range(first, first + n_rows, at_once):
+                yield _Slice(data[start : min(start + at_once, first + n_rows)], of_expert)
+
+    def _convert(self, source: TensorType, part: _Slice) -> _Rows:
         """Return rows in the target's type, and by how much they differ from what they were."""
         cols = self.target.shape[-1]
-        x = dequantize(source, rows, cols)
+        x = dequantize(source, part.rows, cols)
         if not np.isfinite(x).all():
             raise CorruptFileError(
                 self.checkpoint.path,
                 f"the tensor {self.target.name} has numbers that are not finite, which no "
                 f"quantisation can hold; get the checkpoint again",
             )
-        stored = quantize_fitted(self.target.type, x, self.columns)
+        stored = quantize_fitted(self.target.type, x, part.columns)
         squares = float(np.vdot(x, x))
         x -= dequantize(self.target.type, stored, cols)
         squared_error = float(np.vdot(x, x))
@@ -231,15 +246,15 @@ class _Job:
 def _in_order(
     pool: ThreadPoolExecutor,
     ahead: int,
-    convert: Callable[[NDArray[np.uint8]], _Rows],
-    slices: Sequence[NDArray[np.uint8]],
+    convert: Callable[[_Slice], _Rows],
+    slices: Sequence[_Slice],
 ) -> Iterator[_Rows]:
     """Yield the results in the order of the slices, with only ``ahead`` of them under way."""
-    waiting = [pool.submit(convert, rows) for rows in slices[:ahead]]
+    waiting = [pool.submit(convert, part) for part in slices[:ahead]]
     try:
-        for rows in slices[ahead:]:
+        for part in slices[ahead:]:
             yield waiting.pop(0).result()
-            waiting.append(pool.submit(convert, rows))
+            waiting.append(pool.submit(convert, part))
         while waiting:
             yield waiting.pop(0).result()
     finally:

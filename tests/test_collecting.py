@@ -11,7 +11,7 @@ from support.tiny_models import MemoryCheckpoint, random_weights, tiny_config
 
 import pyrllama
 from pyrllama.checkpoints.gguf_file import GgufFile
-from pyrllama.core import Batch, TensorInfo, TensorType
+from pyrllama.core import Batch, Experts, TensorInfo, TensorType
 from pyrllama.errors import BackendError, PromptError
 from pyrllama.importance import read_importance
 from pyrllama.llama import Llama
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from support.tiny_models import Weights
 
     from pyrllama.collecting import Collection
+    from pyrllama.core import ModelConfig
 
 CONFIG = tiny_config(vocab_size=258)
 WEIGHTS = random_weights(CONFIG, seed=1)
@@ -33,8 +35,8 @@ TEXT = "Once upon a time there was a little dog. He had a red ball."
 class Watched(ReferenceBackend):
     """A reference that remembers its batches."""
 
-    def __init__(self) -> None:
-        super().__init__(MemoryCheckpoint(CONFIG, WEIGHTS), 64)
+    def __init__(self, config: ModelConfig = CONFIG, weights: Weights = WEIGHTS) -> None:
+        super().__init__(MemoryCheckpoint(config, weights), 64)
         self.batches: list[Batch] = []
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
@@ -69,19 +71,19 @@ def test_the_sums_are_those_of_the_passes() -> None:
     with again.input_squares() as expected:
         for batch in model.batches:
             again.forward(batch)
-    assert set(found.sums) == set(expected) - {OUTPUT}
-    assert len(found.sums) == 7 * CONFIG.n_layers
-    for name, sums in found.sums.items():
-        np.testing.assert_array_equal(sums, expected[name])
+    assert set(found.squares.sums) == set(expected.sums) - {OUTPUT}
+    assert len(found.squares.sums) == 7 * CONFIG.n_layers
+    for name, sums in found.squares.sums.items():
+        np.testing.assert_array_equal(sums, expected.sums[name])
 
 
 def test_the_output_counts_where_it_is_wanted() -> None:
     found = llama_of(Watched()).collect_importance(TEXT, context=16, output=True)
-    assert found.sums[OUTPUT].all()
+    assert found.squares.sums[OUTPUT].all()
     # Normalised rows have a mean square of 1 but for the weights of the norm.
-    mean = found.sums[OUTPUT] / found.tokens / WEIGHTS["output_norm.weight"] ** 2
+    mean = found.squares.sums[OUTPUT] / found.tokens / WEIGHTS["output_norm.weight"] ** 2
     assert mean.mean() == pytest.approx(1, rel=1e-3)
-    assert TOKEN_EMBEDDING not in found.sums
+    assert TOKEN_EMBEDDING not in found.squares.sums
 
 
 def test_every_chunk_yields_what_there_is() -> None:
@@ -99,7 +101,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     found.write(path, "dog.txt")
     read = read_importance(path)
     assert (read.datasets, read.chunks) == (("dog.txt",), 3)
-    for name, sums in found.sums.items():
+    for name, sums in found.squares.sums.items():
         np.testing.assert_allclose(read.columns[name], sums / 48, rtol=1e-6)
         assert read.of(TensorInfo(name, WEIGHTS[name].shape, TensorType.F32)) is not None
     file = GgufFile(path)
@@ -113,6 +115,30 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert file.tensors["blk.0.attn_k.weight.in_sum2"].shape == (64,)
     assert file.data("blk.0.attn_k.weight.counts").view("<f4").tolist() == [[48.0]]
     file.close()
+
+
+def test_experts_are_counted_by_their_own_tokens(tmp_path: Path) -> None:
+    config = tiny_config(vocab_size=258, experts=Experts(40, 2))
+    weights = random_weights(config, seed=1)
+    found = llama_of(Watched(config, weights)).collect_importance(TEXT, context=16)
+    tokens = found.squares.tokens
+    assert len(tokens) == 3 * config.n_layers
+    assert {int(counts.sum()) for counts in tokens.values()} == {2 * 48}
+    assert found.n_of_experts == 3 * 40 * config.n_layers
+    idle = sum(int((counts == 0).sum()) for counts in tokens.values())
+    assert found.n_idle == idle > 0
+    path = tmp_path / "imatrix.gguf"
+    found.write(path, "dog.txt")
+    read = read_importance(path)
+    assert len(read.columns) == 8 * config.n_layers
+    for name, counts in tokens.items():
+        assert read.of(TensorInfo(name, weights[name].shape, TensorType.F32)) is not None
+        means, chosen = read.columns[name], counts > 0
+        assert (means[~chosen] == 1).all()
+        expected = found.squares.sums[name][chosen] / counts[chosen, None]
+        np.testing.assert_allclose(means[chosen], expected, rtol=1e-6)
+    router = "blk.0.ffn_gate_inp.weight"
+    np.testing.assert_allclose(read.columns[router], found.squares.sums[router] / 48, rtol=1e-6)
 
 
 def test_a_text_that_is_too_short() -> None:
@@ -144,5 +170,5 @@ def test_a_trained_model(data: Path, backend: str) -> None:
     for name in (backend, "reference"):
         with pyrllama.load(stories, backend=name, kv_type="f32") as llama:
             found[name] = llama.collect_importance(text, context=128, chunks=2)
-    for matrix, sums in found["reference"].sums.items():
-        np.testing.assert_allclose(found[backend].sums[matrix], sums, rtol=1e-3)
+    for matrix, sums in found["reference"].squares.sums.items():
+        np.testing.assert_allclose(found[backend].squares.sums[matrix], sums, rtol=1e-3)

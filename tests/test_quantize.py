@@ -202,6 +202,69 @@ def test_importance_lowers_the_errors_that_matter(tmp_path: Path, tokenizer: Pat
     file.close()
 
 
+def mixture_of_experts() -> MemoryCheckpoint:
+    return checkpoint_of(architecture="qwen3moe", qk_norm=True, experts=Experts(4, 2), ffn_dim=256)
+
+
+def importance_of_experts(source: MemoryCheckpoint, path: Path) -> Importance:
+    """Return another importance for each expert; that of the second one is unknown."""
+    rng = np.random.default_rng(2)
+    columns = {}
+    for name, info in source.tensors.items():
+        if "_exps" in name:
+            shape = (info.shape[0], info.shape[-1])
+            columns[name] = rng.gamma(0.5, 1.0, shape).astype(np.float32) + np.float32(1e-3)
+            columns[name][1] = 1.0
+    return Importance(path, columns, ("text",), 3)
+
+
+def test_each_expert_is_weighed_by_its_own_importance(tmp_path: Path, tokenizer: Path) -> None:
+    source = mixture_of_experts()
+    importance = importance_of_experts(source, tmp_path / "imatrix.gguf")
+    plain, weighed = tmp_path / "plain.gguf", tmp_path / "weighed.gguf"
+    quantize_checkpoint(source, tokenizer, plain, Mixture.Q3_K_S)
+    done = quantize_checkpoint(source, tokenizer, weighed, Mixture.Q3_K_S, importance=importance)
+    assert {t.name for t in done.tensors if t.importance} == set(importance.columns)
+    one, two = numbers(plain), numbers(weighed)
+    for name, columns in importance.columns.items():
+        shape = source.tensors[name].shape
+        x = dequantize(TensorType.F32, source.read(name).data, shape[-1]).reshape(shape)
+        errors = np.square(np.stack([one[name], two[name]]).reshape(2, *shape) - x)
+        before, after = (errors * columns[:, None]).sum(axis=(2, 3))  # (experts,)
+        assert (after[[0, 2, 3]] < 0.97 * before[[0, 2, 3]]).all()
+        assert after[1] == before[1]
+        for expert in range(4):
+            fitted = quantize_fitted(TensorType.Q3_K, x[expert], columns[expert])
+            stored = dequantize(TensorType.Q3_K, fitted, shape[-1])
+            np.testing.assert_array_equal(two[name].reshape(shape)[expert], stored)
+
+
+def test_neither_threads_nor_slices_show_in_experts(
+    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = mixture_of_experts()
+    importance = importance_of_experts(source, tmp_path / "imatrix.gguf")
+    written = set()
+    for threads, numbers_at_once in ((1, 1 << 20), (2, 1 << 20), (5, 100 * 256), (3, 7 * 256)):
+        monkeypatch.setattr("pyrllama.quantize._TASK_NUMBERS", numbers_at_once)
+        path = tmp_path / f"{threads}.gguf"
+        quantize_checkpoint(
+            source, tokenizer, path, Mixture.Q4_K_S, importance=importance, threads=threads
+        )
+        written.add(path.read_bytes())
+    assert len(written) == 1
+
+
+def test_importance_of_other_experts(tmp_path: Path, tokenizer: Path) -> None:
+    wrong = {"blk.0.ffn_up_exps.weight": np.ones((8, 256), np.float32)}
+    importance = Importance(tmp_path / "i", wrong, (), 0)
+    with pytest.raises(TensorError, match="is for 8 experts of 256 columns, but the tensor has 4"):
+        quantize_checkpoint(
+            mixture_of_experts(), tokenizer, tmp_path / "m", Mixture.Q4_0, importance=importance
+        )
+    assert not (tmp_path / "m").exists()
+
+
 def test_importance_of_another_model(tmp_path: Path, tokenizer: Path) -> None:
     wrong = {"blk.0.attn_q.weight": np.ones(64, np.float32)}
     importance = Importance(tmp_path / "i", wrong, (), 0)
@@ -298,10 +361,7 @@ def test_a_hugging_face_folder(tmp_path: Path, data: Path) -> None:
 
 
 def test_experts_are_quantised_and_their_router_is_not(tmp_path: Path, tokenizer: Path) -> None:
-    source = checkpoint_of(
-        architecture="qwen3moe", qk_norm=True, experts=Experts(4, 2), ffn_dim=256
-    )
-    path = tmp_path / "m.gguf"
+    source, path = mixture_of_experts(), tmp_path / "m.gguf"
     done = quantize_checkpoint(source, tokenizer, path, Mixture.Q4_K_S)
     types = {tensor.name: tensor.type for tensor in done.tensors}
     assert types["blk.1.ffn_up_exps.weight"] is TensorType.Q4_K

@@ -15,7 +15,7 @@ from pyrllama.cli import figures
 from pyrllama.cli.model import ModelOptions, model_options
 from pyrllama.cli.options import PATH
 from pyrllama.cli.prompt import read_text
-from pyrllama.cli.terminal import stderr
+from pyrllama.cli.terminal import note, stderr
 from pyrllama.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -91,10 +91,16 @@ def imatrix(**values: Any) -> int:
     if options.as_json:
         click.echo(json.dumps(_report(found, seconds, options)))
     elif not options.quiet:
+        n = len(found.squares.sums)
         click.echo(
-            f"{options.output}: importance of {len(found.sums)} matrices from {found.chunks} "
-            f"chunks of {found.text.context} tokens, {seconds:.1f} s"
+            f"{options.output}: importance of {n} matrices from {found.chunks} chunks of "
+            f"{found.text.context} tokens, {seconds:.1f} s"
         )
+        if found.n_idle:
+            note(
+                f"{found.n_idle} of {found.n_of_experts} matrices of experts met no token: all "
+                f"their columns will count alike; a longer text reaches more of them"
+            )
     return 0
 
 
@@ -137,7 +143,8 @@ def _report(found: Collection, seconds: float, options: Options) -> dict[str, An
         "context": found.text.context,
         "chunks": found.chunks,
         "tokens": found.tokens,
-        "matrices": len(found.sums),
+        "matrices": len(found.squares.sums),
+        "idle_expert_matrices": found.n_idle,
         "seconds": seconds,
         "model": options.model_name,
         "backend": options.backend,

@@ -14,6 +14,7 @@ import numpy as np
 
 from pyrllama.cpu.activations import prepare, quantise
 from pyrllama.cpu.barrier import barrier, take
+from pyrllama.cpu.expert_squares import add_hidden, add_inputs, add_inputs_of_one
 from pyrllama.cpu.kernel import View, inline, part, view
 from pyrllama.cpu.norm import exponential, swiglu
 from pyrllama.cpu.products import chunk_of, form_for, multiply_groups, tiled, whole_blocks
@@ -216,12 +217,14 @@ def single_token(s: View, layer: View, m: View, row: int, counters: int, worker:
     while item < m.n_used * n_chunks:
         slot, first = item // n_chunks, item % n_chunks * chunk
         last = min(first + chunk, n_groups)
-        skip = load_i64(ids + 8 * slot) * MATRIX_BYTES
+        e = load_i64(ids + 8 * slot)
+        skip = e * MATRIX_BYTES
         gate, up = s.gate + slot * s.ffn_stride, s.up + slot * s.ffn_stride
         multiply_groups(s, layer.ffn_gate + skip, s.normed, row, 1, gate, 0, first, last, 0, worker)
         multiply_groups(s, layer.ffn_up + skip, s.normed, row, 1, up, 0, first, last, 0, worker)
         x, n = a.x + slot * a.x_stride + 64 * first, 16 * (last - first)
         swiglu(gate + 64 * first, up + 64 * first, x, n)
+        add_hidden(s, layer, e, a.x + slot * a.x_stride, first, last)
         weigh(x, n, load_f32(weights + 4 * slot))
         quantise(s.hidden, slot, slot, form, first // 2, (last + 1) // 2)
         item = take(counters, 1)
@@ -263,6 +266,7 @@ def inner_products(s: View, layer: View, m: View, counter: int, worker: int) -> 
         for r in range(n):
             x, place = a.x + r * a.x_stride + 64 * first, r * s.ffn_stride + 64 * first
             swiglu(gate + place, up + place, x, 16 * width)
+            add_hidden(s, layer, e, a.x + r * a.x_stride, first, last)
             weigh(x, 16 * width, load_f32(m.row_weights + 4 * (start + r)))
             prepare(hidden, r, form, first // 2, (last + 1) // 2)
         item = take(counter, 1)
@@ -303,6 +307,7 @@ def mix_experts(s: View, layer: View, row: int, counters: int, worker: int) -> N
     m, threads = Mixture(s.mixture), s.n_threads
     if s.n_tokens == 1:
         choose(m, 0, worker)
+        add_inputs_of_one(s, layer, m, row, worker)
         single_token(s, layer, m, row, counters, worker)
         return
     for t in range(worker, s.n_tokens, threads):
@@ -313,6 +318,7 @@ def mix_experts(s: View, layer: View, row: int, counters: int, worker: int) -> N
     barrier(s.team, threads)
     gather(s, layer, m, worker)
     barrier(s.team, threads)
+    add_inputs(s, layer, m, worker)
     inner_products(s, layer, m, counters, worker)
     barrier(s.team, threads)
     outer_products(s, layer, m, counters + LINE, worker)

@@ -16,7 +16,7 @@ from pyrllama.cpu.mixture import MixtureMemory, places_of
 from pyrllama.cpu.records import COUNTERS_A_LAYER, LAYER, LINE, STEP, Records
 from pyrllama.cpu.scratch import ActivationRows, Rows, panel_bytes, round_up
 from pyrllama.cpu.spans import Spans, attends_to_itself
-from pyrllama.cpu.square_sums import LAYER_INPUTS, SquareSums
+from pyrllama.cpu.square_sums import SQUARE_FIELDS, SquareSums
 from pyrllama.cpu.team import Team, fitting_patience, fitting_threads
 from pyrllama.cpu.weights import Matrices, read_vector
 from pyrllama.errors import BackendError, SettingError
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import Batch, Chunk, ModelConfig
+    from pyrllama.core import Batch, Chunk, InputSquares, ModelConfig
 
 MAX_BATCH_TOKENS = 512
 OUTPUT_NORM = "output_norm.weight"
@@ -282,19 +282,13 @@ class CpuModel:
         del tables
 
     @contextmanager
-    def input_squares(self) -> Iterator[dict[str, NDArray[np.float64]]]:
-        """Add up the squares of the inputs of every matrix, column by column, while it is open.
-
-        What it gives are the sums by the matrices' names, ``(cols,)``.  Raises ``BackendError``
-        for a model with experts.
-        """
-        if self.config.experts:
-            raise BackendError("the importance of experts cannot be collected yet")
-        squares = SquareSums(self.config, self._output_name)
-        off = dict.fromkeys(LAYER_INPUTS, 0)
-        self._count_squares(squares.layers, squares.output)
+    def input_squares(self) -> Iterator[InputSquares]:
+        """Add up the squares of the inputs of every matrix, column by column, while it is open."""
+        counted = SquareSums(self.config, self._output_name)
+        off = dict.fromkeys(SQUARE_FIELDS, 0)
+        self._count_squares(counted.layers, counted.output)
         try:
-            yield squares.by_matrix
+            yield counted.squares
         finally:
             self._count_squares([off] * self.config.n_layers, 0)
 

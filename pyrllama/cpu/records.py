@@ -152,8 +152,10 @@ LAYER = Record(
         "router",  # MATRIX; of experts, the three of the FFN are the first of so many records
         "attn_squares",  # float64 sums of squares of what the matrices multiply, (columns,);
         "attended_squares",  # 0 while nobody counts them
-        "ffn_squares",
-        "hidden_squares",
+        "ffn_squares",  # of experts, what the router multiplies
+        "expert_squares",  # (experts, columns): of the tokens that chose each
+        "hidden_squares",  # of experts (experts, columns)
+        "expert_tokens",  # (experts,) int64: how many tokens chose each
     ),
 )
 """The weights of a layer: addresses of float32 vectors (norms) and of MATRIX records."""

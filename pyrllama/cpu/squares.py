@@ -6,7 +6,7 @@ thread a column, so that the sums do not depend on the threads or on how a text 
 
 from __future__ import annotations
 
-from pyrllama.cpu.kernel import kernel, part, view
+from pyrllama.cpu.kernel import inline, kernel, part, view
 from pyrllama.cpu.records import ACTIVATIONS
 from pyrllama.cpu.simd import load_f32x16, load_f64x16, store, widen_f32
 
@@ -24,14 +24,22 @@ def add_squares(
     if sums == 0:
         return
     a = Activations(activations)
-    start = a.x + row * a.x_stride
-    for column in range(16 * worker, a.n_cols, 16 * n_threads):
+    x = a.x + row * a.x_stride
+    add_columns(x, a.x_stride, n_rows, sums, 16 * worker, a.n_cols, 16 * n_threads)
+
+
+@inline
+def add_columns(
+    x: int, stride: int, n_rows: int, sums: int, first: int, last: int, step: int
+) -> None:
+    """Add the squares of the 16 columns at each ``step`` of rows that begin at ``x``."""
+    for column in range(first, last, step):
         total = load_f64x16(sums + 8 * column)
-        x = start + 4 * column
+        place = x + 4 * column
         for _ in range(n_rows):
-            value = widen_f32(load_f32x16(x))
+            value = widen_f32(load_f32x16(place))
             total = total + value * value
-            x += a.x_stride
+            place += stride
         store(sums + 8 * column, total)
 
 

@@ -162,6 +162,7 @@ def mixture(s: View, layer: View, counters: int, worker: int) -> None:
     if n == 1:  # experts take rows of their own otherwise
         forms |= form_for(layer.ffn_gate, 1) | form_for(layer.ffn_up, 1)
     row = normalise_all(s, layer.ffn_norm, forms, worker)
+    add_squares(s.normed, row, n, layer.ffn_squares, worker, s.n_threads)
     counter = counters + 3 * LINE
     multiply(s, layer.router, s.normed, row, n, m.logits, m.logits_stride, counter, worker, 0, 0)
     barrier(s.team, s.n_threads)

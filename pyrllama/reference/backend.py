@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pyrllama.errors import BackendError
+from pyrllama.core import InputSquares
 from pyrllama.kvcache import blocks_for
 from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING, is_router
 from pyrllama.quants import block_size, dequantize, quantize
@@ -23,6 +23,17 @@ if TYPE_CHECKING:
     from pyrllama.core import Batch, ModelConfig, TensorType
 
 MAX_BATCH_TOKENS = 64
+
+
+class _Count(NamedTuple):
+    """What one matrix has multiplied: sums of squares by column, and how many rows, ``(1,)``."""
+
+    sums: NDArray[np.float64]
+    rows: NDArray[np.int64]
+
+    def add(self, x: NDArray[np.float32]) -> None:
+        self.sums[:] += np.square(x, dtype=np.float64).sum(axis=0)
+        self.rows[:] += len(x)
 
 
 class ReferenceBackend:
@@ -52,9 +63,14 @@ class ReferenceBackend:
         self.kv_bytes_per_token = cached_numbers * np.dtype(np.float32).itemsize
         self.block_format = f"reference float32 {self.config.n_layers}x{self.config.kv_dim}"
         self._weights = weights
-        self._squares: dict[int, NDArray[np.float64]] = {}
+        self._counts: dict[int, _Count] = {}
         self._model = ReferenceModel(
-            self.config, weights, self.n_blocks, matmul=self._multiply, max_seq_len=max_seq_len
+            self.config,
+            weights,
+            self.n_blocks,
+            matmul=self._multiply,
+            router_matmul=self._multiply,
+            max_seq_len=max_seq_len,
         )
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
@@ -75,29 +91,26 @@ class ReferenceBackend:
         self._model.write_block(block, data)
 
     @contextmanager
-    def input_squares(self) -> Iterator[dict[str, NDArray[np.float64]]]:
-        """Add up the squares of every matrix's inputs; see ``collecting.SquareCounter``.
-
-        Raises ``BackendError`` for a model with experts.
-        """
-        if self.config.experts:
-            raise BackendError("the importance of experts cannot be collected yet")
+    def input_squares(self) -> Iterator[InputSquares]:
+        """Add up the squares of every matrix's inputs; see ``collecting.SquareCounter``."""
         unread = TOKEN_EMBEDDING if OUTPUT in self._weights else None
-        sums = {
-            name: np.zeros(values.shape[1])
-            for name, values in self._weights.items()
-            if values.ndim == 2 and name != unread
-        }
-        self._squares = {id(self._weights[name]): squares for name, squares in sums.items()}
+        matrices = {n: w for n, w in self._weights.items() if w.ndim > 1 and n != unread}
+        sums = {name: np.zeros((*w.shape[:-2], w.shape[-1])) for name, w in matrices.items()}
+        tokens = {n: np.zeros(len(w), np.int64) for n, w in matrices.items() if w.ndim == 3}
+        for name, w in matrices.items():
+            rows = tokens.get(name, np.zeros(1, np.int64))
+            by_matrix = sums[name].reshape(len(rows), -1)
+            for i, matrix in enumerate(w.reshape(len(rows), -1, w.shape[-1])):
+                self._counts[matrix.ctypes.data] = _Count(by_matrix[i], rows[i : i + 1])
         try:
-            yield sums
+            yield InputSquares(sums, tokens)
         finally:
-            self._squares = {}
+            self._counts = {}
 
     def _multiply(self, x: NDArray[np.float32], w: NDArray[np.float32]) -> NDArray[np.float32]:
         """Multiply, and count the inputs where that is wanted."""
-        if self._squares:
-            self._squares[id(w)] += np.square(x, dtype=np.float64).sum(axis=0)
+        if self._counts:
+            self._counts[w.ctypes.data].add(x)
         return ops.matmul(x, w)
 
     def close(self) -> None:

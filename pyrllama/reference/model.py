@@ -41,7 +41,8 @@ class ReferenceModel:
 
     ``weights`` are float32 by GGUF name, matrices ``(outputs, inputs)``.  ``kv_dtype`` float16
     rounds keys and values as a backend with a half-precision cache stores them, and
-    ``matmul`` may be ``ops.matmul_int8``, the product of the kernels for quantised weights.
+    ``matmul`` may be ``ops.matmul_int8``, the product of the kernels for quantised weights; that
+    of routers is apart, as neither they nor what they multiply are quantised.
     ``max_seq_len`` is the context for which dynamic RoPE scaling is made, by default all blocks.
     """
 
@@ -53,12 +54,14 @@ class ReferenceModel:
         *,
         kv_dtype: DTypeLike = np.float32,
         matmul: Matmul = ops.matmul,
+        router_matmul: Matmul = ops.matmul,
         max_seq_len: int | None = None,
     ) -> None:
         self.config = config
         self.n_blocks = n_blocks
         self._weights = weights
         self._matmul = matmul
+        self._router_matmul = router_matmul
         n_slots = n_blocks * BLOCK_TOKENS
         cache_shape = (config.n_layers, n_slots, config.n_kv_heads, config.head_dim)
         self._keys = np.zeros(cache_shape, kv_dtype)
@@ -156,8 +159,7 @@ class ReferenceModel:
 
     def _mixture(self, h: Matrix, router: Matrix, spec: Experts, experts: list[Matrix]) -> Matrix:
         """Return what the experts that each token chooses give it, times their weights."""
-        # The router is never quantised, nor is what it multiplies.
-        logits = ops.matmul(h, router)
+        logits = self._router_matmul(h, router)
         chosen, weights = ops.choose_experts(logits, spec.used, normalised=spec.normalised)
         total = np.zeros_like(h)
         for expert in np.unique(chosen):

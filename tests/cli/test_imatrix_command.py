@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from support.tiny_models import MemoryCheckpoint, random_weights, tiny_config
 
+from pyrllama.convert import export_gguf
+from pyrllama.core import Experts, TensorType
 from pyrllama.importance import read_importance
 from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING
 
@@ -58,6 +61,30 @@ def test_it_writes_what_quantize_takes(
     assert weighed == set(read.columns)
 
 
+@pytest.fixture
+def mixture(data: Path, tmp_path: Path) -> Path:
+    """Return a random model with so many experts that few tokens do not reach all of them."""
+    config = tiny_config(vocab_size=512, experts=Experts(60, 2))
+    path = tmp_path / "mixture.gguf"
+    checkpoint = MemoryCheckpoint(config, random_weights(config))
+    export_gguf(checkpoint, data / "models" / "tok512.model", path, TensorType.F32)
+    return path
+
+
+def test_experts_are_collected_and_used(run: Run, collect: Run, mixture: Path) -> None:
+    done = collect("--model-path", mixture)
+    path = mixture.with_name("i.gguf")
+    assert done.out.startswith(f"{path}: importance of 16 matrices from 3 chunks of 32 tokens, ")
+    idle = json.loads(collect("--model-path", mixture, "--json").out)["idle_expert_matrices"]
+    assert 0 < idle < 360
+    assert f"{idle} of 360 matrices of experts met no token: all their columns" in done.err
+    target = mixture.with_name("q.gguf")
+    done = run("quantize", mixture, target, "--type", "Q4_0", "--imatrix", path, "--json")
+    weighed = {tensor["name"] for tensor in json.loads(done.out)["tensors"] if tensor["importance"]}
+    assert weighed == set(read_importance(path).columns)
+    assert "blk.1.ffn_down_exps.weight" in weighed
+
+
 def test_json(collect: Run, tmp_path: Path, text: Path) -> None:
     done = collect("--json", "--max-threads", "2")
     assert done.err == ""
@@ -65,7 +92,7 @@ def test_json(collect: Run, tmp_path: Path, text: Path) -> None:
     assert report["output"] == str(tmp_path / "i.gguf")
     assert report["text"] == str(text)
     assert (report["context"], report["chunks"], report["tokens"]) == (32, 3, 96)
-    assert report["matrices"] == 35
+    assert (report["matrices"], report["idle_expert_matrices"]) == (35, 0)
     assert report["seconds"] > 0
     assert (report["backend"], report["threads"]) == ("reference", 2)
     assert "numpy" in report["versions"]

@@ -67,13 +67,13 @@ def test_nothing_is_counted_where_nobody_asks(isa: Isa) -> None:
 
 def counted(model: CpuModel | ReferenceBackend, sizes: list[int]) -> Sums:
     """Return the sums over ``TOKENS``, from a pass for every size."""
-    with model.input_squares() as sums:
+    with model.input_squares() as squares:
         start = 0
         for size in sizes:
             model.forward(Batch((chunk_of(TOKENS[start : start + size], start),)))
             start += size
     assert start == len(TOKENS)
-    return dict(sums)
+    return dict(squares.sums)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -139,9 +139,10 @@ def test_neither_cuts_nor_threads_change_a_bit(isa: Isa, kind: TensorType) -> No
 def test_only_wanted_logits_count_for_the_output() -> None:
     with (
         cpu_model(CONFIG, WEIGHTS, EXACT_ISAS[0], TensorType.F32) as model,
-        model.input_squares() as sums,
+        model.input_squares() as squares,
     ):
         model.forward(Batch((chunk_of(TOKENS[:20], outputs=0),)))
+        sums = squares.sums
         assert not sums[OUTPUT].any()
         assert sums["blk.0.attn_q.weight"].all()
         assert sums["blk.0.attn_q.weight"] is sums["blk.0.attn_v.weight"]

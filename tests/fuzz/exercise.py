@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
-from fuzz.seeds import MODEL, Kind
+from fuzz.seeds import MIXTURE, MODEL, Kind
 from support.tiny_models import MemoryCheckpoint, random_weights
 
 from pyrllama.checkpoints import open_checkpoint
@@ -136,7 +136,7 @@ def _use_importance(path: Path, folder: Path) -> None:
     target = folder / "quantised.gguf"
     with suppress(RllamaError):
         quantize_checkpoint(
-            MemoryCheckpoint(MODEL, random_weights(MODEL)),
+            MemoryCheckpoint(MIXTURE, random_weights(MIXTURE)),
             path.with_name("tokenizer.model"),
             target,
             Mixture.Q4_0,

@@ -103,6 +103,7 @@ def _written(write: Callable[[Path], object]) -> dict[str, bytes]:
 
 
 MODEL = tiny_config(vocab_size=VOCAB, dim=32, n_layers=1, ffn_dim=32, head_dim=8)
+MIXTURE = dataclasses.replace(MODEL, experts=Experts(3, 2))
 """The sizes of the models, but of the one with blocks of 256 numbers."""
 
 
@@ -293,10 +294,11 @@ def _end_of(content: bytes, rng: random.Random) -> bytes:
 
 def _importance_seed() -> Seed:
     sums = {
-        name: np.linspace(0.0, 9.0, values.shape[1])
-        for name, values in random_weights(MODEL).items()
-        if values.ndim == 2
+        name: np.linspace(0.0, 9.0, values[..., 0, :].size).reshape(values[..., 0, :].shape)
+        for name, values in random_weights(MIXTURE).items()
+        if values.ndim > 1
     }
+    counts = {1: np.array([64.0]), 2: np.array([[48.0], [80.0], [0.0]])}
     metadata = {
         "general.type": "imatrix",
         "imatrix.datasets": ["d"],
@@ -306,7 +308,7 @@ def _importance_seed() -> Seed:
     tensors = {
         name + ending: (TensorType.F32, values.astype(np.float32))
         for name, columns in sums.items()
-        for ending, values in ((".in_sum2", columns), (".counts", np.array([64.0])))
+        for ending, values in ((".in_sum2", columns), (".counts", counts[columns.ndim]))
     }
     content = _gguf_bytes(metadata, tensors)
     semantic = partial(_in_gguf, metadata, tensors, content)
