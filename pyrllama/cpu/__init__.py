@@ -1,6 +1,6 @@
 """The CPU backend: kernels in Python, compiled for the very CPU that they run on.
 
-Reading order: ``simd.py`` (vectors), ``isa.py`` (what differs between CPUs), ``layout.py`` and
+Reading order: ``vectors.py``, ``isa.py`` (what differs between CPUs), ``layout.py`` and
 ``matvec.py`` (weights), ``attention.py``, ``step.py`` (a whole forward pass), then
 ``compiler.py``, ``team.py`` and ``model.py``, which set it in motion.
 """

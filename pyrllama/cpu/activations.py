@@ -17,7 +17,7 @@ the products of such rows are stored and never read.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,7 +34,6 @@ from pyrllama.cpu.records import (
     WIDE_BYTES,
 )
 from pyrllama.cpu.simd import (
-    Lanes,
     as_i32,
     load_f32x16,
     load_i32,
@@ -47,6 +46,9 @@ from pyrllama.cpu.simd import (
     sum_i32,
     truncate_to_i32,
 )
+
+if TYPE_CHECKING:
+    from pyrllama.cpu.vectors import Lanes
 
 Activations = view(ACTIVATIONS)
 

@@ -27,6 +27,7 @@ from pyrllama.core import BLOCK_TOKENS
 from pyrllama.cpu.attention_blocks import NARROW, WIDE, Shapes, block_products
 from pyrllama.cpu.attention_rows import clear, copy_row, merge, softmax, write_row
 from pyrllama.cpu.barrier import atomic_add, atomic_store
+from pyrllama.cpu.instructions import prefetch
 from pyrllama.cpu.kernel import KernelFunction, View, inline, kernel, part, view
 from pyrllama.cpu.kv_cache import (
     Q8_BLOCK_BYTES,
@@ -39,16 +40,12 @@ from pyrllama.cpu.kv_cache import (
     unpack_q8_0_values,
 )
 from pyrllama.cpu.records import ACTIVATIONS, PART_TOKENS, SCORES_STEP, SPAN, STEP
-from pyrllama.cpu.simd import (
-    Lanes,
-    load_f32x16,
-    load_i64,
-    prefetch,
-    square_root,
-)
+from pyrllama.cpu.simd import load_f32x16, load_i64, square_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pyrllama.cpu.vectors import Lanes
 
     Unpacker = Callable[[int, int, int, int], int]
 

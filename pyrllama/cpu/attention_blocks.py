@@ -17,7 +17,7 @@ from pyrllama.cpu.register_tiles import Tile, tile_operations
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyrllama.cpu.simd import Lanes
+    from pyrllama.cpu.vectors import Lanes
 
 
 class Shapes(NamedTuple):

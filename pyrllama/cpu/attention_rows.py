@@ -6,14 +6,13 @@ score that exponentials are taken less of, and the sum of the weights.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pyrllama.cpu.kernel import inline
 from pyrllama.cpu.norm import exponential
 from pyrllama.cpu.simd import (
-    Lanes,
     first_lane,
     keep_first,
     load_f32,
@@ -24,6 +23,9 @@ from pyrllama.cpu.simd import (
     store,
     sum_f32,
 )
+
+if TYPE_CHECKING:
+    from pyrllama.cpu.vectors import Lanes
 
 f32 = np.float32
 LOWEST: Any = f32(-1e30)

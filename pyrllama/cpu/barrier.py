@@ -14,6 +14,7 @@ from llvmlite import ir
 from numba import types
 
 from pyrllama.cpu import waiting
+from pyrllama.cpu.instructions import pause
 from pyrllama.cpu.kernel import call, inline, kernel, part
 from pyrllama.cpu.records import (
     ARGUMENT,
@@ -26,7 +27,8 @@ from pyrllama.cpu.records import (
     PHASE,
     SLEEPERS,
 )
-from pyrllama.cpu.simd import I32, I64, call_llvm, instruction, load_i64, pause, pointer, store
+from pyrllama.cpu.simd import load_i64, store
+from pyrllama.cpu.vectors import I32, I64, call_llvm, instruction, pointer
 
 
 @instruction

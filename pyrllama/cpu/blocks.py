@@ -12,6 +12,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pyrllama.cpu.formats import Dot, Format, Head
+from pyrllama.cpu.instructions import (
+    half_to_float,
+    lookup_in,
+    run_scale,
+    signed_dot,
+    signed_start,
+    symmetric_dot,
+    unsigned_dot,
+    unsigned_end,
+    unsigned_start,
+)
 from pyrllama.cpu.kernel import inline
 from pyrllama.cpu.levels import PAIRS, Read, read_levels
 from pyrllama.cpu.row_vectors import (
@@ -23,27 +34,19 @@ from pyrllama.cpu.row_vectors import (
     unsigned_start_rows,
 )
 from pyrllama.cpu.simd import (
-    Lanes,
     as_f32,
-    half_to_float,
     load_i8x16,
     load_i16x16,
-    lookup_in,
-    run_scale,
-    signed_dot,
-    signed_start,
     splat_f32,
     splat_i32,
-    symmetric_dot,
     to_f32,
-    unsigned_dot,
-    unsigned_end,
-    unsigned_start,
     widen_i8,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pyrllama.cpu.vectors import Lanes
 
 f32 = np.float32
 

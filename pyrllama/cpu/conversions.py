@@ -13,16 +13,13 @@ import numpy as np
 
 from pyrllama.cpu.blocks import blocks_of
 from pyrllama.cpu.formats import FORMATS
+from pyrllama.cpu.instructions import float_to_half, fused_multiply_add, half_to_float
 from pyrllama.cpu.kernel import KernelFunction, inline, kernel
 from pyrllama.cpu.layout import interleave_head, values_of
 from pyrllama.cpu.norm import absolute
 from pyrllama.cpu.simd import (
-    Lanes,
     as_i32,
     first_lane,
-    float_to_half,
-    fused_multiply_add,
-    half_to_float,
     load_f32,
     load_f32x16,
     load_i8x16,
@@ -46,6 +43,7 @@ from pyrllama.cpu.stored import taker
 
 if TYPE_CHECKING:
     from pyrllama.core import TensorType
+    from pyrllama.cpu.vectors import Lanes
 
 f32 = np.float32
 SMALLEST_SCALE = f32(2.0**-128)

@@ -11,7 +11,7 @@ from numba.core import cgutils
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
 from numba.extending import lower_getattr_generic, models, register_model
 
-from pyrllama.cpu import simd
+from pyrllama.cpu import vectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +70,7 @@ class RecordView(types.Type):
 @register_model(RecordView)
 class _RecordViewModel(models.PrimitiveModel):
     def __init__(self, manager: Any, record_view: RecordView) -> None:
-        super().__init__(manager, record_view, simd.I64)
+        super().__init__(manager, record_view, vectors.I64)
 
 
 @infer_getattr
@@ -84,9 +84,9 @@ class _RecordViewAttributes(AttributeTemplate):
 
 
 def _read_field(_context: Any, builder: Any, kind: Any, address: Any, field: str) -> Any:
-    element = simd.F32 if field in kind.record.floats else simd.I64
-    place = builder.add(address, simd.I64(kind.record.offset(field)))
-    return builder.load(simd.pointer(builder, place, element), align=4)
+    element = vectors.F32 if field in kind.record.floats else vectors.I64
+    place = builder.add(address, vectors.I64(kind.record.offset(field)))
+    return builder.load(vectors.pointer(builder, place, element), align=4)
 
 
 lower_getattr_generic(RecordView)(_read_field)
@@ -96,20 +96,20 @@ def view(record: Record) -> Callable[[int], Any]:
     """Return a function for kernels that looks at an address as a record of this layout."""
     record_view = RecordView(record)
 
-    @simd.instruction
+    @vectors.instruction
     def look(_typing: Any, address: Any) -> Any:
         return record_view(types.int64), lambda _context, _builder, _sig, args: args[0]
 
     return look
 
 
-@simd.instruction
+@vectors.instruction
 def call(_typing: Any, address: Any, *arguments: Any) -> Any:
     """Call a kernel by its address; every argument is an int64."""
     count = len(arguments)
 
     def build(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [simd.I64] * count)
+        kind = ir.FunctionType(ir.VoidType(), [vectors.I64] * count)
         function = builder.inttoptr(args[0], kind.as_pointer())
         builder.call(function, cgutils.unpack_tuple(builder, args[1], count))
         return context.get_dummy_value()

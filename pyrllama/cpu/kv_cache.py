@@ -17,15 +17,12 @@ import numpy as np
 
 from pyrllama.core import BLOCK_TOKENS
 from pyrllama.cpu.activations import factor_of, greatest_magnitude, quantise_values, scale_of
+from pyrllama.cpu.instructions import float_to_half, fused_multiply_add, half_to_float, prefetch
 from pyrllama.cpu.kernel import KernelFunction, View, inline, kernel, view
 from pyrllama.cpu.norm import normalise_head
 from pyrllama.cpu.records import LAYER, STEP
 from pyrllama.cpu.simd import (
-    Lanes,
     first_lane,
-    float_to_half,
-    fused_multiply_add,
-    half_to_float,
     keep_first,
     load_f32,
     load_f32x16,
@@ -34,7 +31,6 @@ from pyrllama.cpu.simd import (
     load_i64,
     load_u8,
     load_u16,
-    prefetch,
     splat_f32,
     store,
     swap_pairs,
@@ -44,6 +40,8 @@ from pyrllama.cpu.simd import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pyrllama.cpu.vectors import Lanes
 
 Step = view(STEP)
 Layer = view(LAYER)

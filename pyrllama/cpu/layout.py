@@ -18,21 +18,19 @@ import numpy as np
 from pyrllama.cpu.barrier import take as take_number
 from pyrllama.cpu.blocks import blocks_of
 from pyrllama.cpu.formats import FORMATS, format_named
+from pyrllama.cpu.instructions import half_to_float, lookup_in
 from pyrllama.cpu.kernel import KernelFunction, call, inline, kernel, part, view
 from pyrllama.cpu.levels import PAIRS, over_pairs, put_levels
 from pyrllama.cpu.records import MATRIX, PACKING
 from pyrllama.cpu.simd import (
-    Lanes,
     as_i8,
     as_i32,
     first_lane,
-    half_to_float,
     lane_of,
     load_f32,
     load_i32,
     load_u8,
     load_u16,
-    lookup_in,
     narrow_to_i16,
     scratch,
     splat_i32,
@@ -46,6 +44,7 @@ if TYPE_CHECKING:
 
     from pyrllama.core import TensorType
     from pyrllama.cpu.formats import Format
+    from pyrllama.cpu.vectors import Lanes
 
 Matrix = view(MATRIX)
 Packing = view(PACKING)

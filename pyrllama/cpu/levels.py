@@ -12,7 +12,8 @@ from typing import Any
 
 from pyrllama.cpu.formats import PLACES, Bits
 from pyrllama.cpu.kernel import inline
-from pyrllama.cpu.simd import Lanes, as_i8, load_i8x64, load_i32x16, store
+from pyrllama.cpu.simd import as_i8, load_i8x64, load_i32x16, store
+from pyrllama.cpu.vectors import Lanes
 
 PAIRS = 4
 """Pairs of vectors in the levels of 32 columns."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyrllama.cpu import activations as forms
 from pyrllama.cpu.formats import format_named
+from pyrllama.cpu.instructions import has_assembly
 from pyrllama.cpu.kernel import KernelFunction, View, inline, kernel, view
 from pyrllama.cpu.matvec import FLOAT_TYPES
 from pyrllama.cpu.panels import (
@@ -55,12 +56,13 @@ from pyrllama.cpu.short_panels import (
     unpack_short_panel,
     widen_rows,
 )
-from pyrllama.cpu.simd import Lanes, has_assembly, load_f32x16, store
+from pyrllama.cpu.simd import load_f32x16, store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyrllama.cpu.formats import Format
+    from pyrllama.cpu.vectors import Lanes
 
 Matrix = view(MATRIX)
 Activations = view(ACTIVATIONS)

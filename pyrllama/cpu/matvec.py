@@ -18,28 +18,24 @@ import numpy as np
 
 from pyrllama.cpu.blocks import blocks_of
 from pyrllama.cpu.formats import format_named
+from pyrllama.cpu.instructions import fused_multiply_add, half_to_float, hide, keep_order, prefetch
 from pyrllama.cpu.kernel import KernelFunction, View, inline, kernel, view
 from pyrllama.cpu.levels import PAIRS, over_pairs
 from pyrllama.cpu.records import ACTIVATIONS, MATRIX, SUMS, WIDE_BYTES
 from pyrllama.cpu.simd import (
-    Lanes,
     as_f32,
     as_i8,
-    fused_multiply_add,
-    half_to_float,
-    hide,
-    keep_order,
     load_f32,
     load_f32x16,
     load_i16x16,
     load_i32,
-    prefetch,
     splat_f32,
     splat_i32,
     store,
     to_f32,
     widen_u16,
 )
+from pyrllama.cpu.vectors import Lanes
 
 if TYPE_CHECKING:
     from pyrllama.cpu.formats import Format

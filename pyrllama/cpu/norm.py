@@ -5,14 +5,15 @@ Every row is padded with zeros to whole vectors, so that no loop has a remainder
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+from pyrllama.cpu.instructions import fused_multiply_add
 from pyrllama.cpu.kernel import inline, kernel, part
 from pyrllama.cpu.simd import (
-    Lanes,
     as_f32,
     as_i32,
-    fused_multiply_add,
     keep_first,
     load_f32,
     load_f32x16,
@@ -24,6 +25,9 @@ from pyrllama.cpu.simd import (
     sum_f32,
     truncate_to_i32,
 )
+
+if TYPE_CHECKING:
+    from pyrllama.cpu.vectors import Lanes
 
 f32 = np.float32
 ZERO = f32(0.0)

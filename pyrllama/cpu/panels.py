@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyrllama.cpu import activations as forms
 from pyrllama.cpu.blocks import blocks_of
+from pyrllama.cpu.instructions import has_assembly, hide, prefetch
 from pyrllama.cpu.kernel import inline
 from pyrllama.cpu.levels import PAIRS, Step, over_pairs
 from pyrllama.cpu.records import PANEL_BYTES
@@ -28,17 +29,8 @@ from pyrllama.cpu.row_vectors import (
 )
 from pyrllama.cpu.section_sums import OPERANDS_BYTES, no_sums, sums_of_sections
 from pyrllama.cpu.sections import OFFSET, SUMS_BYTES
-from pyrllama.cpu.simd import (
-    Lanes,
-    has_assembly,
-    hide,
-    load_f32x16,
-    load_i8x64,
-    load_i32x16,
-    prefetch,
-    splat_i32,
-    store,
-)
+from pyrllama.cpu.simd import load_f32x16, load_i8x64, load_i32x16, splat_i32, store
+from pyrllama.cpu.vectors import Lanes
 
 if TYPE_CHECKING:
     from pyrllama.cpu.formats import Format

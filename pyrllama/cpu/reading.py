@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from pyrllama.cpu.instructions import prefetch
 from pyrllama.cpu.kernel import KernelFunction, inline, kernel, view
 from pyrllama.cpu.records import READING
-from pyrllama.cpu.simd import Lanes, load_i32x16, prefetch, splat_i32, store
+from pyrllama.cpu.simd import load_i32x16, splat_i32, store
+
+if TYPE_CHECKING:
+    from pyrllama.cpu.vectors import Lanes
 
 Reading = view(READING)
 

@@ -11,16 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from numba import types
 from numba.core import cgutils
 
-from pyrllama.cpu.simd import (
-    F32,
-    I64,
-    call_llvm,
-    constant,
-    f32x16,
-    instruction,
-    pointer,
-    spread,
-)
+from pyrllama.cpu.vectors import F32, I64, call_llvm, constant, f32x16, instruction, pointer, spread
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from numba import types
 from numba.core import cgutils
 
-from pyrllama.cpu.simd import (
+from pyrllama.cpu.vectors import (
     F32,
     I32,
     I64,

@@ -9,9 +9,10 @@ from numba import types
 
 from pyrllama.cpu import activations as forms
 from pyrllama.cpu import sections
+from pyrllama.cpu.instructions import hide, machine_operation
 from pyrllama.cpu.kernel import inline
 from pyrllama.cpu.levels import PAIRS
-from pyrllama.cpu.simd import hide, machine_operation, splat_i32, store
+from pyrllama.cpu.simd import splat_i32, store
 
 if TYPE_CHECKING:
     from pyrllama.cpu.formats import Format

@@ -14,22 +14,14 @@ from numba import types
 from pyrllama.cpu import activations as forms
 from pyrllama.cpu import shorts
 from pyrllama.cpu.blocks import blocks_of
+from pyrllama.cpu.instructions import machine_operation, run_scale
 from pyrllama.cpu.kernel import inline
 from pyrllama.cpu.levels import over_pairs
 from pyrllama.cpu.panels import over_panel
 from pyrllama.cpu.records import PANEL_BLOCKS
 from pyrllama.cpu.row_vectors import load_sums, scale_rows
-from pyrllama.cpu.simd import (
-    Lanes,
-    i8x64,
-    i32x16,
-    load_f32x16,
-    load_i8x64,
-    machine_operation,
-    run_scale,
-    splat_i32,
-    store,
-)
+from pyrllama.cpu.simd import load_f32x16, load_i8x64, splat_i32, store
+from pyrllama.cpu.vectors import Lanes, i8x64, i32x16
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -24,27 +24,28 @@ import numpy as np
 
 from pyrllama.cpu.blocks import blocks_of
 from pyrllama.cpu.formats import format_named
-from pyrllama.cpu.kernel import KernelFunction, inline, kernel, view
-from pyrllama.cpu.levels import PAIRS, over_pairs
-from pyrllama.cpu.records import ACTIVATIONS, MATRIX, TILE_BLOCKS, TILE_ROWS
-from pyrllama.cpu.simd import (
-    Lanes,
-    as_f32,
-    as_i32,
+from pyrllama.cpu.instructions import (
     fused_multiply_add,
     half_to_float,
-    load_f32x16,
-    load_i16x16,
     prefetch,
-    splat_f32,
-    splat_i32,
-    store,
     tile_configure,
     tile_dot,
     tile_load,
     tile_release,
     tile_store,
     tile_zero,
+)
+from pyrllama.cpu.kernel import KernelFunction, inline, kernel, view
+from pyrllama.cpu.levels import PAIRS, over_pairs
+from pyrllama.cpu.records import ACTIVATIONS, MATRIX, TILE_BLOCKS, TILE_ROWS
+from pyrllama.cpu.simd import (
+    as_f32,
+    as_i32,
+    load_f32x16,
+    load_i16x16,
+    splat_f32,
+    splat_i32,
+    store,
     widen_u16,
 )
 
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyrllama.cpu.formats import Format
+    from pyrllama.cpu.vectors import Lanes
 
 Matrix = view(MATRIX)
 Activations = view(ACTIVATIONS)

@@ -11,7 +11,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from pyrllama.cpu.simd import I16, I32, I64, instruction, pointer, shuffle
+from pyrllama.cpu.vectors import I16, I32, I64, instruction, pointer, shuffle
 
 ROWS = 16
 _WORDS, _HALVES = ir.VectorType(I32, 4), ir.VectorType(I16, 8)

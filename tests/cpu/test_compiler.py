@@ -217,7 +217,7 @@ checkpoint = MemoryCheckpoint(config, random_weights(config))
 model = load_model(checkpoint, type=TensorType.Q8_0, max_seq_len=64, threads=2)
 logits = logits_of(model, range(40))
 model.close()
-heavy = ("numba", "pyrllama.cpu.step", "pyrllama.cpu.simd", "pyrllama.cpu.layout")
+heavy = ("numba", "pyrllama.cpu.step", "pyrllama.cpu.vectors", "pyrllama.cpu.layout")
 print(json.dumps([[name for name in heavy if name in sys.modules], logits[-1].tolist()]))
 """
 
