@@ -9,17 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyrllama.core import (
-    CacheMiss,
-    Completion,
-    FinishReason,
-    ModelConfig,
-    Sampling,
-    Timings,
-    Token,
-    TopLogprobs,
-)
+from pyrllama.core import CacheMiss, Completion, FinishReason, Sampling, Timings, Token, TopLogprobs
 from pyrllama.errors import RllamaError
+from pyrllama.model_config import ModelConfig
 
 if TYPE_CHECKING:
     from pyrllama.asynchronous import AsyncLlama

@@ -49,7 +49,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pyrllama.core import LogitRow, ModelConfig, Request
+    from pyrllama.core import LogitRow, Request
+    from pyrllama.model_config import ModelConfig
     from pyrllama.speculation import Speculation
 
     Rows = NDArray[np.float32]

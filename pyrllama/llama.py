@@ -41,13 +41,15 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pyrllama.core import Completion, ModelConfig, Sampling, TensorType
+    from pyrllama.core import Completion, Sampling
     from pyrllama.engine import Model
     from pyrllama.loading import Progress
     from pyrllama.memory import MemoryNeed
+    from pyrllama.model_config import ModelConfig
     from pyrllama.opencl.plan import Plan
     from pyrllama.prefix import PrefixCache
     from pyrllama.speculation import Speculation
+    from pyrllama.tensors import TensorType
     from pyrllama.tokenizer import Tokenizer
 
 

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyrllama.core import TensorType
 from pyrllama.errors import SettingError, UnsupportedTypeError
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     import os
 
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import ModelConfig
     from pyrllama.engine import Model
     from pyrllama.memory import MemoryNeed
+    from pyrllama.model_config import ModelConfig
     from pyrllama.opencl.plan import Plan
 
 Progress = Callable[[int, int], None]

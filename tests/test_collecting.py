@@ -11,12 +11,12 @@ from support.tiny_models import MemoryCheckpoint, random_weights, tiny_config
 
 import pyrllama
 from pyrllama.checkpoints.gguf_file import GgufFile
-from pyrllama.core import Batch, TensorInfo, TensorType
 from pyrllama.errors import BackendError, PromptError
 from pyrllama.importance import read_importance
 from pyrllama.llama import Llama
 from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING
 from pyrllama.reference.backend import ReferenceBackend
+from pyrllama.tensors import TensorInfo, TensorType
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pyrllama.collecting import Collection
+    from pyrllama.core import Batch
 
 CONFIG = tiny_config(vocab_size=258)
 WEIGHTS = random_weights(CONFIG, seed=1)

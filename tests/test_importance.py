@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pyrllama.checkpoints.gguf_writer import PendingTensor, write_gguf
-from pyrllama.core import TensorInfo, TensorType
 from pyrllama.errors import CheckpointError, CorruptFileError, TensorError, UnknownFormatError
 from pyrllama.importance import read_importance
+from pyrllama.tensors import TensorInfo, TensorType
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,7 @@ import pytest
 from support.fake_model import BOS, EOS, VOCAB_SIZE, ByteTokenizer, FakeModel, next_token
 
 import pyrllama
-from pyrllama.core import FinishReason, Sampling, TensorType
+from pyrllama.core import FinishReason, Sampling
 from pyrllama.errors import (
     ModelNotFoundError,
     PromptError,
@@ -21,6 +21,7 @@ from pyrllama.errors import (
 )
 from pyrllama.llama import Llama
 from pyrllama.loading import context_length, parse_weight_type
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,11 +10,13 @@ import pytest
 import pyrllama
 
 PACKAGE = Path(pyrllama.__file__).parent
-NOUNS = {"core", "errors"}
+NOUNS = {"core", "errors", "model_config", "tensors"}
 MAY_KNOW = {
     "errors": set(),
     "core": {"errors", "sampling_ranges"},
     "sampling_ranges": set(),
+    "model_config": set(),
+    "tensors": set(),
     "quants": NOUNS,
     "code_cache": set(),
     "models": NOUNS,

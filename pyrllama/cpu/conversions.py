@@ -45,7 +45,7 @@ from pyrllama.cpu.simd import (
 from pyrllama.cpu.stored import taker
 
 if TYPE_CHECKING:
-    from pyrllama.core import TensorType
+    from pyrllama.tensors import TensorType
 
 f32 = np.float32
 SMALLEST_SCALE = f32(2.0**-128)

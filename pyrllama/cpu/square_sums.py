@@ -12,7 +12,7 @@ from pyrllama.cpu.scratch import aligned_zeros, round_up
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pyrllama.core import ModelConfig
+    from pyrllama.model_config import ModelConfig
 
 LAYER_INPUTS = {
     "attn_squares": ("attn_q", "attn_k", "attn_v"),

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyrllama.core import BLOCK_TOKENS, TensorType
+from pyrllama.core import BLOCK_TOKENS
 from pyrllama.errors import BackendError, SettingError
 from pyrllama.models.llama import OUTPUT
 from pyrllama.opencl.experts import unchosen_bytes
 from pyrllama.opencl.parts import KV_PADDING, Part, Sizes, block_bytes, stage_stacks
 from pyrllama.opencl.stage import Stage
 from pyrllama.opencl.supported import check_supported
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

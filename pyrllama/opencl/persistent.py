@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pyrllama.core import ModelConfig, TensorType
+    from pyrllama.model_config import ModelConfig
     from pyrllama.opencl.parts import Part
     from pyrllama.opencl.program import Launch, Program
     from pyrllama.opencl.stage import Stage
     from pyrllama.opencl.weights import Matrix
+    from pyrllama.tensors import TensorType
 
 ROLES = ("qkv", "attn_output", "gate_up", "ffn_down")
 """Matrices of a layer, in the order of the kernel's roles; the last role is the output's."""

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import ModelConfig, TensorType
+    from pyrllama.model_config import ModelConfig
     from pyrllama.opencl.device import Device
+    from pyrllama.tensors import TensorType
 
 USABLE = 0.92
 """Of a device's memory; the driver and the display take some of it, and OpenCL does not say how

@@ -41,11 +41,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import Batch, LogitRow, TensorType
+    from pyrllama.core import Batch, LogitRow
     from pyrllama.opencl.device import Device
     from pyrllama.opencl.parts import Part, Sizes
     from pyrllama.opencl.tuning import Tuning
     from pyrllama.opencl.weights import Stack
+    from pyrllama.tensors import TensorType
 
 GRID_WORDS = 4
 """Of a barrier across the grid; see ``kernels/primitives.cl``."""

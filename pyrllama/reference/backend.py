@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import Batch, ModelConfig, TensorType
+    from pyrllama.core import Batch
+    from pyrllama.model_config import ModelConfig
+    from pyrllama.tensors import TensorType
 
 MAX_BATCH_TOKENS = 64
 

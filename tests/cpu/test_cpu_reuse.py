@@ -10,7 +10,7 @@ from support.cpu_models import cpu_model
 from support.kernels import EXACT_ISAS
 from support.tiny_models import chunk_of, logits_of, random_weights, tiny_config
 
-from pyrllama.core import BLOCK_TOKENS, Batch, Request, Sampling, TensorType
+from pyrllama.core import BLOCK_TOKENS, Batch, Request, Sampling
 from pyrllama.embedding import embed
 from pyrllama.engine import Engine
 from pyrllama.errors import BackendError
@@ -19,6 +19,7 @@ from pyrllama.prefix import PrefixCache, block_memory
 from pyrllama.prompt_store import PromptStore
 from pyrllama.reference.model import ReferenceModel
 from pyrllama.speculation import Hits, Speculation
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 from support.tiny_models import MemoryCheckpoint, random_weights, tiny_config
 
-from pyrllama.core import TensorType
 from pyrllama.opencl.parts import Part, stage_stacks
 from pyrllama.opencl.persistent import can_persist, n_barriers, persistent_source, places
 from pyrllama.opencl.weights import Matrix
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

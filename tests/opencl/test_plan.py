@@ -9,10 +9,10 @@ import pytest
 from support.opencl_devices import fake_device
 
 from pyrllama.checkpoints.random import SHAPES, RandomCheckpoint
-from pyrllama.core import TensorType
 from pyrllama.errors import NotEnoughMemoryError, SettingError
 from pyrllama.models.llama import is_router
 from pyrllama.opencl.plan import Demand, Plan, make_plan
+from pyrllama.tensors import TensorType
 
 GB = 10**9
 

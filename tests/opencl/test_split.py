@@ -19,13 +19,14 @@ from support.tiny_models import (
 )
 
 from pyrllama import cpu, opencl
-from pyrllama.core import Batch, Chunk, TensorType
+from pyrllama.core import Batch, Chunk
 from pyrllama.cpu import CpuModel
 from pyrllama.errors import BackendError, UnsupportedTypeError
 from pyrllama.loading import load_model
 from pyrllama.opencl import OpenClModel, stage
 from pyrllama.opencl.parts import Part
 from pyrllama.split import SplitModel
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from pyrllama.engine import Model

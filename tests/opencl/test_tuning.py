@@ -9,10 +9,11 @@ import pytest
 from support.opencl_devices import fake_device
 from support.tiny_models import tiny_config
 
-from pyrllama.core import Experts, TensorType
 from pyrllama.errors import DeviceError
+from pyrllama.model_config import Experts
 from pyrllama.opencl import tuning
 from pyrllama.opencl.device import Feature
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Collection
