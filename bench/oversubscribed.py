@@ -33,8 +33,8 @@ from pyrllama.tensors import TensorType
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pyrllama.backend import Model
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.engine import Model
 
 CONTEXT = 256
 PROMPT = tuple(range(3, 19))

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from pyrllama.backend import Model
     from pyrllama.core import Completion, Sampling
-    from pyrllama.engine import Model
     from pyrllama.loading import Progress
     from pyrllama.memory import MemoryNeed
     from pyrllama.model_config import ModelConfig

@@ -14,8 +14,8 @@ from pyrllama.tensors import TensorType
 if TYPE_CHECKING:
     import os
 
+    from pyrllama.backend import Model
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.engine import Model
     from pyrllama.memory import MemoryNeed
     from pyrllama.model_config import ModelConfig
     from pyrllama.opencl.plan import Plan

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from pyrllama.backend import Model
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.engine import Model
     from pyrllama.model_config import ModelConfig
     from pyrllama.speculation import Drafter
     from pyrllama.tensors import TensorType

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class SplitModel:
-    """Two backends in one step; see ``engine.Model``.
+    """Two backends in one step; see ``backend.Model``.
 
     The CPU turns tokens into hidden states, the devices turn those into logits.  Each has the
     part of the KV cache that belongs to its layers, under the same block numbers.

@@ -34,8 +34,12 @@ MAY_KNOW = {
     "generation": NOUNS | {"prefix", "sampling"},
     "prompt_folder": set(),
     "prompt_store": NOUNS | {"prompt_folder"},
-    "output_rows": NOUNS | {"engine", "sampling"},
-    "engine": NOUNS | {"generation", "kvcache", "output_rows", "prefix", "sampling", "speculation"},
+    "backend": NOUNS,
+    "output_rows": NOUNS | {"backend", "sampling"},
+    "scheduler": NOUNS | {"backend", "generation", "kvcache", "prefix", "speculation"},
+    "engine": NOUNS
+    | {"backend", "generation", "kvcache", "output_rows", "prefix", "sampling", "scheduler"}
+    | {"speculation"},
     "sampling_settings": NOUNS | {"sampling_ranges"},
     "stop_strings": NOUNS,
     "request_maker": NOUNS | {"sampling_settings", "stop_strings", "structured", "tokenizer"},

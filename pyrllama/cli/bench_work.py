@@ -18,7 +18,7 @@ from pyrllama.sampling import Sampler
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pyrllama.engine import Model
+    from pyrllama.backend import Model
     from pyrllama.model_config import ModelConfig
 
 SEED = 0

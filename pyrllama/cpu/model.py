@@ -63,7 +63,7 @@ def load_model(
 
 
 class CpuModel:
-    """A model whose forward pass runs on a team of threads; see ``engine.Model``."""
+    """A model whose forward pass runs on a team of threads; see ``backend.Model``."""
 
     def __init__(
         self,
@@ -261,7 +261,7 @@ class CpuModel:
         return np.asarray(states * scale * self._output_norm[: self.config.dim])
 
     def read_block(self, block: int) -> NDArray[np.uint8]:
-        """Return a copy of a block's keys and values; see ``engine.Model``."""
+        """Return a copy of a block's keys and values; see ``backend.Model``."""
         with self._lock:
             return self._kv.read(block)
 

@@ -30,7 +30,7 @@ MAX_BATCH_TOKENS = 512
 
 
 class OpenClModel:
-    """Layers of a model on OpenCL devices; see ``engine.Model``.
+    """Layers of a model on OpenCL devices; see ``backend.Model``.
 
     ``parts`` says which device computes which layers, in their order.  With all layers it is a
     model; the first part may also leave the beginning to another backend, whose hidden states

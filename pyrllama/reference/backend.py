@@ -69,7 +69,7 @@ class ReferenceBackend:
         return self._model.final_states(batch)
 
     def read_block(self, block: int) -> NDArray[np.uint8]:
-        """Return a copy of a block's keys and values; see ``engine.Model``."""
+        """Return a copy of a block's keys and values; see ``backend.Model``."""
         return self._model.read_block(block)
 
     def write_block(self, block: int, data: NDArray[np.uint8]) -> None:

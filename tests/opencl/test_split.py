@@ -29,7 +29,7 @@ from pyrllama.split import SplitModel
 from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
-    from pyrllama.engine import Model
+    from pyrllama.backend import Model
     from pyrllama.opencl.device import Device
     from pyrllama.opencl.plan import Plan
 
