@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Model(Protocol):
     """What a backend offers: one forward pass over a batch, and the KV cache it writes to.
 
-    One that is a ``prefix.BlockMemory`` too has its blocks copied and kept on disk; one that is
-    an ``output_rows.TopLogitsModel`` is asked for no more logits than a choice depends on.
+    One that is a ``block_bytes.BlockMemory`` too has its blocks copied and kept on disk; one
+    that is an ``output_rows.TopLogitsModel`` is asked for no more logits than a choice depends on.
     """
 
     config: ModelConfig

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pyrllama.block_bytes import block_memory
 from pyrllama.core import BLOCK_TOKENS
 from pyrllama.errors import SettingError
 from pyrllama.identity import numbers_identity, weights_identity
 from pyrllama.loading import load_model, local_path
 from pyrllama.model_config import DynamicRope
-from pyrllama.prefix import PrefixCache, block_memory
+from pyrllama.prefix import PrefixCache
 from pyrllama.prompt_store import PromptStore
 from pyrllama.speculation import Speculation
 

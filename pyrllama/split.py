@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pyrllama.block_bytes import block_memory
 from pyrllama.core import BLOCK_TOKENS
 from pyrllama.errors import DeviceError
-from pyrllama.prefix import block_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
+    from pyrllama.block_bytes import BlockMemory
     from pyrllama.core import Batch, LogitRow
     from pyrllama.cpu import CpuModel
     from pyrllama.opencl import OpenClModel
-    from pyrllama.prefix import BlockMemory
 
 
 class SplitModel:
