@@ -13,7 +13,7 @@ from pyrllama.core import Batch, TopLogits
 from pyrllama.errors import DeviceError
 from pyrllama.opencl.device import pyopencl
 from pyrllama.opencl.program import Program, source_text
-from pyrllama.opencl.stage import GRID_WORDS
+from pyrllama.opencl.stage_memory import GRID_WORDS
 from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
