@@ -18,7 +18,7 @@ from pyrllama.cli.options import (
     threads_option,
 )
 from pyrllama.cli.terminal import loading_bar, note
-from pyrllama.llama import load
+from pyrllama.load_llama import load
 from pyrllama.loading import KV_TYPES, Backend, local_path
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ class OpenClModel:
 
     ``parts`` says which device computes which layers, in their order.  With all layers it is a
     model; the first part may also leave the beginning to another backend, whose hidden states
-    ``forward`` is then given.
+    ``forward`` is then given.  The KV cache holds ``cache_tokens``, by default ``max_seq_len``.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class OpenClModel:
         type: TensorType | None = None,  # noqa: A002
         kv_type: TensorType = TensorType.F16,
         max_seq_len: int,
+        cache_tokens: int | None = None,
         progress: Callable[[int, int], None] | None = None,
         tuning: Tuning | None = None,
     ) -> None:
@@ -52,7 +53,7 @@ class OpenClModel:
         check_supported(checkpoint.config)
         self.config = config = checkpoint.config
         self.max_seq_len = max_seq_len
-        self.n_blocks = -(-max_seq_len // BLOCK_TOKENS)
+        self.n_blocks = -(-(cache_tokens or max_seq_len) // BLOCK_TOKENS)
         self.max_batch_tokens = min(MAX_BATCH_TOKENS, max_seq_len)
         self._lock = threading.Lock()
         self._stages: list[Stage] = []
