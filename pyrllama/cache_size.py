@@ -55,8 +55,8 @@ def most_tokens(least: int, wanted: int, fits: Callable[[int], bool]) -> int:
 def texts_that_fit(n_blocks: int, prompt_tokens: int, text_tokens: int) -> int:
     """Return how many continuations of a prompt a cache holds side by side at full length.
 
-    They share the whole blocks before the prompt's last token, and no cache is given a last
-    token of a text.
+    They share the whole blocks before the prompt's last token; the last token of a text is never
+    in the cache.  Both counts are 1 or more.
     """
     whole = blocks_for(prompt_tokens + text_tokens - 1)
     shared = (prompt_tokens - 1) // BLOCK_TOKENS

@@ -147,6 +147,8 @@ class Llama(Chat, Measures):
         That is at their full length; where more are asked for, the last ones wait their turn.
         ``load`` gives the cache its room (``texts``).  Raises as ``generate`` does.
         """
+        if max_tokens is not None and max_tokens < 1:
+            raise SettingError("max_tokens", max_tokens, "a whole number from 1 upwards")
         n_prompt = len(self._tokens_of(prompt))
         room = self.max_seq_len - n_prompt
         if room < 1:

@@ -66,9 +66,9 @@ def load(
     which takes twice the memory and rounds nothing, or ``"q8_0"``, which takes half of it.
     ``max_seq_len`` counts prompt and continuation together, by default ``usual_seq_len`` or
     the model's whole context if that is less.
-    ``texts`` is how many of one beginning are to be written side by side, with ``text_tokens`` new
-    tokens at most, None for as many as the context has: the KV cache gets room for them as far
-    as memory is free.
+    ``texts`` is how many of one beginning are to be written side by side, each with
+    ``text_tokens`` new tokens at most, None for as many as the context has: the KV cache gets
+    room for them as far as memory is free (see ``Llama.most_streams``).
     ``on_memory`` is told, before a weight is read, how much memory the model needs;
     ``check_memory`` refuses one that cannot fit into what is free.
 

@@ -263,6 +263,8 @@ def test_how_many_streams_the_cache_holds() -> None:
     assert llama.most_streams([BOS] * 33, max_tokens=20) == 7
     with pytest.raises(PromptTooLongError, match="64 tokens, but the context holds 64"):
         llama.most_streams("x" * 63)
+    with pytest.raises(SettingError, match="max_tokens is 0"):
+        llama.most_streams([BOS] * 33, max_tokens=0)
 
 
 class TestLoad:

@@ -73,7 +73,8 @@ class Plan:
 
     def has_room(self, demand: Demand) -> bool:
         """Tell whether the devices could take their parts with the cache of another demand."""
-        return all(_need(demand, need.device, need.part).fits for need in self.needs)
+        needs = [_need(demand, need.device, need.part) for need in self.needs]
+        return all(need.fits and need.kv_cache <= need.device.max_buffer for need in needs)
 
     def __str__(self) -> str:
         parts = [str(need) for need in self.needs]

@@ -124,4 +124,7 @@ def test_a_cache_of_more_than_a_context() -> None:
     assert one.cpu_layers == 0
     assert one.has_room(demand())
     assert not one.has_room(asked)  # it would push layers to the CPU
+    small_buffers = fake_device(memory=24 * GB, max_buffer=GB)
+    assert make_plan(asked, [small_buffers], None).cpu_layers == 0
+    assert not make_plan(demand(), [small_buffers], None).has_room(asked)  # a cache is one buffer
     assert make_plan(asked, [fake_device(memory=5 * GB)], None).cpu_layers > 0
