@@ -36,8 +36,8 @@ from pyrllama.speculation import Speculation
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from pyrllama.backend import Model
     from pyrllama.core import Batch
-    from pyrllama.engine import Model
 
 SEED = 5
 ORDINARY = 1000

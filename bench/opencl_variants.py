@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyrllama.checkpoints.random import SHAPES, RandomCheckpoint
-from pyrllama.core import BLOCK_TOKENS, Batch, Chunk, TensorType, TopLogits
+from pyrllama.core import BLOCK_TOKENS, Batch, Chunk, TopLogits
 from pyrllama.errors import RllamaError
 from pyrllama.opencl import choose_devices
 from pyrllama.opencl.bandwidth import copy_bandwidth
 from pyrllama.opencl.parts import Part, Sizes
 from pyrllama.opencl.stage import Stage
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -25,15 +25,16 @@ from typing import TYPE_CHECKING, NamedTuple
 from pyrllama import cpu
 from pyrllama.checkpoints import open_checkpoint
 from pyrllama.checkpoints.random import SHAPES, RandomCheckpoint
-from pyrllama.core import Request, Sampling, TensorType
+from pyrllama.core import Request, Sampling
 from pyrllama.data import default_model_path
 from pyrllama.engine import Engine
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pyrllama.backend import Model
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.engine import Model
 
 CONTEXT = 256
 PROMPT = tuple(range(3, 19))

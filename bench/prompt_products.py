@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyrllama.checkpoints.random import SHAPES, RandomCheckpoint
-from pyrllama.core import TensorType
 from pyrllama.cpu import compiler, target
 from pyrllama.cpu.records import BYTES, FLOATS, TILES
 from pyrllama.cpu.scratch import ActivationRows, Rows, panel_bytes
 from pyrllama.cpu.team import Team
 from pyrllama.cpu.weights import Matrices, kernel_names
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -29,12 +29,12 @@ from pyrllama import load
 from pyrllama.checkpoints import open_checkpoint
 from pyrllama.checkpoints.random import SHAPES, RandomCheckpoint
 from pyrllama.cli.bench_work import Bench, Workload
-from pyrllama.core import TensorType
 from pyrllama.cpu import read_bandwidth
 from pyrllama.cpu.model import load_model
 from pyrllama.mixtures import Mixture
 from pyrllama.quantize import quantize_checkpoint
 from pyrllama.quants import WRITABLE, dequantize
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -25,7 +25,8 @@ from pyrllama.mixtures import Mixture, parse_mixture, tensor_types
 from pyrllama.quants import WRITABLE
 
 if TYPE_CHECKING:
-    from pyrllama.core import ModelConfig, TensorType
+    from pyrllama.model_config import ModelConfig
+    from pyrllama.tensors import TensorType
 
 
 TYPES = {type_.name.lower(): type_ for type_ in sorted(WRITABLE)}

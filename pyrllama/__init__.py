@@ -7,23 +7,17 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pyrllama.core import (
-    CacheMiss,
-    Completion,
-    FinishReason,
-    ModelConfig,
-    Sampling,
-    Timings,
-    Token,
-    TopLogprobs,
-)
+from pyrllama.core import CacheMiss, Completion, FinishReason, Sampling, Timings, Token, TopLogprobs
 from pyrllama.errors import RllamaError
+from pyrllama.model_config import ModelConfig
 
 if TYPE_CHECKING:
     from pyrllama.asynchronous import AsyncLlama
-    from pyrllama.llama import Llama, load
+    from pyrllama.llama import Llama
+    from pyrllama.load_llama import load
     from pyrllama.perplexity import Perplexity
 
 __version__ = "0.1.0"
@@ -45,15 +39,17 @@ __all__ = [
     "load",
 ]
 
+_LATER = {
+    "AsyncLlama": "asynchronous",
+    "Llama": "llama",
+    "Perplexity": "perplexity",
+    "load": "load_llama",
+}
+"""The modules of what needs NumPy and the readers, which are imported when it is asked for."""
+
 
 def __getattr__(name: str) -> Any:
-    """Import what needs NumPy and the readers only when it is asked for."""
-    if name in {"Llama", "Perplexity", "load"}:
-        from pyrllama import llama  # noqa: PLC0415
-
-        return getattr(llama, name)
-    if name == "AsyncLlama":
-        from pyrllama.asynchronous import AsyncLlama  # noqa: PLC0415
-
-        return AsyncLlama
-    raise AttributeError(f"module 'pyrllama' has no attribute {name!r}")
+    """Import a name of the API from its module."""
+    if name not in _LATER:
+        raise AttributeError(f"module 'pyrllama' has no attribute {name!r}")
+    return getattr(import_module(f"pyrllama.{_LATER[name]}"), name)

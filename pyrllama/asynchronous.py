@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
-from pyrllama.llama import Llama, load
+from pyrllama.load_llama import load
 
 if TYPE_CHECKING:
     import os
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from pyrllama.chat.answer import Answer
     from pyrllama.core import Completion, Token
+    from pyrllama.llama import Llama
     from pyrllama.token_stream import TokenStream
 
     Stream = TokenStream | Answer

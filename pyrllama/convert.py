@@ -18,11 +18,12 @@ import numpy as np
 from pyrllama.checkpoints.gguf_keys import config_keys
 from pyrllama.checkpoints.gguf_rows import read_for_gguf
 from pyrllama.checkpoints.gguf_writer import PendingTensor, write_gguf
-from pyrllama.core import Llama3Rope, TensorInfo, TensorType
 from pyrllama.errors import SettingError
+from pyrllama.model_config import Llama3Rope
 from pyrllama.models.llama import expected_tensors, is_router
 from pyrllama.models.rope import ROPE_FACTORS, rope_frequencies
 from pyrllama.quants import block_size, dequantize, names_of, quantize
+from pyrllama.tensors import TensorInfo, TensorType
 from pyrllama.tokenizer.to_gguf import vocabulary_metadata
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import ModelConfig
+    from pyrllama.model_config import ModelConfig
 
 FILE_TYPES = {
     TensorType.F32: 0,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pyrllama.engine import Model
+    from pyrllama.backend import Model
     from pyrllama.tokenizer import Tokenizer
 
 UNREAD = 16

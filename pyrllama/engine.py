@@ -1,4 +1,4 @@
-"""Requests in, tokens out: schedule a batch, run the model, sample, emit.
+"""Requests in, tokens out: schedule a batch (``scheduler.py``), run the model, sample, emit.
 
 The life of a request:
 
@@ -22,10 +22,9 @@ An engine belongs to one thread.
 
 from __future__ import annotations
 
-from collections import deque
 from itertools import islice
 from time import perf_counter
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -41,49 +40,21 @@ from pyrllama.errors import (
 from pyrllama.generation import Event, Generation
 from pyrllama.kvcache import blocks_for
 from pyrllama.output_rows import output_rows
-from pyrllama.prefix import Held, PrefixCache, shared_blocks
+from pyrllama.prefix import PrefixCache
 from pyrllama.sampling import Sampler
+from pyrllama.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from pyrllama.core import LogitRow, ModelConfig, Request
+    from pyrllama.backend import Model
+    from pyrllama.core import LogitRow, Request
     from pyrllama.speculation import Speculation
 
     Rows = NDArray[np.float32]
     """A row of numbers for each of some tokens."""
-
-__all__ = ["Engine", "Event", "Generation", "Model"]
-
-
-class Model(Protocol):
-    """What a backend offers: one forward pass over a batch, and the KV cache it writes to.
-
-    One that is a ``prefix.BlockMemory`` too has its blocks copied and kept on disk; one that is
-    an ``output_rows.TopLogitsModel`` is asked for no more logits than a choice depends on.
-    """
-
-    config: ModelConfig
-    n_blocks: int
-    """Blocks of ``BLOCK_TOKENS`` tokens that the KV cache has."""
-    max_batch_tokens: int
-    """Tokens that one forward pass takes at most."""
-    weight_bytes: int
-    """Bytes of weights in memory."""
-    decode_bytes: int
-    """Bytes of weights that one decoded token reads."""
-    kv_bytes_per_token: int
-    """Bytes of keys and values that one token of context adds."""
-
-    def forward(self, batch: Batch) -> NDArray[np.float32]:
-        """Compute the wanted logits, ``(n_outputs, vocab)``, chunk by chunk in order."""
-        ...
-
-    def close(self) -> None:
-        """Free the weights and the cache."""
-        ...
 
 
 class Engine:
@@ -110,13 +81,12 @@ class Engine:
         """The blocks of the KV cache, and what of the texts is in them."""
         self._pool = self.prefixes.pool
         self._speculation = speculation
-        self._waiting: deque[Generation] = deque()
-        self._running: list[Generation] = []  # the oldest first
+        self._scheduler = Scheduler(model, self.prefixes, speculation)
 
     @property
     def busy(self) -> bool:
         """Whether any request is waiting or running."""
-        return bool(self._waiting or self._running)
+        return bool(self._scheduler.unfinished)
 
     @property
     def free_blocks(self) -> int:
@@ -140,7 +110,7 @@ class Engine:
         self._check_capacity(len(request.tokens) + limit - 1)  # the last token is never fed back
         sampler = Sampler(request.sampling, request.tokens, request.rules)
         generation = Generation(request, sampler, limit, text=list(request.tokens))
-        self._waiting.append(generation)
+        self._scheduler.add(generation)
         return generation
 
     def cancel(self, generation: Generation) -> None:
@@ -150,7 +120,7 @@ class Engine:
 
     def close(self) -> None:
         """Cancel everything, save what is to be kept, and free the model."""
-        for generation in (*self._waiting, *self._running):
+        for generation in self._scheduler.unfinished:
             self.cancel(generation)
         self.prefixes.close()
         if self._speculation:
@@ -165,7 +135,7 @@ class Engine:
         where a request's own bans or grammar leave it no token, it alone is, and keeps the error.
         """
         started = perf_counter()
-        plan = self._schedule()
+        plan = self._scheduler.plan()
         if not plan:
             return []
         decoding = [generation.generated > 0 for generation, _ in plan]
@@ -264,81 +234,6 @@ class Engine:
                 f"a larger max_seq_len"
             )
 
-    def _schedule(self) -> list[tuple[Generation, Chunk]]:
-        """Choose what the next batch computes: decodes first, then as much prompt as fits."""
-        budget = self.model.max_batch_tokens
-        plan = []
-        for generation in tuple(self._running):
-            # Asked anew each time: an older request may just have taken this one's blocks.
-            if budget > 0 and generation.decoding and self._grow(generation):
-                plan.append((generation, _next_chunk(generation, 1)))
-                budget -= 1
-        prompts = self._prompts()
-        while budget > 0 and (prompt := next(prompts, None)) is not None:
-            count = min(budget, prompt.pending)
-            plan.append((prompt, _next_chunk(prompt, count)))
-            budget -= count
-        if self._speculation and len(plan) == 1 and plan[0][0].decoding:
-            return [(plan[0][0], self._drafted(plan[0][0], self._speculation))]
-        return plan
-
-    def _prompts(self) -> Iterator[Generation]:
-        """Yield the running requests with prompt left, then admit waiting ones one by one."""
-        yield from [generation for generation in self._running if not generation.decoding]
-        while self._waiting and not self._awaits_another(self._waiting[0]):
-            generation = self._waiting[0]
-            held = self.prefixes.begin(generation.text)
-            if held is None:
-                return
-            self._waiting.popleft()
-            generation.held = held
-            if generation.reused is None:
-                generation.reused, generation.not_reused = held.cached, held.miss
-            self._running.append(generation)
-            yield generation
-
-    def _awaits_another(self, generation: Generation) -> bool:
-        """Tell whether a running request is computing blocks that this one will share."""
-        return self.prefixes.shares and any(
-            shared_blocks(generation.text, other.text) > other.cached // BLOCK_TOKENS
-            for other in self._running
-            if not other.decoding
-        )
-
-    def _grow(self, generation: Generation) -> bool:
-        """Take the block that the next token needs, from the youngest request if need be.
-
-        Returns False if the generation itself was the youngest and waits now.
-        """
-        missing = blocks_for(len(generation.text)) - len(generation.held.blocks)
-        while missing > self._pool.n_free:
-            youngest = self._running.pop()
-            self._free(youngest)
-            self._waiting.appendleft(youngest)
-            if youngest is generation:
-                return False
-        generation.held.blocks += self._pool.take(max(missing, 0))
-        return True
-
-    def _drafted(self, generation: Generation, speculation: Speculation) -> Chunk:
-        """Put the tokens that may follow behind the next one, as far as there is room."""
-        blocks = generation.held.blocks
-        room = min(
-            generation.limit - generation.generated - 1,
-            self.model.max_batch_tokens - 1,
-            (len(blocks) + self._pool.n_free) * BLOCK_TOKENS - len(generation.text),
-        )
-        draft = speculation.draft(generation.text, room)
-        generation.drafted += len(draft)
-        end = len(generation.text) + len(draft)
-        blocks += self._pool.take(max(blocks_for(end) - len(blocks), 0))
-        return Chunk(
-            tokens=(generation.text[-1], *draft),
-            start=generation.cached,
-            blocks=tuple(blocks[: blocks_for(end)]),
-            outputs=1 + len(draft),
-        )
-
     def _advance(
         self, plan: list[tuple[Generation, Chunk]], given: Iterable[LogitRow]
     ) -> list[Event]:
@@ -400,23 +295,4 @@ class Engine:
 
     def _retire(self, generation: Generation, finish: FinishReason) -> None:
         generation.finish = finish
-        if generation in self._running:
-            self._running.remove(generation)
-        else:
-            self._waiting.remove(generation)
-        self._free(generation)
-
-    def _free(self, generation: Generation) -> None:
-        self.prefixes.end(generation.held, generation.text)
-        generation.held = Held()
-
-
-def _next_chunk(generation: Generation, count: int) -> Chunk:
-    """Cut the next ``count`` tokens; logits are wanted only where the text ends."""
-    end = generation.cached + count
-    return Chunk(
-        tokens=tuple(generation.text[generation.cached : end]),
-        start=generation.cached,
-        blocks=tuple(generation.held.blocks[: blocks_for(end)]),
-        outputs=1 if end == len(generation.text) else 0,
-    )
+        self._scheduler.remove(generation)

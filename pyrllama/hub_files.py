@@ -13,9 +13,9 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from pyrllama.checkpoints.huggingface import CONFIG, GENERATION_CONFIG, WEIGHTS
-from pyrllama.core import TensorType
 from pyrllama.errors import HubChoiceError
 from pyrllama.quants import RUNNABLE, runnable_names
+from pyrllama.tensors import TensorType
 from pyrllama.units import format_bytes
 
 if TYPE_CHECKING:

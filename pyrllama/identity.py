@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import TensorType
+    from pyrllama.tensors import TensorType
 
 SMALL_BYTES = 1 << 20
 """Files up to this size are hashed whole."""

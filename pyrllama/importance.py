@@ -25,8 +25,8 @@ import numpy as np
 from pyrllama.checkpoints.gguf_file import GgufFile
 from pyrllama.checkpoints.gguf_metadata import StringArray
 from pyrllama.checkpoints.gguf_writer import PendingTensor, write_gguf
-from pyrllama.core import TensorInfo, TensorType
 from pyrllama.errors import CorruptFileError, TensorError, UnknownFormatError
+from pyrllama.tensors import TensorInfo, TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyrllama.core import TensorType
+from pyrllama.cache_size import most_tokens
 from pyrllama.errors import SettingError, UnsupportedTypeError
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     import os
 
+    from pyrllama.backend import Model
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import ModelConfig
-    from pyrllama.engine import Model
     from pyrllama.memory import MemoryNeed
-    from pyrllama.opencl.plan import Plan
+    from pyrllama.model_config import ModelConfig
+    from pyrllama.opencl.plan import Demand, Plan
 
 Progress = Callable[[int, int], None]
 """Called while weights load with the bytes done and the bytes in all."""
@@ -80,6 +81,7 @@ def load_model(
     weight_type: TensorType | None,
     kv_type: TensorType = TensorType.F16,
     max_seq_len: int,
+    cache_tokens: int | None = None,
     threads: int | None,
     progress: Progress | None,
     check_memory: bool = True,
@@ -87,35 +89,44 @@ def load_model(
     opencl_devices: Sequence[int] | None = None,
     gpu_share: float | None = None,
 ) -> Model:
-    """Load the weights of an open checkpoint into a backend; see ``load``."""
+    """Load the weights of an open checkpoint into a backend; see ``load``.
+
+    ``cache_tokens`` is how many tokens the KV cache should hold, by default ``max_seq_len`` and
+    never fewer; it holds less where memory is short, but for ``check_memory`` False.
+    """
     from pyrllama import memory  # noqa: PLC0415
 
     if threads is not None and threads < 1:
         raise SettingError("threads", threads, "a whole number from 1 upwards")
     if backend not in set(Backend):
         raise SettingError("backend", str(backend), "one of " + ", ".join(Backend))
+    wanted = max(max_seq_len, cache_tokens or 0)
     if backend == Backend.OPENCL:
         return _load_opencl(
             checkpoint,
-            Placement(opencl_devices, gpu_share, weight_type, kv_type, max_seq_len, threads),
+            Placement(
+                opencl_devices, gpu_share, weight_type, kv_type, max_seq_len, wanted, threads
+            ),
             progress,
             on_memory,
         )
-    weigh = memory.check_memory if check_memory else memory.estimate
-    need = weigh(
-        checkpoint.config,
-        checkpoint.tensors.values(),
-        weight_type,
-        max_seq_len,
-        compiled=backend == Backend.CPU,
-        kv_type=kv_type,
-    )
+
+    def need_of(weigh: Callable[..., MemoryNeed], n_tokens: int) -> MemoryNeed:
+        config, tensors = checkpoint.config, checkpoint.tensors.values()
+        compiled = backend == Backend.CPU
+        return weigh(config, tensors, weight_type, n_tokens, compiled=compiled, kv_type=kv_type)
+
+    tokens = wanted
+    if check_memory:
+        tokens = most_tokens(max_seq_len, wanted, lambda n: need_of(memory.estimate, n).fits)
+    need = need_of(memory.check_memory if check_memory else memory.estimate, tokens)
     if on_memory:
         on_memory(need)
+    # Both hold as many tokens as the longest text that they take; the engine bounds texts.
     if backend == Backend.REFERENCE:
         from pyrllama.reference.backend import ReferenceBackend  # noqa: PLC0415
 
-        return ReferenceBackend(checkpoint, max_seq_len, weight_type)
+        return ReferenceBackend(checkpoint, tokens, weight_type)
     _check_types(checkpoint)
     from pyrllama import cpu  # noqa: PLC0415
 
@@ -123,7 +134,7 @@ def load_model(
         checkpoint,
         type=weight_type,
         kv_type=kv_type,
-        max_seq_len=max_seq_len,
+        max_seq_len=tokens,
         threads=threads,
         progress=progress,
     )
@@ -138,6 +149,7 @@ class Placement:
     weight_type: TensorType | None
     kv_type: TensorType
     max_seq_len: int
+    cache_tokens: int
     threads: int | None
 
 
@@ -155,8 +167,16 @@ def _load_opencl(
     weight_type, kv_type = placement.weight_type, placement.kv_type
     max_seq_len = placement.max_seq_len
     check_supported(checkpoint.config)
-    demand = Demand(checkpoint, weight_type, kv_type, max_seq_len)
-    plan = make_plan(demand, choose_devices(placement.devices), placement.gpu_share)
+    demand = Demand(checkpoint, weight_type, kv_type, max_seq_len, max_seq_len)
+    devices = choose_devices(placement.devices)
+    plan = make_plan(demand, devices, placement.gpu_share)
+    tokens = most_tokens(
+        max_seq_len,
+        placement.cache_tokens,
+        lambda n: _has_room(plan, replace(demand, cache_tokens=n)),
+    )
+    if tokens > max_seq_len:
+        plan = make_plan(replace(demand, cache_tokens=tokens), devices, placement.gpu_share)
     if on_memory:
         on_memory(plan)
     if plan.cpu_layers:
@@ -170,6 +190,7 @@ def _load_opencl(
             type=weight_type,
             kv_type=kv_type,
             max_seq_len=max_seq_len,
+            cache_tokens=tokens,
             progress=progress,
         )
         if not plan.cpu_layers:
@@ -182,7 +203,7 @@ def _load_opencl(
             checkpoint,
             type=weight_type,
             kv_type=kv_type,
-            max_seq_len=max_seq_len,
+            max_seq_len=tokens,
             threads=placement.threads,
             progress=progress,
             first_layers=plan.cpu_layers if opencl else None,
@@ -192,6 +213,24 @@ def _load_opencl(
             opencl.close()
         raise
     return SplitModel(first, opencl) if opencl else first
+
+
+def _has_room(plan: Plan, demand: Demand) -> bool:
+    """Tell whether a larger cache leaves every layer where the plan has it."""
+    from pyrllama import memory  # noqa: PLC0415
+
+    if not plan.has_room(demand):
+        return False
+    config, tensors = demand.checkpoint.config, demand.checkpoint.tensors.values()
+    need = memory.estimate(
+        config,
+        tensors,
+        demand.weight_type,
+        demand.cache_tokens,
+        compiled=True,
+        kv_type=demand.kv_type,
+    )
+    return need.free is None or need.total * plan.cpu_layers <= need.free * plan.n_layers
 
 
 def _check_types(checkpoint: Checkpoint) -> None:

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pyrllama.collecting import Collection
-    from pyrllama.core import ModelConfig
     from pyrllama.divergence import Base, Divergence
     from pyrllama.engine import Engine
+    from pyrllama.model_config import ModelConfig
     from pyrllama.tokenizer import Tokenizer
 
 _Result = TypeVar("_Result")

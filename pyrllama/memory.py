@@ -13,18 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyrllama.core import BLOCK_TOKENS, TensorType
+from pyrllama.core import BLOCK_TOKENS
 from pyrllama.errors import NotEnoughMemoryError
 from pyrllama.kvcache import blocks_for
 from pyrllama.models.llama import expected_tensors
 from pyrllama.quants import codebook, row_bytes
 from pyrllama.reference import backend as reference
+from pyrllama.tensors import TensorType
 from pyrllama.units import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from pyrllama.core import ModelConfig, TensorInfo
+    from pyrllama.model_config import ModelConfig
+    from pyrllama.tensors import TensorInfo
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")

@@ -14,15 +14,16 @@ import enum
 import re
 from typing import TYPE_CHECKING
 
-from pyrllama.core import TensorType
 from pyrllama.errors import SettingError
 from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING, is_router
 from pyrllama.quants import block_size
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pyrllama.core import ModelConfig, TensorInfo
+    from pyrllama.model_config import ModelConfig
+    from pyrllama.tensors import TensorInfo
 
 _T = TensorType
 

@@ -9,8 +9,8 @@ from pyrllama.core import MOST_TOP_LOGITS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pyrllama.backend import Model
     from pyrllama.core import Batch, LogitRow
-    from pyrllama.engine import Model
     from pyrllama.sampling import Sampler
 
 

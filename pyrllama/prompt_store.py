@@ -56,7 +56,7 @@ PLACE_NS = 1000
 
 
 class PromptStore:
-    """The blocks of one model in a folder; see ``prefix.BlockStore``.
+    """The blocks of one model in a folder; see ``block_bytes.BlockStore``.
 
     ``identity`` stands for all that shapes the numbers, and ``label`` is what a list says of the
     model.  ``block_bytes`` is the size of a block.  ``max_bytes`` bounds the folder, the blocks

@@ -20,11 +20,11 @@ from pyrllama.checkpoints.gguf import GgufCheckpoint
 from pyrllama.checkpoints.gguf_rows import read_for_gguf
 from pyrllama.checkpoints.gguf_writer import PendingTensor, stored_bytes, write_gguf
 from pyrllama.convert import QUANTIZATION_VERSION, model_metadata, stretched_rope_tensor
-from pyrllama.core import TensorType
 from pyrllama.errors import CorruptFileError, SettingError
 from pyrllama.mixtures import Mixture, tensor_types
 from pyrllama.models.llama import expected_tensors
 from pyrllama.quants import dequantize, quantize_fitted
+from pyrllama.tensors import TensorType
 from pyrllama.tokenizer.to_gguf import PREFIX, chat_template, vocabulary_metadata
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import TensorInfo
     from pyrllama.importance import Importance
+    from pyrllama.tensors import TensorInfo
 
     Progress = Callable[[str, int, int], None]
     """Called with a tensor's name, the numbers done and the numbers in all."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyrllama.core import BLOCK_TOKENS, DynamicRope
+from pyrllama.block_bytes import block_memory
+from pyrllama.core import BLOCK_TOKENS
 from pyrllama.errors import SettingError
 from pyrllama.identity import numbers_identity, weights_identity
 from pyrllama.loading import load_model, local_path
-from pyrllama.prefix import PrefixCache, block_memory
+from pyrllama.model_config import DynamicRope
+from pyrllama.prefix import PrefixCache
 from pyrllama.prompt_store import PromptStore
 from pyrllama.speculation import Speculation
 
@@ -16,10 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from pyrllama.backend import Model
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import ModelConfig, TensorType
-    from pyrllama.engine import Model
+    from pyrllama.model_config import ModelConfig
     from pyrllama.speculation import Drafter
+    from pyrllama.tensors import TensorType
     from pyrllama.tokenizer import Tokenizer
 
 

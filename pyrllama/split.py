@@ -6,23 +6,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pyrllama.block_bytes import block_memory
 from pyrllama.core import BLOCK_TOKENS
 from pyrllama.errors import DeviceError
-from pyrllama.prefix import block_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
+    from pyrllama.block_bytes import BlockMemory
     from pyrllama.core import Batch, LogitRow
     from pyrllama.cpu import CpuModel
     from pyrllama.opencl import OpenClModel
-    from pyrllama.prefix import BlockMemory
 
 
 class SplitModel:
-    """Two backends in one step; see ``engine.Model``.
+    """Two backends in one step; see ``backend.Model``.
 
     The CPU turns tokens into hidden states, the devices turn those into logits.  Each has the
     part of the KV cache that belongs to its layers, under the same block numbers.

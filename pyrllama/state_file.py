@@ -23,18 +23,19 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from pyrllama.block_bytes import block_memory
 from pyrllama.core import BLOCK_TOKENS
 from pyrllama.errors import CacheFullError, PromptError, StateError
 from pyrllama.kvcache import blocks_for
-from pyrllama.prefix import Held, block_memory
+from pyrllama.prefix import Held
 from pyrllama.prompt_store import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from pyrllama.block_bytes import BlockMemory
     from pyrllama.engine import Engine
-    from pyrllama.prefix import BlockMemory
 
 MAGIC = b"RLLAMAST"
 VERSION = 1

@@ -11,12 +11,13 @@ from support.tiny_models import MemoryCheckpoint, random_weights, tiny_config
 
 import pyrllama
 from pyrllama.checkpoints.gguf_file import GgufFile
-from pyrllama.core import Batch, Experts, TensorInfo, TensorType
 from pyrllama.errors import BackendError, PromptError
 from pyrllama.importance import read_importance
 from pyrllama.llama import Llama
+from pyrllama.model_config import Experts
 from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING
 from pyrllama.reference.backend import ReferenceBackend
+from pyrllama.tensors import TensorInfo, TensorType
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from support.tiny_models import Weights
 
     from pyrllama.collecting import Collection
-    from pyrllama.core import ModelConfig
+    from pyrllama.core import Batch
+    from pyrllama.model_config import ModelConfig
 
 CONFIG = tiny_config(vocab_size=258)
 WEIGHTS = random_weights(CONFIG, seed=1)

@@ -17,25 +17,25 @@ from pyrllama.checkpoints import open_checkpoint
 from pyrllama.checkpoints.gguf_file import GgufFile
 from pyrllama.checkpoints.llama2c import Llama2cCheckpoint
 from pyrllama.convert import export_gguf
-from pyrllama.core import (
+from pyrllama.errors import SettingError, TokenizerError
+from pyrllama.model_config import (
     DynamicRope,
     Experts,
     LinearRope,
     Llama3Rope,
     RopeScaling,
-    TensorType,
     YarnRope,
 )
-from pyrllama.errors import SettingError, TokenizerError
 from pyrllama.models.rope import ROPE_FACTORS, rope_frequencies
 from pyrllama.quants import dequantize, quantize
+from pyrllama.tensors import TensorType
 from pyrllama.tokenizer import load_tokenizer
 from pyrllama.tokenizer.sentencepiece_model import Piece, PieceType, bpe_model
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pyrllama.core import ModelConfig
+    from pyrllama.model_config import ModelConfig
 
 LETTERS = "▁abcdefghijklmnopqrstuvwxyz"
 

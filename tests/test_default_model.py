@@ -11,9 +11,9 @@ from support.tiny_models import GOLDEN
 import pyrllama
 from pyrllama import data
 from pyrllama.checkpoints import open_checkpoint
-from pyrllama.core import TensorType
 from pyrllama.cpu import target
 from pyrllama.errors import ModelNotFoundError
+from pyrllama.tensors import TensorType
 from pyrllama.tokenizer import load_tokenizer
 
 MAX_BYTES = 6_000_000

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.fake_model import BOS, EOS, VOCAB_SIZE, FakeModel, next_token
 
 from pyrllama.core import BLOCK_TOKENS, FinishReason, Request, Sampling
-from pyrllama.engine import Engine, Event, Generation
+from pyrllama.engine import Engine
 from pyrllama.errors import (
     BackendError,
     CacheFullError,
@@ -20,6 +20,7 @@ from pyrllama.errors import (
     PromptTooLongError,
     SettingError,
 )
+from pyrllama.generation import Event, Generation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 from support.fake_model import VOCAB_SIZE, CopyingModel, FakeModel, next_token
 
 from pyrllama.core import BLOCK_TOKENS, CacheMiss, FinishReason, Request, Sampling
-from pyrllama.engine import Engine, Generation
+from pyrllama.engine import Engine
 from pyrllama.lookup import PromptLookup
 from pyrllama.prefix import PrefixCache
 from pyrllama.speculation import Hits, Speculation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from pyrllama.generation import Generation
 
 GREEDY = Sampling(temperature=0)
 MODELS = (FakeModel, CopyingModel)

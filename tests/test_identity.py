@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from support.tiny_models import MemoryCheckpoint, random_weights, tiny_config
 
-from pyrllama.core import TensorType
 from pyrllama.identity import PIECE_BYTES, SMALL_BYTES, numbers_identity, weights_identity
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from pathlib import Path

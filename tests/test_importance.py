@@ -10,9 +10,10 @@ import pytest
 
 from pyrllama.checkpoints.gguf_file import GgufFile
 from pyrllama.checkpoints.gguf_writer import PendingTensor, write_gguf
-from pyrllama.core import InputSquares, TensorInfo, TensorType
+from pyrllama.core import InputSquares
 from pyrllama.errors import CorruptFileError, TensorError, UnknownFormatError
 from pyrllama.importance import read_importance, write_importance
+from pyrllama.tensors import TensorInfo, TensorType
 
 if TYPE_CHECKING:
     from pathlib import Path

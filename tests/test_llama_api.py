@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from support.fake_model import BOS, EOS, VOCAB_SIZE, ByteTokenizer, FakeModel, next_token
 
 import pyrllama
-from pyrllama.core import FinishReason, Sampling, TensorType
+from pyrllama.core import FinishReason, Sampling
 from pyrllama.errors import (
     ModelNotFoundError,
     PromptError,
@@ -21,6 +22,7 @@ from pyrllama.errors import (
 )
 from pyrllama.llama import Llama
 from pyrllama.loading import context_length, parse_weight_type
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -244,6 +246,27 @@ def test_importing_the_package_is_light() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("name", [*pyrllama.__all__])
+def test_every_name_of_the_api_is_there(name: str) -> None:
+    assert getattr(pyrllama, name).__class__ is not ModuleType
+
+
+def test_no_other_name_is() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'lama'"):
+        _ = pyrllama.lama
+
+
+def test_how_many_streams_the_cache_holds() -> None:
+    llama = fake_llama()  # of 8 blocks of 32 tokens
+    assert llama.most_streams("Once") == 4
+    assert llama.most_streams("Once", max_tokens=20) == 8
+    assert llama.most_streams([BOS] * 33, max_tokens=20) == 7
+    with pytest.raises(PromptTooLongError, match="64 tokens, but the context holds 64"):
+        llama.most_streams("x" * 63)
+    with pytest.raises(SettingError, match="max_tokens is 0"):
+        llama.most_streams([BOS] * 33, max_tokens=0)
+
+
 class TestLoad:
     """``pyrllama.load`` on a small trained model."""
 
@@ -278,12 +301,26 @@ class TestLoad:
             assert 0 < np.abs(other - logits[0]).max() < 1.0
 
     @pytest.mark.parametrize(
+        ("texts", "text_tokens", "n_blocks"), [(1, None, 16), (3, None, 48), (3, 9, 20)]
+    )
+    def test_room_for_several_texts(
+        self, data: Path, texts: int, text_tokens: int | None, n_blocks: int
+    ) -> None:
+        path = data / "models" / "stories260K.bin"
+        settings: Any = {"texts": texts, "text_tokens": text_tokens}
+        with pyrllama.load(path, backend="reference", **settings) as llama:
+            assert (llama.model.n_blocks, llama.max_seq_len) == (n_blocks, 512)
+            assert llama.most_streams("Once", max_tokens=text_tokens) >= texts
+
+    @pytest.mark.parametrize(
         ("settings", "message"),
         [
             ({"quantize": "q5"}, "quantize is 'q5'"),
             ({"max_seq_len": 513}, "max_seq_len is 513, .* context of 512"),
             ({"max_seq_len": 0}, "max_seq_len is 0"),
             ({"threads": 0}, "threads is 0"),
+            ({"texts": 0}, "texts is 0"),
+            ({"texts": 2, "text_tokens": 0}, "text_tokens is 0"),
             ({"backend": "gpu"}, "backend is 'gpu', but it must be one of cpu, opencl, reference"),
         ],
     )

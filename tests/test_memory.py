@@ -8,17 +8,19 @@ import pytest
 from support.tiny_models import MemoryCheckpoint, random_weights, tiny_config
 
 from pyrllama import cpu, memory
-from pyrllama.core import BLOCK_TOKENS, Experts, TensorInfo, TensorType
+from pyrllama.core import BLOCK_TOKENS
 from pyrllama.errors import NotEnoughMemoryError
 from pyrllama.loading import load_model
 from pyrllama.memory import MemoryNeed, check_memory, estimate, free_memory
+from pyrllama.model_config import Experts
 from pyrllama.reference.backend import ReferenceBackend
+from pyrllama.tensors import TensorInfo, TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from pyrllama.core import ModelConfig
+    from pyrllama.model_config import ModelConfig
 
 
 GB = 10**9

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from support.tiny_models import GOLDEN, tiny_config
 
-from pyrllama.core import Experts, TensorInfo, TensorType
 from pyrllama.errors import SettingError
 from pyrllama.mixtures import Mixture, parse_mixture, tensor_types
+from pyrllama.model_config import Experts
 from pyrllama.models.llama import OUTPUT, expected_tensors
 from pyrllama.models.rope import ROPE_FACTORS
+from pyrllama.tensors import TensorInfo, TensorType
 
 MODELS: dict[str, dict[str, Any]] = json.loads((GOLDEN / "mixtures.json").read_text("utf-8"))
 IMPORTANCE = " imatrix"

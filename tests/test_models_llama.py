@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from support.tiny_models import tiny_config
 
-from pyrllama.core import Llama3Rope, RopeScaling, TensorInfo, TensorType
 from pyrllama.errors import CorruptFileError, TensorError, UnsupportedModelError
+from pyrllama.model_config import Llama3Rope, RopeScaling
 from pyrllama.models.llama import (
     OPTIONAL,
     check_config,
@@ -20,6 +20,7 @@ from pyrllama.models.llama import (
     n_parameters,
 )
 from pyrllama.models.rope import rope_frequencies, rope_table
+from pyrllama.tensors import TensorInfo, TensorType
 
 PATH = Path("folder") / "model.gguf"
 LLAMA_7B = tiny_config(

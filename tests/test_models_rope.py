@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.tiny_models import tiny_config
 
-from pyrllama.core import DynamicRope, LinearRope, RopeScaling, YarnRope
+from pyrllama.model_config import DynamicRope, LinearRope, RopeScaling, YarnRope
 from pyrllama.models.rope import default_attention_factor, rope_frequencies, rope_table
 
 PLAIN = tiny_config(head_dim=16)

@@ -14,13 +14,14 @@ import pyrllama
 from pyrllama.checkpoints import open_checkpoint
 from pyrllama.checkpoints.gguf_file import GgufFile
 from pyrllama.convert import export_gguf
-from pyrllama.core import Experts, Llama3Rope, TensorType
 from pyrllama.errors import CorruptFileError, SettingError, TensorError
 from pyrllama.importance import Importance
 from pyrllama.mixtures import Mixture
+from pyrllama.model_config import Experts, Llama3Rope
 from pyrllama.models.rope import ROPE_FACTORS
 from pyrllama.quantize import quantize_checkpoint
 from pyrllama.quants import dequantize, quantize_fitted
+from pyrllama.tensors import TensorType
 from pyrllama.tokenizer.sentencepiece_model import Piece, PieceType, bpe_model
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pyrllama.core import ModelConfig
+    from pyrllama.model_config import ModelConfig
 
 VOCAB = 300
 

@@ -11,10 +11,10 @@ from support.fake_model import ByteTokenizer
 from support.tiny_models import MemoryCheckpoint, chunk_of, random_weights, tiny_config
 
 import pyrllama
+from pyrllama.block_bytes import block_memory
 from pyrllama.core import Batch
 from pyrllama.data import default_model_path
 from pyrllama.errors import BackendError, DeviceError, SettingError
-from pyrllama.prefix import block_memory
 from pyrllama.prompt_folder import stored_models
 from pyrllama.reference.backend import ReferenceBackend
 from pyrllama.reuse import open_prefixes, open_speculation

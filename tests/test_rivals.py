@@ -14,7 +14,8 @@ from works import Kind, Work, names, parse_work
 
 from pyrllama.checkpoints.gguf_writer import PendingTensor, write_gguf
 from pyrllama.checkpoints.random import RandomCheckpoint
-from pyrllama.core import ModelConfig, TensorType
+from pyrllama.model_config import ModelConfig
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,11 +10,13 @@ import pytest
 import pyrllama
 
 PACKAGE = Path(pyrllama.__file__).parent
-NOUNS = {"core", "errors"}
+NOUNS = {"core", "errors", "model_config", "tensors"}
 MAY_KNOW = {
     "errors": set(),
     "core": {"errors", "sampling_ranges"},
     "sampling_ranges": set(),
+    "model_config": set(),
+    "tensors": set(),
     "quants": NOUNS,
     "code_cache": set(),
     "models": NOUNS,
@@ -26,14 +28,19 @@ MAY_KNOW = {
     "reference": NOUNS | {"checkpoints", "kvcache", "models", "quants"},
     "cpu": NOUNS | {"checkpoints", "code_cache", "models", "quants"},
     "opencl": NOUNS | {"checkpoints", "code_cache", "models", "quants", "units"},
-    "prefix": NOUNS | {"kvcache"},
+    "block_bytes": NOUNS,
+    "prefix": NOUNS | {"block_bytes", "kvcache"},
     "lookup": NOUNS,
     "speculation": NOUNS,
     "generation": NOUNS | {"prefix", "sampling"},
     "prompt_folder": set(),
     "prompt_store": NOUNS | {"prompt_folder"},
-    "output_rows": NOUNS | {"engine", "sampling"},
-    "engine": NOUNS | {"generation", "kvcache", "output_rows", "prefix", "sampling", "speculation"},
+    "backend": NOUNS,
+    "output_rows": NOUNS | {"backend", "sampling"},
+    "scheduler": NOUNS | {"backend", "generation", "kvcache", "prefix", "speculation"},
+    "engine": NOUNS
+    | {"backend", "generation", "kvcache", "output_rows", "prefix", "sampling", "scheduler"}
+    | {"speculation"},
     "sampling_settings": NOUNS | {"sampling_ranges"},
     "stop_strings": NOUNS,
     "request_maker": NOUNS | {"sampling_settings", "stop_strings", "structured", "tokenizer"},

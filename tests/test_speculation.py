@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from support.fake_model import CopyingModel
 
-from pyrllama.core import ModelConfig, Request, Sampling
+from pyrllama.core import Request, Sampling
 from pyrllama.engine import Engine
 from pyrllama.lookup import PromptLookup
+from pyrllama.model_config import ModelConfig
 from pyrllama.prefix import PrefixCache
 from pyrllama.speculation import ROW_COST, Hits, PassTimes, Speculation
 

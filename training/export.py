@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pyrllama.checkpoints import open_checkpoint
 from pyrllama.convert import export_gguf
-from pyrllama.core import TensorType
+from pyrllama.tensors import TensorType
 from training.requests import CHAT_TEMPLATE
 
 ABOUT = {

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from pyrllama.core import ModelConfig, Tensor, TensorInfo
+    from pyrllama.model_config import ModelConfig
+    from pyrllama.tensors import Tensor, TensorInfo
 
 
 class Checkpoint(ABC):

@@ -14,11 +14,11 @@ from pyrllama.checkpoints.base import Checkpoint
 from pyrllama.checkpoints.experts import group_experts
 from pyrllama.checkpoints.gguf_config import architecture_of, read_config
 from pyrllama.checkpoints.gguf_file import GgufFile
-from pyrllama.core import Tensor, TensorInfo
 from pyrllama.errors import TensorError, UnsupportedTypeError
 from pyrllama.models.llama import check_tensors
 from pyrllama.models.rows import Pairing, rotated_heads, take_rows, to_neighbours
 from pyrllama.quants import READABLE, block_size, names_of
+from pyrllama.tensors import Tensor, TensorInfo
 
 if TYPE_CHECKING:
     from pathlib import Path

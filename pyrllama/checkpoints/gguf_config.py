@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyrllama.core import Experts, LinearRope, ModelConfig, YarnRope
 from pyrllama.errors import CorruptFileError, ModelNotFoundError, UnsupportedModelError
+from pyrllama.model_config import Experts, LinearRope, ModelConfig, YarnRope
 from pyrllama.models.families import ARCHITECTURES
 from pyrllama.models.rope import default_attention_factor
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pyrllama.checkpoints.gguf_file import GgufFile
-    from pyrllama.core import RopeScaling
+    from pyrllama.model_config import RopeScaling
     from pyrllama.models.families import Architecture
 
 DEFAULT_ROPE_THETA = 10_000.0

@@ -26,7 +26,6 @@ from pyrllama.checkpoints.gguf_metadata import (
     read_metadata,
 )
 from pyrllama.checkpoints.mapped import MappedFile
-from pyrllama.core import TensorInfo, TensorType
 from pyrllama.errors import (
     CorruptFileError,
     TensorError,
@@ -35,6 +34,7 @@ from pyrllama.errors import (
     UnsupportedTypeError,
 )
 from pyrllama.quants import block_size, row_bytes
+from pyrllama.tensors import TensorInfo, TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyrllama.core import DynamicRope, LinearRope, YarnRope
 from pyrllama.errors import SettingError
+from pyrllama.model_config import DynamicRope, LinearRope, YarnRope
 from pyrllama.models.families import ARCHITECTURES
 from pyrllama.models.rope import default_attention_factor
 
 if TYPE_CHECKING:
-    from pyrllama.core import ModelConfig, RopeScaling
+    from pyrllama.model_config import ModelConfig, RopeScaling
 
 
 def config_keys(config: ModelConfig) -> dict[str, Any]:

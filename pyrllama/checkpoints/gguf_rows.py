@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyrllama.core import Tensor
 from pyrllama.models.families import ARCHITECTURES
 from pyrllama.models.rows import Pairing, rotated_heads, take_rows, to_halves
+from pyrllama.tensors import Tensor
 
 if TYPE_CHECKING:
     from pyrllama.checkpoints.base import Checkpoint

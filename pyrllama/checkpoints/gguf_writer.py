@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pyrllama.core import TensorInfo
+    from pyrllama.tensors import TensorInfo
 
 VERSION = 3
 MAX_TENSOR_NAME = 63

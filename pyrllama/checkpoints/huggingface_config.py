@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyrllama.checkpoints.huggingface_rope import read_rope
-from pyrllama.core import Experts, ModelConfig
 from pyrllama.errors import CorruptFileError, UnsupportedModelError
+from pyrllama.model_config import Experts, ModelConfig
 from pyrllama.models.families import HUGGING_FACE, Window
 
 if TYPE_CHECKING:

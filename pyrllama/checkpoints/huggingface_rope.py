@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyrllama.core import DynamicRope, LinearRope, Llama3Rope, RopeScaling, YarnRope
 from pyrllama.errors import UnsupportedModelError
+from pyrllama.model_config import DynamicRope, LinearRope, Llama3Rope, RopeScaling, YarnRope
 from pyrllama.models.rope import default_attention_factor
 
 if TYPE_CHECKING:

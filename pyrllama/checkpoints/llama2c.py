@@ -30,9 +30,10 @@ import numpy as np
 
 from pyrllama.checkpoints.base import Checkpoint
 from pyrllama.checkpoints.mapped import MappedFile
-from pyrllama.core import ModelConfig, Tensor, TensorInfo, TensorType
 from pyrllama.errors import CorruptFileError, RllamaError, TensorError, UnknownFormatError
+from pyrllama.model_config import ModelConfig
 from pyrllama.models.llama import check_config, expected_tensors
+from pyrllama.tensors import Tensor, TensorInfo, TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

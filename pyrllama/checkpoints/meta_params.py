@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyrllama.core import Llama3Rope, ModelConfig
 from pyrllama.errors import CorruptFileError, TensorError, UnsupportedModelError
+from pyrllama.model_config import Llama3Rope, ModelConfig
 from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING
 
 if TYPE_CHECKING:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyrllama.checkpoints.base import Checkpoint
-from pyrllama.core import Experts, Llama3Rope, ModelConfig, Tensor, TensorInfo, TensorType
 from pyrllama.errors import SettingError, TensorError
+from pyrllama.model_config import Experts, Llama3Rope, ModelConfig
 from pyrllama.models.llama import OUTPUT, expected_tensors, is_router
 from pyrllama.models.rope import ROPE_FACTORS
 from pyrllama.quants import WRITABLE, names_of, quantize, row_bytes
+from pyrllama.tensors import Tensor, TensorInfo, TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

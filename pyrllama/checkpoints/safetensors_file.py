@@ -14,8 +14,8 @@ from pyrllama.checkpoints.json_file import parse_json
 from pyrllama.checkpoints.mapped import MappedFile
 from pyrllama.checkpoints.stored import FileSlice, StoredTensor, contiguous_strides
 from pyrllama.checkpoints.unpickler import MAX_DIMS
-from pyrllama.core import TensorType
 from pyrllama.errors import CorruptFileError
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pyrllama.core import TensorType
+    from pyrllama.tensors import TensorType
 
 
 class Storage(Protocol):

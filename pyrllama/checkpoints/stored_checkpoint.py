@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from pyrllama.checkpoints.base import Checkpoint
-from pyrllama.core import Tensor, TensorInfo
 from pyrllama.errors import ModelNotFoundError, TensorError, UnsupportedTypeError
 from pyrllama.models.llama import check_tensors
+from pyrllama.tensors import Tensor, TensorInfo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

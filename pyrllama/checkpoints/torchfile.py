@@ -14,8 +14,8 @@ from pyrllama.checkpoints.mapped import MappedFile
 from pyrllama.checkpoints.stored import FileSlice, LazyFile, StoredTensor
 from pyrllama.checkpoints.unpickler import MAX_PICKLE_BYTES, StorageRef, TensorRef, unpickle
 from pyrllama.checkpoints.zip_directory import LOCAL_SIGNATURE, read_zip_directory
-from pyrllama.core import TensorType
 from pyrllama.errors import CorruptFileError, UnknownFormatError, UnsupportedTypeError
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -45,8 +45,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import ModelConfig, TensorType
+    from pyrllama.model_config import ModelConfig
     from pyrllama.opencl import Device
+    from pyrllama.tensors import TensorType
 
 DEFAULT_PROMPT_TOKENS = 512
 DEFAULT_SHAPE_TYPE = "q4_0"

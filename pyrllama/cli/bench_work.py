@@ -18,8 +18,8 @@ from pyrllama.sampling import Sampler
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pyrllama.core import ModelConfig
-    from pyrllama.engine import Model
+    from pyrllama.backend import Model
+    from pyrllama.model_config import ModelConfig
 
 SEED = 0
 WARM_UP_TOKENS = 2

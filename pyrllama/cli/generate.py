@@ -79,7 +79,11 @@ class Options(ModelOptions, ReuseOptions):
 @click.option("--max-tokens", type=int, help="Tokens to generate at most.")
 @sampling_options()
 @click.option(
-    "--n", type=int, default=1, show_default=True, help="Write so many continuations side by side."
+    "--n",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Write so many continuations side by side, as far as memory holds their KV cache.",
 )
 @click.option(
     "-q", "--quiet", is_flag=True, help="Print the generated text alone: no prompt, no figures."
@@ -103,7 +107,15 @@ def generate(**values: Any) -> int:
     settings = options.sampling.settings()
     quiet = options.quiet or options.as_json
     reuse = options.settings(options.chosen_backend, quiet=quiet)
-    llama = options.load(max_seq_len=options.max_seq_len, quiet=quiet, **reuse)
+    # What is under 1 is refused with the request.
+    text_tokens = None if options.max_tokens is None else max(1, options.max_tokens)
+    llama = options.load(
+        max_seq_len=options.max_seq_len,
+        quiet=quiet,
+        texts=options.n,
+        text_tokens=text_tokens,
+        **reuse,
+    )
     with llama:
         if options.verbose:
             note_settings(options.sampling.resolved(llama))
@@ -114,9 +126,21 @@ def generate(**values: Any) -> int:
             max_tokens=options.max_tokens,
             **settings,
         )
+        if not quiet:
+            _note_turns(llama, prompt, options)
         if options.as_json:
             return _print_json(llama, streams, prompt, options)
         return _print_texts(llama, streams, prompt, options)
+
+
+def _note_turns(llama: Llama, prompt: str, options: Options) -> None:
+    """Say so where the KV cache does not hold all continuations at once."""
+    most = llama.most_streams(prompt, max_tokens=options.max_tokens)
+    if most < options.n:
+        note(
+            f"the KV cache holds {most} of {options.n} continuations at their full length side by "
+            f"side, so some may wait: lower --max-tokens or --max-seq-len, or take --kv-type q8_0"
+        )
 
 
 def _print_texts(llama: Llama, streams: list[TokenStream], prompt: str, options: Options) -> int:

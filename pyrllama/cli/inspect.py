@@ -19,7 +19,7 @@ from pyrllama.checkpoints import open_checkpoint
 from pyrllama.cli.inspect_view import print_report
 from pyrllama.cli.model import locate
 from pyrllama.cli.options import PATH
-from pyrllama.core import BLOCK_TOKENS, TensorType, as_dict
+from pyrllama.core import BLOCK_TOKENS, as_dict
 from pyrllama.errors import (
     CheckpointError,
     ModelNotFoundError,
@@ -30,10 +30,12 @@ from pyrllama.errors import (
 from pyrllama.kvcache import blocks_for
 from pyrllama.models.rope import ROPE_FACTORS
 from pyrllama.quants import row_bytes
+from pyrllama.tensors import TensorType
 from pyrllama.tokenizer import find_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
-    from pyrllama.core import ModelConfig, TensorInfo
+    from pyrllama.model_config import ModelConfig
+    from pyrllama.tensors import TensorInfo
 
 GGUF_MAGIC = b"GGUF"
 SHOWN_ELEMENTS = 8

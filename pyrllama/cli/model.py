@@ -18,7 +18,7 @@ from pyrllama.cli.options import (
     threads_option,
 )
 from pyrllama.cli.terminal import loading_bar, note
-from pyrllama.llama import load
+from pyrllama.load_llama import load
 from pyrllama.loading import KV_TYPES, Backend, local_path
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pyrllama.cli.options import Decorator
-    from pyrllama.core import TensorType
     from pyrllama.llama import Llama
+    from pyrllama.tensors import TensorType
 
 MODEL_HELP = """Folder of a Meta or Hugging Face checkpoint, a GGUF, .pth or llama2.c file, or
 hf:OWNER/REPO[:FILE or quantisation] on the Hugging Face hub; by default the small story model

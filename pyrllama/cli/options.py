@@ -13,7 +13,7 @@ from pyrllama.loading import Backend, parse_weight_type
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyrllama.core import TensorType
+    from pyrllama.tensors import TensorType
 
     Decorator = Callable[[Callable[..., int]], Callable[..., int]]
 

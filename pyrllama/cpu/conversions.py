@@ -42,8 +42,8 @@ from pyrllama.cpu.simd import (
 from pyrllama.cpu.stored import taker
 
 if TYPE_CHECKING:
-    from pyrllama.core import TensorType
     from pyrllama.cpu.vectors import Lanes
+    from pyrllama.tensors import TensorType
 
 f32 = np.float32
 SMALLEST_SCALE = f32(2.0**-128)

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from pyrllama.core import TensorType
 from pyrllama.cpu.records import BYTES, WIDE_BYTES
 from pyrllama.quants.codebook import FACTORS, LEVELS
 from pyrllama.quants.tables import E2M1, NON_LINEAR
+from pyrllama.tensors import TensorType
 
 ROWS = 16
 """Rows of a group."""

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyrllama.core import BLOCK_TOKENS, TensorType
+from pyrllama.core import BLOCK_TOKENS
 from pyrllama.cpu import compiler, target
 from pyrllama.cpu.scratch import round_up
 from pyrllama.cpu.weights import Arena
 from pyrllama.errors import BackendError
 from pyrllama.quants import row_bytes
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pyrllama.core import ModelConfig
+    from pyrllama.model_config import ModelConfig
 
 KV_PADDING = {TensorType.F16: 16, TensorType.F32: 16, TensorType.Q8_0: 32}
 """Types of the KV cache, and the numbers to a multiple of which a head is padded in it."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pyrllama.models.llama import OUTPUT, ROUTER, TOKEN_EMBEDDING
 
 if TYPE_CHECKING:
-    from pyrllama.core import ModelConfig
+    from pyrllama.model_config import ModelConfig
 
 _ATTENTION_MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output")
 _FFN_MATRICES = ("ffn_gate", "ffn_up", "ffn_down")

@@ -42,9 +42,9 @@ from pyrllama.cpu.transpose import transpose_halves, transpose_words
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyrllama.core import TensorType
     from pyrllama.cpu.formats import Format
     from pyrllama.cpu.vectors import Lanes
+    from pyrllama.tensors import TensorType
 
 Matrix = view(MATRIX)
 Packing = view(PACKING)

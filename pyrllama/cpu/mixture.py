@@ -10,7 +10,7 @@ from pyrllama.cpu.records import ACTIVATIONS, MIXTURE, ROWS_AT_ONCE, TILE_ROWS, 
 from pyrllama.cpu.scratch import ActivationRows, Rows
 
 if TYPE_CHECKING:
-    from pyrllama.core import Experts, ModelConfig
+    from pyrllama.model_config import Experts, ModelConfig
 
 
 def places_of(experts: Experts, n_tokens: int) -> int:

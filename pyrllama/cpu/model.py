@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyrllama.core import BLOCK_TOKENS, TensorType
+from pyrllama.core import BLOCK_TOKENS
 from pyrllama.cpu import compiler
 from pyrllama.cpu.kv_memory import KV_PADDING, KvMemory
 from pyrllama.cpu.layers import layer_matrices, layer_vectors, matrix_names
@@ -22,6 +22,7 @@ from pyrllama.cpu.weights import Matrices, read_vector
 from pyrllama.errors import BackendError, SettingError
 from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING
 from pyrllama.models.rope import ROPE_FACTORS, rope_table
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import Batch, Chunk, InputSquares, ModelConfig
+    from pyrllama.core import Batch, Chunk, InputSquares
+    from pyrllama.model_config import ModelConfig
 
 MAX_BATCH_TOKENS = 512
 OUTPUT_NORM = "output_norm.weight"
@@ -61,7 +63,7 @@ def load_model(
 
 
 class CpuModel:
-    """A model whose forward pass runs on a team of threads; see ``engine.Model``."""
+    """A model whose forward pass runs on a team of threads; see ``backend.Model``."""
 
     def __init__(
         self,
@@ -259,7 +261,7 @@ class CpuModel:
         return np.asarray(states * scale * self._output_norm[: self.config.dim])
 
     def read_block(self, block: int) -> NDArray[np.uint8]:
-        """Return a copy of a block's keys and values; see ``engine.Model``."""
+        """Return a copy of a block's keys and values; see ``backend.Model``."""
         with self._lock:
             return self._kv.read(block)
 

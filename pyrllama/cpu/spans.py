@@ -15,7 +15,8 @@ from pyrllama.core import BLOCK_TOKENS
 from pyrllama.cpu.records import PART_TOKENS, SCORES_STEP, SPAN, SPARE_QUERY_ROWS, Records
 
 if TYPE_CHECKING:
-    from pyrllama.core import Batch, ModelConfig
+    from pyrllama.core import Batch
+    from pyrllama.model_config import ModelConfig
 
 QUERY_ROWS = 48
 """Query rows of a tile of several tokens: what converts a block of the cache once."""

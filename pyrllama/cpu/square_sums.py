@@ -14,7 +14,7 @@ from pyrllama.models.llama import ROUTER
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pyrllama.core import ModelConfig
+    from pyrllama.model_config import ModelConfig
 
 SQUARE_FIELDS = (
     "attn_squares",

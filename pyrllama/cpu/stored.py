@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyrllama.core import TensorType
 from pyrllama.cpu.formats import FORMATS
 from pyrllama.cpu.kernel import inline
 from pyrllama.cpu.simd import load_i8x16, load_i8x64, load_i32, load_u8, load_u16, store
 from pyrllama.quants import type_size
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyrllama import quants
-from pyrllama.core import Tensor, TensorType
 from pyrllama.cpu import compiler, target
 from pyrllama.cpu.formats import BLOCK, FORMATS, ROWS
 from pyrllama.cpu.records import FLOATS, LINE, MATRIX, PACKING, Records
@@ -19,6 +18,7 @@ from pyrllama.cpu.scratch import huge_pages, round_up
 from pyrllama.errors import BackendError, UnsupportedTypeError
 from pyrllama.models.llama import is_router
 from pyrllama.quants import codebook
+from pyrllama.tensors import Tensor, TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import TensorInfo
     from pyrllama.cpu.team import Team
+    from pyrllama.tensors import TensorInfo
 
 SLICE_BYTES = 1 << 24
 """Stored bytes that are packed before the file's pages are given back."""

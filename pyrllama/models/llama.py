@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from pyrllama.core import Experts, ModelConfig, TensorInfo
+    from pyrllama.model_config import Experts, ModelConfig
+    from pyrllama.tensors import TensorInfo
 
 TOKEN_EMBEDDING = "token_embd.weight"  # noqa: S105 - a tensor, not a password
 OUTPUT = "output.weight"

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, assert_never
 
 import numpy as np
 
-from pyrllama.core import DynamicRope, LinearRope, Llama3Rope, YarnRope
 from pyrllama.errors import TensorError
+from pyrllama.model_config import DynamicRope, LinearRope, Llama3Rope, YarnRope
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from pyrllama.core import ModelConfig, RopeScaling
+    from pyrllama.model_config import ModelConfig, RopeScaling
 
     Frequencies = NDArray[np.float64]
 

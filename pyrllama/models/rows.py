@@ -16,7 +16,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pyrllama.core import ModelConfig
+    from pyrllama.model_config import ModelConfig
 
 _ROTATED = re.compile(r"blk\.\d+\.attn_([qk])(_norm)?\.(?:weight|bias)", re.ASCII)
 

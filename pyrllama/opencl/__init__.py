@@ -6,7 +6,8 @@ Reading order: ``kernels/primitives.cl`` (what differs between devices), ``kerne
 ``kernels/experts.cl``; for Tensor Cores
 ``kernels/attention_tensor.cl``, ``kernels/few.cl`` and ``kernels/wide.cl``; then ``device.py``,
 ``program.py``, ``tuning.py``, ``layout.py``, ``weights.py``, ``steps.py``, ``batch_steps.py``,
-``experts.py``, ``parts.py``, ``stage.py`` and ``model.py``, which set them in motion.
+``experts.py``, ``parts.py``, ``stage_memory.py``, ``stage.py`` and ``model.py``, which set them in
+motion.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from pyrllama.errors import BackendError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pyrllama.core import Batch, Chunk, ModelConfig
+    from pyrllama.core import Batch, Chunk
+    from pyrllama.model_config import ModelConfig
 
 N_TOKENS, N_OUTPUTS, TOP, GOES_ON = 0, 1, 2, 3
 """Words that count the tokens, those whose logits are wanted, and how many of the greatest; and

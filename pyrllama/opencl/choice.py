@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pyrllama.core import ModelConfig
+    from pyrllama.model_config import ModelConfig
     from pyrllama.opencl.program import Program
     from pyrllama.opencl.stage import Stage
     from pyrllama.opencl.tuning import Tuning

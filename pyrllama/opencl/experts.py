@@ -21,7 +21,7 @@ from pyrllama.opencl.tuning import FEW_GROUP, FEW_ROWS, FLOAT, HALF, LANES, WIDE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pyrllama.core import Experts, ModelConfig
+    from pyrllama.model_config import Experts, ModelConfig
     from pyrllama.opencl.launches import Tile
     from pyrllama.opencl.program import Launch, Program
     from pyrllama.opencl.stage import Stage

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import ModelConfig
+    from pyrllama.model_config import ModelConfig
 
 
 def has_extras(config: ModelConfig) -> bool:

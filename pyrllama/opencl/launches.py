@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pyrllama.core import TensorType
 from pyrllama.opencl.heads import has_extras
 from pyrllama.opencl.layout import BLOCK, ROW_ALIGN, round_up
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from pyrllama.opencl.program import Launch, Program

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyrllama import quants
-from pyrllama.core import TensorType
 from pyrllama.opencl.planes import PLANES, UNIT_COLS, Planes
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

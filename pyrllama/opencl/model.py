@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyrllama.core import BLOCK_TOKENS, TensorType
+from pyrllama.core import BLOCK_TOKENS
 from pyrllama.errors import BackendError, SettingError
 from pyrllama.models.llama import OUTPUT
 from pyrllama.opencl.experts import unchosen_bytes
 from pyrllama.opencl.parts import KV_PADDING, Part, Sizes, block_bytes, stage_stacks
 from pyrllama.opencl.stage import Stage
 from pyrllama.opencl.supported import check_supported
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,11 +30,11 @@ MAX_BATCH_TOKENS = 512
 
 
 class OpenClModel:
-    """Layers of a model on OpenCL devices; see ``engine.Model``.
+    """Layers of a model on OpenCL devices; see ``backend.Model``.
 
     ``parts`` says which device computes which layers, in their order.  With all layers it is a
     model; the first part may also leave the beginning to another backend, whose hidden states
-    ``forward`` is then given.
+    ``forward`` is then given.  The KV cache holds ``cache_tokens``, by default ``max_seq_len``.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class OpenClModel:
         type: TensorType | None = None,  # noqa: A002
         kv_type: TensorType = TensorType.F16,
         max_seq_len: int,
+        cache_tokens: int | None = None,
         progress: Callable[[int, int], None] | None = None,
         tuning: Tuning | None = None,
     ) -> None:
@@ -51,7 +53,7 @@ class OpenClModel:
         check_supported(checkpoint.config)
         self.config = config = checkpoint.config
         self.max_seq_len = max_seq_len
-        self.n_blocks = -(-max_seq_len // BLOCK_TOKENS)
+        self.n_blocks = -(-(cache_tokens or max_seq_len) // BLOCK_TOKENS)
         self.max_batch_tokens = min(MAX_BATCH_TOKENS, max_seq_len)
         self._lock = threading.Lock()
         self._stages: list[Stage] = []

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pyrllama.core import BLOCK_TOKENS, TensorType
+from pyrllama.core import BLOCK_TOKENS
 from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING
 from pyrllama.opencl.experts import GROUPS_OF_EXPERTS
 from pyrllama.opencl.layout import BLOCK, round_up
 from pyrllama.opencl.weights import stacks
 from pyrllama.quants import row_bytes
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import ModelConfig
+    from pyrllama.model_config import ModelConfig
     from pyrllama.opencl.weights import Stack
 
 KV_PADDING = {TensorType.F16: 8, TensorType.F32: 8, TensorType.Q8_0: BLOCK}

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pyrllama.core import ModelConfig, TensorType
+    from pyrllama.model_config import ModelConfig
     from pyrllama.opencl.parts import Part
     from pyrllama.opencl.program import Launch, Program
     from pyrllama.opencl.stage import Stage
+    from pyrllama.opencl.tuning import LocalMemory
     from pyrllama.opencl.weights import Matrix
+    from pyrllama.tensors import TensorType
 
 ROLES = ("qkv", "attn_output", "gate_up", "ffn_down")
 """Matrices of a layer, in the order of the kernel's roles; the last role is the output's."""
@@ -52,12 +54,22 @@ def products(matrices: Mapping[str, Sequence[Matrix]], part: Part) -> list[Produ
     return found
 
 
-def can_persist(matrices: Mapping[str, Sequence[Matrix]], part: Part, n_buffers: int) -> bool:
-    """Whether one kernel serves a part: gates and ups are of one type in each layer."""
+def can_persist(
+    matrices: Mapping[str, Sequence[Matrix]], part: Part, n_buffers: int, memory: LocalMemory
+) -> bool:
+    """Whether one kernel serves a part: gates and ups come out as pairs in each layer."""
     if not part.layers or n_buffers > MAX_BUFFERS:
         return False
     # Experts have launches of their own.
-    return all(len(matrices.get(f"{layer}.gate_up", ())) == 1 for layer in part.layers)
+    return all(gives_pairs(matrices.get(f"{i}.gate_up", ()), memory) for i in part.layers)
+
+
+def gives_pairs(matrices: Sequence[Matrix], memory: LocalMemory) -> bool:
+    """Whether gates and ups are one matrix, of one type, whose sums are whole after one segment.
+
+    SwiGLU is made of each pair at once, so neither sum may be a part of a row's.
+    """
+    return len(matrices) == 1 and memory.holds_row(matrices[0].extent)
 
 
 def n_barriers(part: Part) -> int:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import ModelConfig, TensorType
     from pyrllama.opencl.device import Device
+    from pyrllama.tensors import TensorType
 
 USABLE = 0.92
 """Of a device's memory; the driver and the display take some of it, and OpenCL does not say how
@@ -71,6 +71,11 @@ class Plan:
         """Layers that the CPU computes first."""
         return self.n_layers - sum(len(need.part.layers) for need in self.needs)
 
+    def has_room(self, demand: Demand) -> bool:
+        """Tell whether the devices could take their parts with the cache of another demand."""
+        needs = [_need(demand, need.device, need.part) for need in self.needs]
+        return all(need.fits and need.kv_cache <= need.device.max_buffer for need in needs)
+
     def __str__(self) -> str:
         parts = [str(need) for need in self.needs]
         if self.cpu_layers:
@@ -90,6 +95,13 @@ class Demand:
     weight_type: TensorType | None
     kv_type: TensorType
     max_seq_len: int
+    cache_tokens: int
+    """Tokens that the KV cache holds, ``max_seq_len`` or more."""
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of the KV cache."""
+        return -(-self.cache_tokens // BLOCK_TOKENS)
 
 
 def make_plan(demand: Demand, devices: Sequence[Device], share: float | None) -> Plan:
@@ -140,18 +152,18 @@ def _needs(demand: Demand, devices: Sequence[Device], count: int) -> list[Device
 
 def _need(demand: Demand, device: Device, part: Part) -> DeviceNeed:
     config = demand.checkpoint.config
-    n_blocks = -(-demand.max_seq_len // BLOCK_TOKENS)
     return DeviceNeed(
         device,
         part,
         weights=part_bytes(demand.checkpoint, part, demand.weight_type),
-        kv_cache=n_blocks * block_bytes(config, len(part.layers), demand.kv_type),
-        working=_working_bytes(config, device, part, demand.max_seq_len),
+        kv_cache=demand.n_blocks * block_bytes(config, len(part.layers), demand.kv_type),
+        working=_working_bytes(demand, device, part),
     )
 
 
-def _working_bytes(config: ModelConfig, device: Device, part: Part, max_seq_len: int) -> int:
+def _working_bytes(demand: Demand, device: Device, part: Part) -> int:
     """Return the bytes of a batch's activations, logits and words, and of the rotations."""
+    config, max_seq_len = demand.checkpoint.config, demand.max_seq_len
     rows = min(MAX_BATCH_TOKENS, max_seq_len)
     splits = default_tuning(device, config).splits
     numbers = (
@@ -162,7 +174,7 @@ def _working_bytes(config: ModelConfig, device: Device, part: Part, max_seq_len:
         + max(config.dim, config.q_dim)
         + config.vocab_size * part.ends
         + COLUMNS
-        + -(-max_seq_len // BLOCK_TOKENS)
+        + demand.n_blocks
     )
     of_network = sum(feed_forward_bytes(config, rows).values())
     return of_network + FLOAT * (rows * numbers + max_seq_len * config.head_dim)

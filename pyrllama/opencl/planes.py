@@ -36,10 +36,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pyrllama.core import TensorType
 from pyrllama.quants import dequantize
 from pyrllama.quants.bits import join, split
 from pyrllama.quants.kquants import six_bit_pairs
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from pyrllama.core import TensorType
+    from pyrllama.tensors import TensorType
 
 OPTIONS = ("-cl-std=CL1.2", "-cl-mad-enable")
 UNOPTIMISED = "-cl-opt-disable"

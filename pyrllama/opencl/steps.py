@@ -10,9 +10,8 @@ from pyrllama.opencl.batch_steps import MANY, BatchSteps, count_rows
 from pyrllama.opencl.choice import choice_launches
 from pyrllama.opencl.experts import GATE_UP, ExpertLaunches
 from pyrllama.opencl.launches import Rows, attention_arguments, embed, suffix
-from pyrllama.opencl.layout import BLOCK, round_up
-from pyrllama.opencl.persistent import persistent_launch
-from pyrllama.opencl.tuning import FEW_COUNTS, LANES, local_memory
+from pyrllama.opencl.persistent import gives_pairs, persistent_launch
+from pyrllama.opencl.tuning import FEW_COUNTS, LANES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,14 +73,10 @@ class Steps:
     # --- one token ----------------------------------------------------------------------------
 
     def _takes_single(self) -> bool:
-        """Whether gate and up are one matrix, whose results come out as pairs at once."""
-        config = self._config
-        memory = local_memory(self._stage.device, config, self._tuning)
-        whole = round_up(config.dim, BLOCK) <= min(
-            memory.segment_floats, memory.segment_blocks * BLOCK
-        )
-        layers, group = self._stage.part.layers, GATE_UP if config.experts else "gate_up"
-        return whole and all(len(self._matrices(f"{i}.{group}")) == 1 for i in layers)
+        """Whether gates and ups come out as pairs in each layer."""
+        layers, memory = self._stage.part.layers, self._stage.local_memory
+        group = GATE_UP if self._config.experts else "gate_up"
+        return all(gives_pairs(self._matrices(f"{i}.{group}"), memory) for i in layers)
 
     def _single_layers(self) -> Iterator[Launch]:
         tuning, buffer = self._tuning, self._stage.buffer

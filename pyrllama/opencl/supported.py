@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pyrllama.errors import BackendError
 
 if TYPE_CHECKING:
-    from pyrllama.core import ModelConfig
+    from pyrllama.model_config import ModelConfig
 
 
 MAX_HEAD_DIM = 256

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyrllama.core import BLOCK_TOKENS, TensorType
+from pyrllama.core import BLOCK_TOKENS
 from pyrllama.errors import DeviceError
 from pyrllama.opencl.device import Feature
 from pyrllama.opencl.features import features
 from pyrllama.opencl.layout import ALIGNMENT, BLOCK, LAYOUTS, UNIT_BYTES, round_up
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-    from pyrllama.core import ModelConfig
+    from pyrllama.model_config import ModelConfig
     from pyrllama.opencl.device import Device
+    from pyrllama.opencl.layout import Extent
 
 LANES = BLOCK_TOKENS
 """Work-items of a team; a lane attends to one token of a block of the cache."""
@@ -189,6 +191,11 @@ class LocalMemory:
 
     segment_floats: int
     segment_blocks: int
+
+    def holds_row(self, extent: Extent) -> bool:
+        """Whether a whole row of what a matrix multiplies is there at a time."""
+        quantised = LAYOUTS[extent.kind].quantised
+        return extent.cols <= (self.segment_blocks * BLOCK if quantised else self.segment_floats)
 
     def n_bytes(self, kinds: Iterable[TensorType]) -> int:
         """Bytes for matrices of any of these types."""

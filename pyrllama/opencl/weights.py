@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyrllama import quants
-from pyrllama.core import TensorType
 from pyrllama.errors import DeviceError, UnsupportedTypeError
 from pyrllama.models.llama import is_router
 from pyrllama.opencl.device import device_errors, pyopencl
@@ -23,6 +22,7 @@ from pyrllama.opencl.layout import (
     pack,
     round_up,
 )
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

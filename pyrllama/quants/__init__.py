@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pyrllama.core import TensorType
 from pyrllama.errors import SettingError
 from pyrllama.quants import codebook, floats, kquants, legacy, tables, ternary
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -34,9 +34,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pyrllama.core import TensorType
 from pyrllama.quants import codebook_points
 from pyrllama.quants.bits import half, split
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import Batch, ModelConfig, TensorType
+    from pyrllama.core import Batch
+    from pyrllama.model_config import ModelConfig
+    from pyrllama.tensors import TensorType
 
 MAX_BATCH_TOKENS = 64
 
@@ -83,7 +85,7 @@ class ReferenceBackend:
         return self._model.final_states(batch)
 
     def read_block(self, block: int) -> NDArray[np.uint8]:
-        """Return a copy of a block's keys and values; see ``engine.Model``."""
+        """Return a copy of a block's keys and values; see ``backend.Model``."""
         return self._model.read_block(block)
 
     def write_block(self, block: int, data: NDArray[np.uint8]) -> None:

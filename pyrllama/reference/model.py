@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import Batch, Chunk, Experts, ModelConfig
+    from pyrllama.core import Batch, Chunk
+    from pyrllama.model_config import Experts, ModelConfig
 
     Matrix = NDArray[np.float32]
     Matmul = Callable[[Matrix, Matrix], Matrix]

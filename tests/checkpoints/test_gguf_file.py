@@ -14,7 +14,6 @@ from support.gguf_writer import (
 )
 
 from pyrllama.checkpoints.gguf import GgufFile
-from pyrllama.core import TensorInfo, TensorType
 from pyrllama.errors import (
     CorruptFileError,
     TensorError,
@@ -22,6 +21,7 @@ from pyrllama.errors import (
     UnsupportedTypeError,
 )
 from pyrllama.quants import dequantize
+from pyrllama.tensors import TensorInfo, TensorType
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,11 +19,11 @@ from support.gguf_writer import (
 
 from pyrllama.checkpoints.gguf import GgufFile
 from pyrllama.checkpoints.gguf_metadata import MAX_DEPTH, StringArray
-from pyrllama.core import TensorInfo, TensorType
 from pyrllama.errors import (
     CorruptFileError,
     UnknownFormatError,
 )
+from pyrllama.tensors import TensorInfo, TensorType
 
 if TYPE_CHECKING:
     from pathlib import Path

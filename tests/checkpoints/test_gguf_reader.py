@@ -17,7 +17,6 @@ from support.gguf_writer import (
 from support.tiny_models import MemoryCheckpoint, Weights, random_weights, tiny_config
 
 from pyrllama.checkpoints.gguf import GgufCheckpoint, GgufFile
-from pyrllama.core import Experts, LinearRope, RopeScaling, TensorInfo, TensorType, YarnRope
 from pyrllama.errors import (
     CorruptFileError,
     ModelNotFoundError,
@@ -27,8 +26,10 @@ from pyrllama.errors import (
     UnsupportedModelError,
     UnsupportedTypeError,
 )
+from pyrllama.model_config import Experts, LinearRope, RopeScaling, YarnRope
 from pyrllama.quants import dequantize, row_bytes
 from pyrllama.sampling_settings import resolve
+from pyrllama.tensors import TensorInfo, TensorType
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,9 +11,9 @@ import pytest
 from pyrllama.checkpoints.gguf_file import GgufFile
 from pyrllama.checkpoints.gguf_metadata import NUMBERS, StringArray, ValueType
 from pyrllama.checkpoints.gguf_writer import PendingTensor, stored_bytes, write_gguf
-from pyrllama.core import TensorInfo, TensorType
 from pyrllama.errors import CheckpointError, SettingError
 from pyrllama.quants import quantize
+from pyrllama.tensors import TensorInfo, TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -24,7 +24,6 @@ from support.transformers_models import FIXTURE_FOLDERS, load_fixture
 
 from pyrllama.checkpoints import huggingface, open_checkpoint
 from pyrllama.checkpoints.huggingface import HuggingFaceCheckpoint
-from pyrllama.core import Llama3Rope, ModelConfig, TensorType
 from pyrllama.errors import (
     CorruptFileError,
     ModelNotFoundError,
@@ -34,9 +33,12 @@ from pyrllama.errors import (
     UnsupportedModelError,
     UnsupportedTypeError,
 )
+from pyrllama.model_config import Llama3Rope, ModelConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from pyrllama.tensors import TensorType
 
 
 CONFIG = tiny_config()

@@ -13,7 +13,8 @@ from support.tiny_models import random_weights, tiny_config
 from pyrllama.checkpoints.huggingface import HuggingFaceCheckpoint
 from pyrllama.checkpoints.huggingface_config import read_config
 from pyrllama.checkpoints.json_file import Fields
-from pyrllama.core import (
+from pyrllama.errors import CorruptFileError, UnsupportedModelError
+from pyrllama.model_config import (
     DynamicRope,
     Experts,
     LinearRope,
@@ -22,7 +23,6 @@ from pyrllama.core import (
     RopeScaling,
     YarnRope,
 )
-from pyrllama.errors import CorruptFileError, UnsupportedModelError
 
 CONFIG = tiny_config()
 WEIGHTS = random_weights(CONFIG)

@@ -9,8 +9,9 @@ from support.llama2c_writer import group, write_llama2c
 from support.tiny_models import random_weights, tiny_config
 
 from pyrllama.checkpoints.llama2c import Llama2cCheckpoint, looks_like
-from pyrllama.core import ModelConfig, TensorInfo, TensorType
 from pyrllama.errors import CorruptFileError, RllamaError, TensorError, UnknownFormatError
+from pyrllama.model_config import ModelConfig
+from pyrllama.tensors import TensorInfo, TensorType
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -36,7 +36,7 @@ from pyrllama.errors import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pyrllama.core import TensorType
+    from pyrllama.tensors import TensorType
 
 CONFIG = tiny_config(n_heads=8, n_kv_heads=8, head_dim=8)
 WEIGHTS = random_weights(CONFIG)

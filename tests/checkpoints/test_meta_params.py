@@ -14,8 +14,8 @@ from support.torch_writer import meta_arrays, write_meta_folder, write_torch_fil
 from pyrllama.checkpoints.json_file import Fields
 from pyrllama.checkpoints.meta import MetaCheckpoint
 from pyrllama.checkpoints.meta_params import computed_ffn_dim, context_length
-from pyrllama.core import Llama3Rope, ModelConfig, RopeScaling
 from pyrllama.errors import CorruptFileError, TensorError, UnsupportedModelError
+from pyrllama.model_config import Llama3Rope, ModelConfig, RopeScaling
 
 CONFIG = tiny_config(n_heads=8, n_kv_heads=8, head_dim=8)
 WEIGHTS = random_weights(CONFIG)

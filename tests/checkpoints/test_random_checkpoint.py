@@ -9,10 +9,10 @@ from support.tiny_models import tiny_config
 
 from pyrllama.checkpoints import random
 from pyrllama.checkpoints.random import SHAPES, RandomCheckpoint
-from pyrllama.core import TensorInfo, TensorType
 from pyrllama.errors import SettingError, TensorError
 from pyrllama.models.llama import check_config, check_tensors, n_parameters
 from pyrllama.quants import WRITABLE, dequantize, row_bytes
+from pyrllama.tensors import TensorInfo, TensorType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,8 +13,8 @@ from safetensors.numpy import save, save_file
 from support.mutations import mutations
 
 from pyrllama.checkpoints.safetensors_file import SafetensorsFile
-from pyrllama.core import TensorType
 from pyrllama.errors import CorruptFileError, ModelNotFoundError, RllamaError
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from pathlib import Path

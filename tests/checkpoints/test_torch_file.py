@@ -21,7 +21,6 @@ from support.torch_writer import (
 )
 
 from pyrllama.checkpoints.torchfile import TorchFile, starts_like_torch
-from pyrllama.core import TensorType
 from pyrllama.errors import (
     CorruptFileError,
     ModelNotFoundError,
@@ -30,6 +29,7 @@ from pyrllama.errors import (
     UnsafePickleError,
     UnsupportedTypeError,
 )
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,9 +10,10 @@ import pytest
 from support.tiny_models import MemoryCheckpoint, random_weights, tiny_config
 
 from pyrllama.convert import export_gguf
-from pyrllama.core import Experts, TensorType
 from pyrllama.importance import read_importance
+from pyrllama.model_config import Experts
 from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,8 @@ from support.gguf_writer import write_model
 from support.tiny_models import random_weights, tiny_config
 
 from pyrllama.cli.inspect import abbreviate, stored_bytes
-from pyrllama.core import Experts, TensorInfo, TensorType
+from pyrllama.model_config import Experts
+from pyrllama.tensors import TensorInfo, TensorType
 
 if TYPE_CHECKING:
     from pathlib import Path

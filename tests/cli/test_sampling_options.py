@@ -29,7 +29,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Replace ``load`` by one that gives a fake model with settings of its own."""
     given: dict[str, Any] = {"script": {}, "settings": {}}
 
-    def load(path: Path, **_: Any) -> Llama:
+    def load(path: Path, **settings: Any) -> Llama:
+        given["asked"] = settings
         model = FakeModel(script={2 + i: token for i, token in enumerate(given["script"])})
         return Llama(model, ByteTokenizer(), 64, model_settings=given["settings"])
 
@@ -174,6 +175,18 @@ def test_several_continuations(run: Run, fake: dict[str, Any]) -> None:
     assert "continuation 1 of 2" in done.err
     assert "continuation 2 of 2" in done.err
     assert run(*PROMPT, "--n", "0").status == 2
+
+
+def test_room_is_asked_for_all_continuations(run: Run, fake: dict[str, Any]) -> None:
+    limit = ("--max-tokens", "20")
+    done = run(*PROMPT, "--n", "8", *limit)
+    assert (fake["asked"]["texts"], fake["asked"]["text_tokens"]) == (8, 20)
+    assert "side by side" not in done.err  # the fake model's 8 blocks hold them
+    run(*PROMPT)
+    assert (fake["asked"]["texts"], fake["asked"]["text_tokens"]) == (1, None)
+    many = run(*PROMPT, "--n", "9", *limit)
+    assert "the KV cache holds 8 of 9 continuations at their full length" in many.err
+    assert run(*PROMPT, "--n", "9", *limit, "-q").err == ""
 
 
 @pytest.mark.parametrize("as_json", [True, False])

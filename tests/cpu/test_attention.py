@@ -10,16 +10,18 @@ from support.attention import MAX_SEQ_LEN, Attention, Tokens, chunk, shape
 from support.kernels import each_isa
 from support.tiny_models import tiny_config
 
-from pyrllama.core import BLOCK_TOKENS, Batch, ModelConfig, TensorType
+from pyrllama.core import BLOCK_TOKENS, Batch
 from pyrllama.cpu import compiler, target
 from pyrllama.cpu.records import SPAN
 from pyrllama.cpu.spans import Spans, tiles_of
 from pyrllama.quants import dequantize, quantize
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pyrllama.cpu.target import Isa
+    from pyrllama.model_config import ModelConfig
 
 SHAPES = {
     "one head of 20": shape(1, 1, 20),

@@ -21,10 +21,10 @@ from support.kernels import each_isa
 from support.tiny_models import logits_of, random_weights, tiny_config
 
 from pyrllama import code_cache
-from pyrllama.core import TensorType
 from pyrllama.cpu import compiler, target
 from pyrllama.cpu.target import AVX2, AVX512, AVXVNNI, GENERIC, Isa
 from pyrllama.errors import BackendError
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -210,7 +210,7 @@ SECOND_START = """
 import json, sys
 sys.path.insert(0, {tests!r})
 from support.tiny_models import MemoryCheckpoint, logits_of, random_weights, tiny_config
-from pyrllama.core import TensorType
+from pyrllama.tensors import TensorType
 from pyrllama.cpu import load_model
 config = tiny_config()
 checkpoint = MemoryCheckpoint(config, random_weights(config))

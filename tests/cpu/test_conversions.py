@@ -9,9 +9,9 @@ import pytest
 from support.kernels import TYPES, Guarded, call, column_counts, each_isa, random_stored
 
 from pyrllama import quants
-from pyrllama.core import TensorType
 from pyrllama.cpu.weights import codebook_levels
 from pyrllama.quants import codebook
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,9 +11,11 @@ from support.cpu_models import cpu_model, reference_of
 from support.kernels import EXACT_ISAS, QUANTISED
 from support.tiny_models import chunk_of, logits_of, random_weights, tiny_config
 
-from pyrllama.core import Batch, Experts, ModelConfig, TensorType
+from pyrllama.core import Batch
 from pyrllama.cpu.mixture import places_of
 from pyrllama.cpu.target import chosen
+from pyrllama.model_config import Experts, ModelConfig
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

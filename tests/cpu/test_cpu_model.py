@@ -33,12 +33,14 @@ from support.tiny_models import (
 from support.transformers_models import FIXTURE_FOLDERS, LONG_FOLDERS, load_fixture, load_long
 
 from pyrllama.checkpoints.llama2c import Llama2cCheckpoint
-from pyrllama.core import Batch, Llama3Rope, ModelConfig, TensorType
+from pyrllama.core import Batch
 from pyrllama.cpu.model import load_model
 from pyrllama.cpu.target import Isa, chosen
 from pyrllama.cpu.weights import MADE_TYPES
+from pyrllama.model_config import Llama3Rope, ModelConfig
 from pyrllama.models.rope import ROPE_FACTORS, rope_frequencies
 from pyrllama.reference import ReferenceModel, ops
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,10 +17,11 @@ from support.tiny_models import (
     tiny_config,
 )
 
-from pyrllama.core import Batch, Chunk, TensorType
+from pyrllama.core import Batch, Chunk
 from pyrllama.cpu.model import CpuModel, load_model
 from pyrllama.errors import BackendError, SettingError, TensorError, UnsupportedTypeError
 from pyrllama.models.rope import ROPE_FACTORS
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

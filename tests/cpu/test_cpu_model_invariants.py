@@ -11,7 +11,7 @@ from support.cpu_models import cpu_model
 from support.kernels import EXACT_ISAS
 from support.tiny_models import chunk_of, greedy, logits_of, random_weights, tiny_config
 
-from pyrllama.core import Batch, Chunk, TensorType
+from pyrllama.core import Batch, Chunk
 from pyrllama.cpu.weights import MADE_TYPES
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from pyrllama.cpu.model import CpuModel
     from pyrllama.cpu.target import Isa
+    from pyrllama.tensors import TensorType
 
 CONFIG = tiny_config(vocab_size=101, ffn_dim=160)
 """Five groups of rows in the FFN's inner matrices: an odd number, in pieces of two."""

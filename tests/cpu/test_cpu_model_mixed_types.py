@@ -11,10 +11,12 @@ import pytest
 from support.kernels import EXACT_ISAS, activation_block, use_isa
 from support.tiny_models import MemoryCheckpoint, chunk_of, logits_of, random_weights, tiny_config
 
-from pyrllama.core import Batch, Experts, TensorType
+from pyrllama.core import Batch
 from pyrllama.cpu.model import load_model
+from pyrllama.model_config import Experts
 from pyrllama.quants import dequantize, quantize
 from pyrllama.reference import ReferenceModel, ops
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,9 +10,11 @@ from support.cpu_models import cpu_model
 from support.kernels import EXACT_ISAS
 from support.tiny_models import MemoryCheckpoint, chunk_of, logits_of, random_weights, tiny_config
 
-from pyrllama.core import Batch, Experts, InputSquares, ModelConfig, TensorType
+from pyrllama.core import Batch, InputSquares
+from pyrllama.model_config import Experts, ModelConfig
 from pyrllama.models.llama import TOKEN_EMBEDDING
 from pyrllama.reference.backend import ReferenceBackend
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -24,7 +24,6 @@ from support.kernels import (
 from support.packed_layout import interleaved
 
 from pyrllama import quants
-from pyrllama.core import TensorInfo, TensorType
 from pyrllama.cpu.records import BYTES, FLOATS, WIDE_BYTES
 from pyrllama.cpu.team import Team
 from pyrllama.cpu.weights import (
@@ -37,6 +36,7 @@ from pyrllama.cpu.weights import (
 )
 from pyrllama.errors import BackendError
 from pyrllama.quants import codebook
+from pyrllama.tensors import TensorInfo, TensorType
 
 if TYPE_CHECKING:
     from pyrllama.cpu.target import Isa

@@ -14,8 +14,8 @@ import pytest
 from support.cpu_models import cpu_model
 from support.tiny_models import logits_of, random_weights, tiny_config
 
-from pyrllama.core import TensorType
 from pyrllama.cpu import target
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from pyrllama.cpu.model import CpuModel
@@ -29,7 +29,7 @@ import os, sys
 sys.path.insert(0, {str(TESTS)!r})
 import numpy as np
 from support.tiny_models import MemoryCheckpoint, logits_of, random_weights, tiny_config
-from pyrllama.core import TensorType
+from pyrllama.tensors import TensorType
 from pyrllama.cpu import load_model
 config = tiny_config()
 model = load_model(

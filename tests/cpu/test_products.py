@@ -22,10 +22,10 @@ from support.kernels import (
 )
 
 from pyrllama import quants
-from pyrllama.core import TensorType
 from pyrllama.cpu.records import FEW_SIXES, GROUPS_AT_ONCE, PANEL_BLOCKS, SIXES_AT_ONCE
 from pyrllama.cpu.target import GENERIC, Isa
 from pyrllama.reference import ops
+from pyrllama.tensors import TensorType
 
 ROWS = (1, 16, 17, 48, 100)
 COLS = (32, 64, 96, 352)

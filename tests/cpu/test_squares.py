@@ -16,9 +16,10 @@ from support.tiny_models import (
     tiny_config,
 )
 
-from pyrllama.core import Batch, TensorType
+from pyrllama.core import Batch
 from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING
 from pyrllama.reference.backend import ReferenceBackend
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -24,17 +24,18 @@ from support.packed_layout import plain_scales
 from support.tiny_models import chunk_of, logits_of, random_weights, tiny_config
 
 from pyrllama import quants
-from pyrllama.core import Batch, Experts
+from pyrllama.core import Batch
 from pyrllama.cpu import target
 from pyrllama.cpu.scratch import round_up
 from pyrllama.cpu.target import AMX
 from pyrllama.cpu.weights import MADE_TYPES
+from pyrllama.model_config import Experts
 from pyrllama.quants import type_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pyrllama.core import TensorType
+    from pyrllama.tensors import TensorType
 
 ROUNDING = 2.0**-7
 """Of the sum of magnitudes: two factors, each rounded to 8 bits, a 2^-8 off at most."""

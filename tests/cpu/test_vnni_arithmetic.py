@@ -21,7 +21,7 @@ from pyrllama import quants
 from pyrllama.cpu.target import AVX512, AVXVNNI, GENERIC, Isa
 
 if TYPE_CHECKING:
-    from pyrllama.core import TensorType
+    from pyrllama.tensors import TensorType
 
 
 @pytest.fixture(params=[AVX512, AVXVNNI], ids=lambda isa: isa.name)

@@ -42,8 +42,9 @@ from support.llama2c_writer import write_llama2c
 from support.tiny_models import random_weights, tiny_config
 from support.torch_writer import write_meta_folder, write_zip
 
-from pyrllama.core import Experts, Llama3Rope, TensorType
 from pyrllama.logits_file import saved_logits
+from pyrllama.model_config import Experts, Llama3Rope
+from pyrllama.tensors import TensorType
 from pyrllama.text_chunks import TextChunks
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ import pytest
 from support.opencl_models import opencl_model
 from support.tiny_models import chunk_of, random_weights, tiny_config
 
-from pyrllama.core import BLOCK_TOKENS, Batch, Chunk, TensorType, TopLogits
+from pyrllama.core import BLOCK_TOKENS, Batch, Chunk, TopLogits
 from pyrllama.opencl.ahead import may_follow
 from pyrllama.opencl.batch import BatchWords
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,7 @@ import pytest
 from support.opencl_kernels import MAX_TOKENS, Kernels
 from support.tiny_models import chunk_of, tiny_config
 
-from pyrllama.core import Batch, ModelConfig, TensorType
+from pyrllama.core import Batch
 from pyrllama.models.rope import rope_table
 from pyrllama.opencl.batch import BatchWords, word_count
 from pyrllama.opencl.launches import AS_FLOATS
@@ -18,10 +18,12 @@ from pyrllama.opencl.parts import block_bytes
 from pyrllama.opencl.tuning import ATTENTION_GROUP, attention_rows
 from pyrllama.quants import dequantize, quantize
 from pyrllama.reference import ops
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from pyrllama.model_config import ModelConfig
     from pyrllama.opencl.device import Device
 
     Floats = NDArray[np.float32]

@@ -11,16 +11,17 @@ from support.opencl_models import opencl_model
 from support.tiny_models import chunk_of, random_weights, tiny_config
 from support.top_logits import top_of_row
 
-from pyrllama.core import Batch, Request, Sampling, TensorType, TopLogits
+from pyrllama.core import Batch, Request, Sampling, TopLogits
 from pyrllama.engine import Engine
 from pyrllama.opencl.batch import HEADER, TOP
 from pyrllama.opencl.choice import MOST_ROWS, TOP_ROOM, TOP_WORDS, can_choose, n_parts, top_of
 from pyrllama.opencl.tuning import top_part
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pyrllama.core import ModelConfig
+    from pyrllama.model_config import ModelConfig
     from pyrllama.opencl.device import Device
     from pyrllama.opencl.model import OpenClModel
 

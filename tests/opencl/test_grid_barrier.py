@@ -9,11 +9,12 @@ import pytest
 from support.opencl_models import opencl_model
 from support.tiny_models import chunk_of, random_weights, tiny_config
 
-from pyrllama.core import Batch, TensorType, TopLogits
+from pyrllama.core import Batch, TopLogits
 from pyrllama.errors import DeviceError
 from pyrllama.opencl.device import pyopencl
 from pyrllama.opencl.program import Program, source_text
-from pyrllama.opencl.stage import GRID_WORDS
+from pyrllama.opencl.stage_memory import GRID_WORDS
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,25 +7,37 @@ from typing import TYPE_CHECKING
 import pytest
 from support.tiny_models import MemoryCheckpoint, random_weights, tiny_config
 
-from pyrllama.core import TensorType
+from pyrllama.opencl.layout import BLOCK
 from pyrllama.opencl.parts import Part, stage_stacks
-from pyrllama.opencl.persistent import can_persist, n_barriers, persistent_source, places
+from pyrllama.opencl.persistent import (
+    can_persist,
+    gives_pairs,
+    n_barriers,
+    persistent_source,
+    places,
+)
+from pyrllama.opencl.tuning import LocalMemory
 from pyrllama.opencl.weights import Matrix
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 CONFIG = tiny_config(dim=64, n_layers=3, vocab_size=96)
 WHOLE = Part(range(3), embeds=True, ends=True)
+ROOM = LocalMemory(segment_floats=CONFIG.ffn_dim, segment_blocks=CONFIG.ffn_dim // BLOCK)
+"""Local memory that holds whole rows of all activations."""
 
 
-def matrices_of(part: Part, changed: str = "") -> dict[str, list[Matrix]]:
-    """Return a part's matrices in F16, and in F32 those of the group that is named."""
+def matrices_of(
+    part: Part, changed: str = "", kind: TensorType = TensorType.F16
+) -> dict[str, list[Matrix]]:
+    """Return a part's matrices in a type, and in F32 those of the group that is named."""
     checkpoint = MemoryCheckpoint(CONFIG, random_weights(CONFIG))
     found = {}
-    for kind in (TensorType.F16, TensorType.F32):
-        for group, stacks in stage_stacks(checkpoint, part, kind).items():
-            if kind is TensorType.F16 or group == changed:
+    for held in (kind, TensorType.F32):
+        for group, stacks in stage_stacks(checkpoint, part, held).items():
+            if held is kind or group == changed:
                 found[group] = [Matrix(stack.extent, None, None, 0, 0) for stack in stacks]
     return found
 
@@ -53,13 +65,38 @@ def test_layers_that_are_alike_have_code_for_each_product(ends: bool) -> None:
 @pytest.mark.parametrize("changed", ["0.qkv", "2.ffn_down"])
 def test_a_layer_of_another_type_makes_all_of_them_a_table(changed: str) -> None:
     matrices = matrices_of(WHOLE, changed)
-    assert can_persist(matrices, WHOLE, n_buffers=1)
+    assert can_persist(matrices, WHOLE, 1, ROOM)
     text = source(matrices, WHOLE)
     assert text.count('#line 1 "step.cl"') == 1
     assert "#define STEP_ROWS WORD_AT(nth, PLACE_ROWS)" in text
     assert "if (kind == 0) CALL(f32); else CALL(f16)\n" in text
     kinds = places(matrices, WHOLE)[:-1, 5].tolist()  # but for the embedding, which is no product
     assert (len(kinds), kinds.count(0)) == (3 * 4 + 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "memory", "fits"),
+    [
+        (TensorType.F16, LocalMemory(segment_floats=64, segment_blocks=0), True),
+        (TensorType.F16, LocalMemory(segment_floats=32, segment_blocks=8), False),
+        (TensorType.Q8_0, LocalMemory(segment_floats=0, segment_blocks=2), True),
+        (TensorType.Q8_0, LocalMemory(segment_floats=256, segment_blocks=1), False),
+    ],
+)
+def test_pairs_need_their_whole_row_in_local_memory(
+    kind: TensorType, memory: LocalMemory, fits: bool
+) -> None:
+    """SwiGLU of the sums of a segment would not be that of the sums of the row."""
+    matrices = matrices_of(WHOLE, kind=kind)
+    assert gives_pairs(matrices["0.gate_up"], memory) is fits
+    assert can_persist(matrices, WHOLE, 1, memory) is fits
+
+
+def test_gates_and_ups_of_two_types_give_no_pairs() -> None:
+    matrices = matrices_of(WHOLE)
+    matrices["1.gate_up"] *= 2
+    assert not gives_pairs(matrices["1.gate_up"], ROOM)
+    assert not can_persist(matrices, WHOLE, 1, ROOM)
 
 
 def test_a_table_where_copies_are_not_wanted() -> None:

@@ -21,20 +21,22 @@ from support.tiny_models import (
 from support.transformers_models import FIXTURES, load_fixture
 
 from pyrllama import cpu, opencl
-from pyrllama.core import Batch, Chunk, Experts, TensorType
+from pyrllama.core import Batch, Chunk
 from pyrllama.errors import DeviceError
 from pyrllama.loading import load_model
+from pyrllama.model_config import Experts
 from pyrllama.opencl import OpenClModel, stage
 from pyrllama.opencl.parts import Part, stage_stacks
 from pyrllama.opencl.weights import DeviceMemory
 from pyrllama.reference import ReferenceModel
 from pyrllama.reference.model import load_weights
 from pyrllama.split import SplitModel
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pyrllama.core import ModelConfig
+    from pyrllama.model_config import ModelConfig
     from pyrllama.opencl.device import Device
 
 MAX_SEQ_LEN = 96

@@ -10,13 +10,14 @@ from support.opencl_models import opencl_model
 from support.tiny_models import chunk_of, logits_of, random_weights, tiny_config
 from support.transformers_models import FIXTURES, load_fixture
 
-from pyrllama.core import BLOCK_TOKENS, Batch, TensorType
+from pyrllama.core import BLOCK_TOKENS, Batch
 from pyrllama.quants import dequantize, quantize
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pyrllama.core import ModelConfig
+    from pyrllama.model_config import ModelConfig
     from pyrllama.opencl.device import Device
     from pyrllama.opencl.model import OpenClModel
 

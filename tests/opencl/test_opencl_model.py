@@ -20,8 +20,9 @@ from support.tiny_models import (
 from support.transformers_models import FIXTURES, load_fixture
 
 from pyrllama.checkpoints.llama2c import Llama2cCheckpoint
-from pyrllama.core import Batch, Chunk, TensorType
+from pyrllama.core import Batch, Chunk
 from pyrllama.errors import BackendError
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from pathlib import Path

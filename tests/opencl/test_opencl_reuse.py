@@ -8,11 +8,12 @@ import numpy as np
 from support.opencl_models import opencl_model
 from support.tiny_models import random_weights, tiny_config
 
-from pyrllama.core import Request, Sampling, TensorType
+from pyrllama.core import Request, Sampling
 from pyrllama.engine import Engine
 from pyrllama.lookup import PromptLookup
 from pyrllama.prefix import PrefixCache
 from pyrllama.speculation import Hits, Speculation
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pyrllama.core import TensorType
     from pyrllama.opencl.device import Device
+    from pyrllama.tensors import TensorType
 
     Floats = NDArray[np.float32]
     OfKind = Callable[[TensorType], MatrixKernels]

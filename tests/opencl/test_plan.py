@@ -9,10 +9,10 @@ import pytest
 from support.opencl_devices import fake_device
 
 from pyrllama.checkpoints.random import SHAPES, RandomCheckpoint
-from pyrllama.core import TensorType
 from pyrllama.errors import NotEnoughMemoryError, SettingError
 from pyrllama.models.llama import is_router
 from pyrllama.opencl.plan import Demand, Plan, make_plan
+from pyrllama.tensors import TensorType
 
 GB = 10**9
 
@@ -22,7 +22,7 @@ def layers_of(plan: Plan) -> list[tuple[int, int]]:
 
 
 def demand(kind: TensorType = TensorType.Q4_0, kv_type: TensorType = TensorType.F16) -> Demand:
-    return Demand(RandomCheckpoint(SHAPES["7b"], kind), None, kv_type, 512)
+    return Demand(RandomCheckpoint(SHAPES["7b"], kind), None, kv_type, 512, 512)
 
 
 def test_a_model_that_fits_goes_to_the_device_whole() -> None:
@@ -63,7 +63,7 @@ def test_all_experts_count_and_their_routers_as_float32() -> None:
         for name, info in checkpoint.tensors.items()
     }
     plan = make_plan(
-        Demand(checkpoint, None, TensorType.F16, 512), [fake_device(memory=80 * GB)], None
+        Demand(checkpoint, None, TensorType.F16, 512, 512), [fake_device(memory=80 * GB)], None
     )
     assert plan.needs[0].weights == n_quantised * 18 // 32 + n_router * 4
     assert plan.needs[0].working > 4 * 512 * 8 * (2 * 2048 + 3 * 768)
@@ -114,3 +114,17 @@ def test_what_is_no_share(share: float) -> None:
 def test_a_cache_type_that_does_not_run() -> None:
     with pytest.raises(SettingError, match="kv_type"):
         make_plan(dataclasses.replace(demand(), kv_type=TensorType.Q4_0), [fake_device()], None)
+
+
+def test_a_cache_of_more_than_a_context() -> None:
+    asked = dataclasses.replace(demand(), cache_tokens=4 * 512)
+    (need,) = make_plan(asked, [fake_device(memory=24 * GB)], None).needs
+    assert need.kv_cache == 4 * 512 * 2 * 2 * 32 * 4096
+    one = make_plan(demand(), [fake_device(memory=5 * GB)], None)
+    assert one.cpu_layers == 0
+    assert one.has_room(demand())
+    assert not one.has_room(asked)  # it would push layers to the CPU
+    small_buffers = fake_device(memory=24 * GB, max_buffer=GB)
+    assert make_plan(asked, [small_buffers], None).cpu_layers == 0
+    assert not make_plan(demand(), [small_buffers], None).has_room(asked)  # a cache is one buffer
+    assert make_plan(asked, [fake_device(memory=5 * GB)], None).cpu_layers > 0

@@ -12,11 +12,12 @@ from support.opencl_kernels import MatrixKernels
 from support.opencl_models import opencl_model
 from support.tiny_models import MemoryCheckpoint, chunk_of, logits_of, random_weights, tiny_config
 
-from pyrllama.core import Batch, TensorType
+from pyrllama.core import Batch
 from pyrllama.opencl.layout import extent_of
 from pyrllama.opencl.planes import PLANES
 from pyrllama.quants import block_size, dequantize, quantize, row_bytes, type_size
 from pyrllama.reference import ReferenceModel, ops
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Callable

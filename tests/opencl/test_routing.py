@@ -9,7 +9,7 @@ import pytest
 from support.opencl_models import tuning_for
 from support.tiny_models import tiny_config
 
-from pyrllama.core import Experts, TensorType
+from pyrllama.model_config import Experts
 from pyrllama.opencl.batch import HEADER, N_TOKENS
 from pyrllama.opencl.device import pyopencl
 from pyrllama.opencl.layout import BLOCK, extent_of, pack, round_up
@@ -17,6 +17,7 @@ from pyrllama.opencl.program import OPTIONS, UNOPTIMISED, Program, model_source
 from pyrllama.opencl.tuning import defines, local_memory
 from pyrllama.quants import dequantize, quantize
 from pyrllama.reference import ops
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Collection

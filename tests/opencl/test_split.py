@@ -19,16 +19,17 @@ from support.tiny_models import (
 )
 
 from pyrllama import cpu, opencl
-from pyrllama.core import Batch, Chunk, TensorType
+from pyrllama.core import Batch, Chunk
 from pyrllama.cpu import CpuModel
 from pyrllama.errors import BackendError, UnsupportedTypeError
 from pyrllama.loading import load_model
 from pyrllama.opencl import OpenClModel, stage
 from pyrllama.opencl.parts import Part
 from pyrllama.split import SplitModel
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
-    from pyrllama.engine import Model
+    from pyrllama.backend import Model
     from pyrllama.opencl.device import Device
     from pyrllama.opencl.plan import Plan
 
@@ -39,13 +40,19 @@ ROUNDING = 1e-3
 TENSOR_ROUNDING = 1e-2
 
 
-def load(share: float, told: list[Any] | None = None, checkpoint: Any = CHECKPOINT) -> Model:
+def load(
+    share: float,
+    told: list[Any] | None = None,
+    checkpoint: Any = CHECKPOINT,
+    cache_tokens: int | None = None,
+) -> Model:
     return load_model(
         checkpoint,
         backend="opencl",
         weight_type=None,
         kv_type=TensorType.F32,
         max_seq_len=96,
+        cache_tokens=cache_tokens,
         threads=1,
         progress=None,
         gpu_share=share,
@@ -71,6 +78,24 @@ def test_half_of_the_layers_on_a_device(device: Device, monkeypatch: pytest.Monk
     np.testing.assert_allclose(logits_of(model, TOKENS), logits, atol=tolerance)
     step = Batch((chunk_of(TOKENS[-1:], len(TOKENS) - 1, outputs=1),))
     np.testing.assert_allclose(model.forward(step), logits[-1:], atol=tolerance)
+    model.close()
+    whole.close()
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_cache_of_several_contexts(
+    device: Device, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    monkeypatch.setattr(stage, "default_tuning", tuning_for_default)
+    monkeypatch.setattr(opencl, "choose_devices", lambda _: (device,))
+    told: list[Plan] = []
+    model, whole = load(share, told, cache_tokens=4 * 96), expected()
+    assert (model.n_blocks, whole.n_blocks) == (12, 3)
+    (need,) = told[0].needs
+    assert need.kv_cache == 12 * 32 * model.kv_bytes_per_token * share
+    tolerance = TENSOR_ROUNDING if device.is_nvidia else ROUNDING
+    last = model.forward(Batch((Chunk(tuple(TOKENS), 0, (11, 4), 1),)))
+    np.testing.assert_allclose(last, logits_of(whole, TOKENS)[-1:], atol=tolerance)
     model.close()
     whole.close()
 

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from support.tiny_models import tiny_config
 
-from pyrllama.core import Experts, LinearRope, TensorType, YarnRope
 from pyrllama.errors import BackendError, SettingError
+from pyrllama.model_config import Experts, LinearRope, YarnRope
 from pyrllama.opencl.model import check_kv_type
 from pyrllama.opencl.supported import check_supported
+from pyrllama.tensors import TensorType
 
 
 def test_what_is_not_run_is_named() -> None:

@@ -9,10 +9,12 @@ import pytest
 from support.opencl_devices import fake_device
 from support.tiny_models import tiny_config
 
-from pyrllama.core import Experts, TensorType
 from pyrllama.errors import DeviceError
+from pyrllama.model_config import Experts
 from pyrllama.opencl import tuning
 from pyrllama.opencl.device import Feature
+from pyrllama.opencl.layout import extent_of
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -86,3 +88,19 @@ def test_another_gpu() -> None:
 def test_groups_that_are_too_small() -> None:
     with pytest.raises(DeviceError, match="work-groups of 16 work-items, but the kernels need 32"):
         tuning.default_tuning(fake_device(max_group=16), tiny_config())
+
+
+@pytest.mark.parametrize(
+    ("dim", "kind", "holds"),
+    [
+        (4096, TensorType.F16, True),
+        (16384, TensorType.F16, False),  # 64 KiB of float32
+        (16384, TensorType.Q8_0, True),  # 20 KiB of int8, scales and sums
+        (65536, TensorType.Q8_0, False),
+    ],
+)
+def test_rows_that_local_memory_holds(dim: int, kind: TensorType, holds: bool) -> None:
+    config = tiny_config(dim=dim)
+    chosen = tuning.default_tuning(fake_device(), config)
+    memory = tuning.local_memory(fake_device(), config, chosen)
+    assert memory.holds_row(extent_of(kind, (2, dim))) is holds

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from pyrllama.core import TensorType
 from pyrllama.quants import dequantize, quantize, quantize_fitted
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from pathlib import Path

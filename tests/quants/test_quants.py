@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from gguf import quants as gguf_quants
 
-from pyrllama.core import TensorType
 from pyrllama.errors import SettingError
 from pyrllama.quants import (
     READABLE,
@@ -21,6 +20,7 @@ from pyrllama.quants import (
     runnable_names,
     type_size,
 )
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

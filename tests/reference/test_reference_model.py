@@ -17,11 +17,13 @@ from support.tiny_models import (
 from support.transformers_models import FIXTURE_FOLDERS, TransformersModel, load_fixture
 
 from pyrllama.checkpoints.huggingface import HuggingFaceCheckpoint
-from pyrllama.core import Batch, Chunk, Llama3Rope, TensorType
+from pyrllama.core import Batch, Chunk
+from pyrllama.model_config import Llama3Rope
 from pyrllama.models.llama import OUTPUT, check_tensors
 from pyrllama.models.rope import ROPE_FACTORS, rope_frequencies
 from pyrllama.reference import ReferenceModel, load_weights, ops
 from pyrllama.reference.backend import ReferenceBackend
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ import pytest
 from support.kernels import Guarded, read_record, use_isa
 from support.tiny_models import tiny_config
 
-from pyrllama.core import BLOCK_TOKENS, Batch, Chunk, ModelConfig, TensorType
+from pyrllama.core import BLOCK_TOKENS, Batch, Chunk
 from pyrllama.cpu.kv_memory import KvMemory
 from pyrllama.cpu.records import ACTIVATIONS, LAYER, SPAN, STEP, Records
 from pyrllama.cpu.scratch import round_up
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pyrllama.cpu.target import Isa
+    from pyrllama.model_config import ModelConfig
+    from pyrllama.tensors import TensorType
 
     Floats = NDArray[np.float32]
 

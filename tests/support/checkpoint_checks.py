@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from pyrllama.core import ModelConfig, TensorInfo, TensorType
+from pyrllama.tensors import TensorInfo, TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pyrllama.checkpoints.base import Checkpoint
+    from pyrllama.model_config import ModelConfig
 
 DTYPES: dict[TensorType, Any] = {
     TensorType.F32: np.float32,

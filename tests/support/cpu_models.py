@@ -10,10 +10,10 @@ import pytest
 from support.kernels import QUANTISED, rounded, use_isa
 from support.tiny_models import MemoryCheckpoint
 
-from pyrllama.core import TensorType
 from pyrllama.cpu.model import CpuModel, load_model
 from pyrllama.cpu.weights import packed_type
 from pyrllama.reference import ReferenceModel, ops
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from support.tiny_models import Weights
 
-    from pyrllama.core import ModelConfig
     from pyrllama.cpu.target import Isa
+    from pyrllama.model_config import ModelConfig
 
 
 @contextlib.contextmanager

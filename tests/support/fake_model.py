@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyrllama.core import BLOCK_TOKENS, ModelConfig
+from pyrllama.core import BLOCK_TOKENS
+from pyrllama.model_config import ModelConfig
 from pyrllama.tokenizer.base import Tokenizer
 
 if TYPE_CHECKING:

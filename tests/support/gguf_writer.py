@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from support.hf_writer import half_split
 
-from pyrllama.core import TensorType
 from pyrllama.quants import quantize
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pyrllama.core import ModelConfig
+    from pyrllama.model_config import ModelConfig
 
 STRING, ARRAY = 8, 9
 SCALAR_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?"} | {

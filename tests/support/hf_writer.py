@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from support.torch_writer import write_torch_file
 
-from pyrllama.core import Llama3Rope
+from pyrllama.model_config import Llama3Rope
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pyrllama.core import ModelConfig
+    from pyrllama.model_config import ModelConfig
 
 Form = Literal["safetensors", "sharded safetensors", "bin", "sharded bin"]
 FORMS: tuple[Form, ...] = ("safetensors", "sharded safetensors", "bin", "sharded bin")

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from pyrllama.checkpoints.base import Checkpoint
-from pyrllama.core import ModelConfig, Tensor, TensorInfo, TensorType
 from pyrllama.cpu import compiler, target
 from pyrllama.cpu.records import (
     ACTIVATIONS,
@@ -29,7 +28,9 @@ from pyrllama.cpu.records import (
 from pyrllama.cpu.scratch import panel_bytes, round_up, spare_rows
 from pyrllama.cpu.team import Team
 from pyrllama.cpu.weights import PACKED, Matrices
+from pyrllama.model_config import ModelConfig
 from pyrllama.quants import block_size, dequantize, quantize, row_bytes, type_size
+from pyrllama.tensors import Tensor, TensorInfo, TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from support.opencl_models import tuning_for
 
-from pyrllama.core import TensorType
 from pyrllama.opencl.batch import HEADER, N_TOKENS
 from pyrllama.opencl.device import pyopencl
 from pyrllama.opencl.launches import TILE_GROUP, TILE_ROWS, TILE_TOKENS
 from pyrllama.opencl.layout import ROW_ALIGN, extent_of, pack, round_up
 from pyrllama.opencl.program import OPTIONS, UNOPTIMISED, Program, model_source
 from pyrllama.opencl.tuning import defines, local_memory
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from numpy.typing import DTypeLike, NDArray
 
-    from pyrllama.core import ModelConfig
+    from pyrllama.model_config import ModelConfig
     from pyrllama.opencl.device import Device
 
     Floats = NDArray[np.float32]

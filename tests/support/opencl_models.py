@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from support.tiny_models import MemoryCheckpoint
 
-from pyrllama.core import TensorType
 from pyrllama.models.llama import is_router
 from pyrllama.opencl.layout import held_type
 from pyrllama.opencl.model import OpenClModel
@@ -18,6 +17,7 @@ from pyrllama.opencl.parts import Part
 from pyrllama.opencl.tuning import default_tuning
 from pyrllama.quants import dequantize, quantize
 from pyrllama.reference import ReferenceModel, ops
+from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from support.tiny_models import Weights
 
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import ModelConfig
+    from pyrllama.model_config import ModelConfig
     from pyrllama.opencl.device import Device
     from pyrllama.opencl.tuning import Tuning
 

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from support.kernels import QUANTISED, with_scales_of_one
 
 from pyrllama import quants
-from pyrllama.core import TensorType
 from pyrllama.cpu.formats import FORMATS
 from pyrllama.cpu.scratch import round_up
 from pyrllama.quants import codebook, kquants
 from pyrllama.quants.bits import split
+from pyrllama.tensors import TensorType
 
 Bytes = NDArray[np.uint8]
 

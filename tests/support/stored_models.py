@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from support.kernels import usual_stored
 from support.tiny_models import MemoryCheckpoint, random_weights
 
-from pyrllama.core import Tensor
 from pyrllama.quants import dequantize
+from pyrllama.tensors import Tensor
 
 if TYPE_CHECKING:
-    from pyrllama.core import ModelConfig, TensorType
+    from pyrllama.model_config import ModelConfig
+    from pyrllama.tensors import TensorType
 
 
 class StoredCheckpoint(MemoryCheckpoint):

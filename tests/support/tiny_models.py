@@ -10,18 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrllama.checkpoints.base import Checkpoint
-from pyrllama.core import (
-    BLOCK_TOKENS,
-    Batch,
-    Chunk,
-    ModelConfig,
-    Tensor,
-    TensorInfo,
-    TensorType,
-)
+from pyrllama.core import BLOCK_TOKENS, Batch, Chunk
+from pyrllama.model_config import ModelConfig
 from pyrllama.models.llama import OUTPUT, expected_tensors
 from pyrllama.models.rope import ROPE_FACTORS
 from pyrllama.quants import quantize
+from pyrllama.tensors import Tensor, TensorInfo, TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

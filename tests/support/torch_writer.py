@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pyrllama.core import ModelConfig
+    from pyrllama.model_config import ModelConfig
 
 STORAGE_KINDS = {
     np.dtype(np.float32): "FloatStorage",

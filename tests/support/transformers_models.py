@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from pyrllama.core import (
+from pyrllama.model_config import (
     DynamicRope,
     Experts,
     LinearRope,
