@@ -8,31 +8,25 @@ from typing import TYPE_CHECKING
 from pyrllama.core import BLOCK_TOKENS
 from pyrllama.errors import SettingError
 from pyrllama.kvcache import blocks_for
-from pyrllama.model_config import DynamicRope
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from pyrllama.model_config import ModelConfig
 
 MOST_TEXTS = 512
 """More cannot decode side by side: a step takes no more tokens."""
 
 
-def wanted_tokens(
-    config: ModelConfig, max_seq_len: int, texts: int = 1, text_tokens: int | None = None
-) -> int:
+def wanted_tokens(max_seq_len: int, texts: int = 1, text_tokens: int | None = None) -> int:
     """Return the tokens of a cache in which ``texts`` that begin alike are written side by side.
 
     The first has a whole context.  Each other one adds ``text_tokens`` behind the blocks that it
-    shares, which may begin anywhere in a block; None is a context too.  Backends make dynamic
-    RoPE for the length that their cache has, so there it is one context for all.  Raises
-    ``SettingError`` for counts under 1.
+    shares, which may begin anywhere in a block; None is a context too.  Raises ``SettingError``
+    for counts under 1.
     """
     for name, value in (("texts", texts), ("text_tokens", text_tokens)):
         if value is not None and value < 1:
             raise SettingError(name, value, "a whole number from 1 upwards")
-    if texts == 1 or isinstance(config.rope_scaling, DynamicRope):
+    if texts == 1:
         return max_seq_len
     own = max_seq_len if text_tokens is None else text_tokens + BLOCK_TOKENS - 1
     others = (min(texts, MOST_TEXTS) - 1) * blocks_for(min(own, max_seq_len))

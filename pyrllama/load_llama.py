@@ -105,7 +105,7 @@ def load(
             weight_type=converted,
             kv_type=cached,
             max_seq_len=length,
-            cache_tokens=wanted_tokens(config, length, texts, text_tokens),
+            cache_tokens=wanted_tokens(length, texts, text_tokens),
             threads=threads,
             progress=progress,
             check_memory=check_memory,

@@ -122,11 +122,10 @@ def load_model(
     need = need_of(memory.check_memory if check_memory else memory.estimate, tokens)
     if on_memory:
         on_memory(need)
-    # Both hold as many tokens as the longest text that they take; the engine bounds texts.
     if backend == Backend.REFERENCE:
         from pyrllama.reference.backend import ReferenceBackend  # noqa: PLC0415
 
-        return ReferenceBackend(checkpoint, tokens, weight_type)
+        return ReferenceBackend(checkpoint, max_seq_len, weight_type, tokens)
     _check_types(checkpoint)
     from pyrllama import cpu  # noqa: PLC0415
 
@@ -134,7 +133,8 @@ def load_model(
         checkpoint,
         type=weight_type,
         kv_type=kv_type,
-        max_seq_len=tokens,
+        max_seq_len=max_seq_len,
+        cache_tokens=tokens,
         threads=threads,
         progress=progress,
     )
@@ -203,7 +203,8 @@ def _load_opencl(
             checkpoint,
             type=weight_type,
             kv_type=kv_type,
-            max_seq_len=tokens,
+            max_seq_len=max_seq_len,
+            cache_tokens=tokens,
             threads=placement.threads,
             progress=progress,
             first_layers=plan.cpu_layers if opencl else None,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.fake_model import FakeModel
-from support.tiny_models import MemoryCheckpoint, random_weights, tiny_config
+from support.tiny_models import MemoryCheckpoint, logits_of, random_weights, tiny_config
 
 from pyrllama import memory
 from pyrllama.cache_size import MOST_TEXTS, most_tokens, texts_that_fit, wanted_tokens
@@ -18,7 +19,7 @@ from pyrllama.engine import Engine
 from pyrllama.errors import NotEnoughMemoryError, SettingError
 from pyrllama.kvcache import blocks_for
 from pyrllama.loading import load_model
-from pyrllama.model_config import DynamicRope
+from pyrllama.model_config import DynamicRope, ModelConfig
 from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ CONFIG = tiny_config()
 
 
 def test_one_text_has_a_context() -> None:
-    assert wanted_tokens(CONFIG, 100) == 100
-    assert wanted_tokens(CONFIG, 100, 1, 5) == 100
+    assert wanted_tokens(100) == 100
+    assert wanted_tokens(100, 1, 5) == 100
 
 
 @pytest.mark.parametrize(
@@ -49,18 +50,13 @@ def test_one_text_has_a_context() -> None:
 def test_others_add_what_they_do_not_share(
     texts: int, text_tokens: int | None, tokens: int
 ) -> None:
-    assert wanted_tokens(CONFIG, 100, texts, text_tokens) == tokens
-
-
-def test_dynamic_rope_is_made_for_one_context() -> None:
-    config = dataclasses.replace(CONFIG, rope_scaling=DynamicRope(2.0, 64))
-    assert wanted_tokens(config, 100, 4) == 100
+    assert wanted_tokens(100, texts, text_tokens) == tokens
 
 
 @pytest.mark.parametrize(("texts", "text_tokens"), [(0, None), (-1, 5), (2, 0)])
 def test_counts_under_one_are_refused(texts: int, text_tokens: int | None) -> None:
     with pytest.raises(SettingError, match="a whole number from 1 upwards"):
-        wanted_tokens(CONFIG, 100, texts, text_tokens)
+        wanted_tokens(100, texts, text_tokens)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +81,7 @@ def test_so_many_texts_are_written_side_by_side(
     """All of them take one step more than one of them alone: the others share its blocks."""
     max_seq_len = 100
     limit = min(text_tokens, max_seq_len - n_prompt)
-    tokens = wanted_tokens(CONFIG, max_seq_len, texts, text_tokens)
+    tokens = wanted_tokens(max_seq_len, texts, text_tokens)
     model = FakeModel(blocks_for(tokens), max_batch_tokens=6 * max_seq_len)
     assert texts_that_fit(model.n_blocks, n_prompt, limit) >= texts
     engine = Engine(model, max_seq_len)
@@ -126,11 +122,13 @@ def test_texts_that_fit(n_blocks: int, prompt_tokens: int, text_tokens: int, tex
 # --- a cache as memory allows -----------------------------------------------------------------
 
 
-def load(backend: str, told: list[Any], **changes: Any) -> Model:
+def load(
+    backend: str, told: list[Any], config: ModelConfig = CONFIG, tokens: int = 512, **changes: Any
+) -> Model:
     """Load a tiny model for texts of 100 tokens, of which it could hold four."""
-    checkpoint = MemoryCheckpoint(CONFIG, random_weights(CONFIG), TensorType.F16)
+    checkpoint = MemoryCheckpoint(config, random_weights(config), TensorType.F16)
     return load_model(
-        checkpoint, backend=backend, weight_type=None, max_seq_len=100, cache_tokens=512,
+        checkpoint, backend=backend, weight_type=None, max_seq_len=100, cache_tokens=tokens,
         threads=1, progress=None, on_memory=told.append, **changes,
     )  # fmt: skip
 
@@ -159,3 +157,15 @@ def test_the_cache_grows_as_far_as_memory_is_free(
     unchecked = load(backend, told, check_memory=False)
     assert unchecked.n_blocks == 16
     unchecked.close()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_larger_cache_changes_no_text(backend: str) -> None:
+    """Dynamic RoPE is made for the longest text, however many of them the cache holds."""
+    config = dataclasses.replace(CONFIG, rope_scaling=DynamicRope(2.0, 64))
+    found = []
+    for tokens in (100, 512):
+        model = load(backend, [], config, tokens)
+        found.append(logits_of(model, range(90)))
+        model.close()
+    np.testing.assert_array_equal(found[1], found[0])

@@ -20,6 +20,7 @@ from pyrllama.cpu.square_sums import SQUARE_FIELDS, SquareSums
 from pyrllama.cpu.team import Team, fitting_patience, fitting_threads
 from pyrllama.cpu.weights import Matrices, read_vector
 from pyrllama.errors import BackendError, SettingError
+from pyrllama.kvcache import blocks_for
 from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING
 from pyrllama.models.rope import ROPE_FACTORS, rope_table
 from pyrllama.tensors import TensorType
@@ -45,6 +46,7 @@ def load_model(
     type: TensorType | None = None,  # noqa: A002
     kv_type: TensorType = TensorType.F16,
     max_seq_len: int,
+    cache_tokens: int | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     first_layers: int | None = None,
@@ -52,14 +54,24 @@ def load_model(
     """Load a checkpoint's weights into memory in the layout of the kernels.
 
     ``type`` converts the matrices; None keeps them as they are stored.  ``kv_type`` is that of
-    the KV cache, F16, F32 or Q8_0.  ``progress`` is called with the bytes packed and their total.
+    the KV cache, F16, F32 or Q8_0, which holds ``cache_tokens``, by default ``max_seq_len``.
+    ``progress`` is called with the bytes packed and their total.
     ``threads`` None takes what the process may use, but no more than a small model can keep
     busy.  ``first_layers`` loads only so many, for another backend to go on from ``hidden``.
     """
     if kv_type not in KV_PADDING:
         names = "one of " + ", ".join(known.name for known in KV_PADDING)
         raise SettingError("kv_type", kv_type.name, names)
-    return CpuModel(checkpoint, type, kv_type, max_seq_len, threads, progress, first_layers)
+    return CpuModel(
+        checkpoint,
+        type,
+        kv_type,
+        max_seq_len,
+        max(cache_tokens or 0, max_seq_len),
+        threads,
+        progress,
+        first_layers,
+    )
 
 
 class CpuModel:
@@ -71,6 +83,7 @@ class CpuModel:
         kind: TensorType | None,
         kv_type: TensorType,
         max_seq_len: int,
+        cache_tokens: int,
         threads: int | None,
         progress: Callable[[int, int], None] | None,
         first_layers: int | None = None,
@@ -79,8 +92,8 @@ class CpuModel:
         self._n_layers = config.n_layers if first_layers is None else first_layers
         whole = first_layers is None
         self.max_seq_len = max_seq_len
-        self.n_blocks = round_up(max_seq_len, BLOCK_TOKENS) // BLOCK_TOKENS
-        self.max_batch_tokens = min(MAX_BATCH_TOKENS, max_seq_len)
+        self.n_blocks = blocks_for(cache_tokens)
+        self.max_batch_tokens = min(MAX_BATCH_TOKENS, cache_tokens)
         self._lock = threading.Lock()
         tied = OUTPUT not in checkpoint.tensors
         self._output_name = OUTPUT if whole and not tied else TOKEN_EMBEDDING
@@ -106,7 +119,7 @@ class CpuModel:
         except MemoryError as error:
             self._team.close()
             raise BackendError(
-                f"a context of {max_seq_len} tokens does not fit into memory ({error}); lower "
+                f"a cache of {cache_tokens} tokens does not fit into memory ({error}); lower "
                 f"--max-seq-len"
             ) from error
         except BaseException:

@@ -46,7 +46,11 @@ class ReferenceBackend:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, max_seq_len: int, weight_type: TensorType | None = None
+        self,
+        checkpoint: Checkpoint,
+        max_seq_len: int,
+        weight_type: TensorType | None = None,
+        cache_tokens: int | None = None,
     ) -> None:
         weights = load_weights(checkpoint)
         if weight_type is not None:
@@ -55,7 +59,7 @@ class ReferenceBackend:
                 for name, x in weights.items()
             }
         self.config = checkpoint.config
-        self.n_blocks = blocks_for(max_seq_len)
+        self.n_blocks = blocks_for(max(cache_tokens or 0, max_seq_len))
         self.max_batch_tokens = MAX_BATCH_TOKENS
         self.weight_bytes = sum(x.nbytes for x in weights.values())
         # One row of the embedding is looked up; all of it is read only where it is the output.
