@@ -52,7 +52,7 @@ class Ours:
             prepare.call(self._x.address, row, FLOATS | BYTES | TILES, 0, cols // 32)
         names = kernel_names(kind)
         self._product = compiler.load(names.get("tile_matmul", names["matmul"]))
-        self._panels = [Rows(1, panel_bytes(n) // 4) for _ in range(threads)]
+        self._panels = [Rows(1, panel_bytes() // 4) for _ in range(threads)]
         self._n_groups, self._n, self._threads = rows // 16, n, threads
 
     def __call__(self) -> None:

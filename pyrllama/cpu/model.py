@@ -205,7 +205,7 @@ class CpuModel:
         self._logits = Rows(rows, config.vocab_size)
         self._spans = Spans(config, self._kv.head_stride, rows, self.max_seq_len, threads)
         self._work = Rows(threads, self._spans.work_bytes // 4)
-        self._panels = Rows(threads, panel_bytes(rows) // 4)
+        self._panels = Rows(threads, panel_bytes() // 4)
         self._normed, self._attended = (ActivationRows(rows, n) for n in (config.dim, config.q_dim))
         self._hidden = (
             self._mixture.hidden if self._mixture else ActivationRows(rows, config.ffn_dim)

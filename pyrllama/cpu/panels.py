@@ -4,9 +4,6 @@ A panel holds 16 rows of some columns of a quantised type, packed block by packe
 32 columns the operands of the products as bytes, then the scales of their runs where these have
 any; behind them the block's float32 scales and addends.  Two or four rows alone are multiplied
 with the packed weights as they come from memory, which is what then takes the time.
-
-While a panel is multiplied, the packed weights that the next one is made of are asked for, so
-that memory and arithmetic work at the same time.
 """
 
 from __future__ import annotations
@@ -16,10 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyrllama.cpu import activations as forms
 from pyrllama.cpu.blocks import blocks_of
-from pyrllama.cpu.instructions import has_assembly, hide, prefetch
+from pyrllama.cpu.instructions import has_assembly, hide
 from pyrllama.cpu.kernel import inline
 from pyrllama.cpu.levels import PAIRS, Step, over_pairs
-from pyrllama.cpu.records import PANEL_BYTES
+from pyrllama.cpu.parts import MEMORY, MultiplyPanel, Panels, over_panel
+from pyrllama.cpu.records import PANEL_BLOCKS
 from pyrllama.cpu.row_vectors import (
     fused_multiply_add_rows,
     load_sums,
@@ -28,22 +26,15 @@ from pyrllama.cpu.row_vectors import (
     zero_sums,
 )
 from pyrllama.cpu.section_sums import OPERANDS_BYTES, no_sums, sums_of_sections
-from pyrllama.cpu.sections import OFFSET, SUMS_BYTES
+from pyrllama.cpu.sections import OFFSET
 from pyrllama.cpu.simd import load_f32x16, load_i8x64, load_i32x16, splat_i32, store
 from pyrllama.cpu.vectors import Lanes
 
 if TYPE_CHECKING:
     from pyrllama.cpu.formats import Format
 
-ASKING_BLOCKS = 8
-"""Blocks of a panel that are multiplied between requests for what follows.  For two sixes of
-rows, eight blocks bring 18 lines of Q4_0, which a core can wait for at once."""
-
 Multiply = Callable[[int, int, int], Any]
 """``multiply(p, x, n)``: the products of ``n`` blocks with the rows of activations at ``x``."""
-MultiplyPanel = Callable[[Any, int, int, int, int, int], Any]
-"""``multiply(totals, panel, x, n, ahead, step)``: the totals with ``n`` blocks of a panel, while
-``step`` bytes a block are asked for from ``ahead`` on."""
 AddSection = Callable[[Any, int, int, Lanes], Any]
 """``add(totals, q, x, scale)``: integer totals with a section of the levels at ``q``."""
 Steps = Callable[[int, int, Step], Callable[[Any, int, int], Any]]
@@ -191,29 +182,6 @@ def multiply_packed(rows: int, format_: Format) -> Multiply:
     return multiply
 
 
-AddBlock = Callable[[Any, int, int, int], Any]
-"""``add(totals, panel, x, memory)``: the totals with a packed block; its sums may use memory."""
-
-
-def over_panel(add: AddBlock, blocks: int, block_bytes: int, x_bytes: int) -> MultiplyPanel:
-    """Return what adds the packed blocks of a panel, each ``blocks`` times ``x_bytes`` of rows."""
-
-    @inline
-    def multiply(totals: Any, panel: int, x: int, n: int, ahead: int, step: int) -> Any:
-        memory = panel + PANEL_BYTES - SUMS_BYTES
-        for first in range(0, n, ASKING_BLOCKS):
-            last = min(first + ASKING_BLOCKS, n)
-            for place in range(ahead + first * step, ahead + last * step, 64):
-                prefetch(place)
-            for _ in range(first, last, blocks):
-                totals = add(totals, panel, x, memory)
-                panel += block_bytes
-                x += blocks * x_bytes
-        return totals
-
-    return multiply
-
-
 def multiply_panel(rows: int, format_: Format) -> MultiplyPanel:
     """Return what adds the products of a panel to the totals of up to six rows."""
     blocks, (columns_bytes, scales, addends, block_bytes) = format_.blocks, panel_block(format_)
@@ -273,7 +241,7 @@ def unpack_panel(format_: Format) -> Callable[[int, int, int], None]:
     @inline
     def unpack(p: int, panel: int, n_packed: int) -> None:
         if in_sections and has_assembly():
-            store(panel + PANEL_BYTES - SUMS_BYTES + OFFSET, splat_i32(minus_offset))
+            store(panel + MEMORY + OFFSET, splat_i32(minus_offset))
         for _ in range(n_packed):
             for b in range(blocks):
                 q = panel + b * columns_bytes
@@ -289,3 +257,15 @@ def unpack_panel(format_: Format) -> Callable[[int, int, int], None]:
             p += packed_bytes
 
     return unpack
+
+
+def byte_panels(format_: Format) -> Panels:
+    """Return the panels of a quantised type, as bytes."""
+    return Panels(
+        unpack_panel(format_),
+        lambda rows: multiply_panel(rows, format_),
+        format_.bytes,
+        format_.blocks,
+        PANEL_BLOCKS,
+        forms.BLOCK_BYTES,
+    )

@@ -95,7 +95,7 @@ TILE_BLOCKS = 16
 TILED_ROWS = 24
 """Rows from which a product goes through matrix tiles, where there are any."""
 PANEL_BLOCKS = 16
-"""Blocks of columns of a panel, which stays in a core's first cache: 8 to 13 KB."""
+"""Blocks of columns of a panel of bytes, which stays in a core's first cache: 8 to 13 KB."""
 PANEL_BYTES = 18 << 10
 """Room for a panel of any type, and behind it for sums that assembly leaves in memory."""
 FEW_SIXES = 4
@@ -106,9 +106,6 @@ GROUPS_AT_ONCE, SIXES_AT_ONCE = 8, 32
 So many columns of the rows stay in a core's second cache beside the sums so far, whatever the
 whole rows take.
 """
-PANEL_COLUMNS = 256
-"""Columns of 16 rows as float32 that fit into a core's first cache: 16 KB."""
-
 ACTIVATIONS = Record(
     "Activations",
     (

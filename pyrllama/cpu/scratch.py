@@ -16,7 +16,6 @@ from pyrllama.cpu.records import (
     LINE,
     PANEL_BLOCKS,
     PANEL_BYTES,
-    PANEL_COLUMNS,
     ROWS_AT_ONCE,
     SIXES_AT_ONCE,
     SUMS,
@@ -74,19 +73,16 @@ def spare_rows(rows: int) -> int:
     return max(round_up(rows, TILE_ROWS), round_up(rows, ROWS_AT_ONCE))
 
 
-def panel_bytes(rows: int) -> int:
-    """Return the scratch that a thread's products of ``rows`` rows need.
+def panel_bytes() -> int:
+    """Return the scratch that a thread's products of several rows need.
 
-    One of: a panel of bytes, the sums of the groups and rows that meet at once, and these rows'
-    columns as numbers of 16 bits; some columns of a group as floats, and the sums of all rows; the
-    tiles of two groups.
+    One of: a panel, the sums of the groups and rows that meet at once, and these rows' columns as
+    numbers of 16 bits; the tiles of two groups.
     """
     sums = 64 * ROWS_AT_ONCE * GROUPS_AT_ONCE * SIXES_AT_ONCE
     shorts = SIXES_AT_ONCE * PANEL_BLOCKS * SHORT_BLOCK_BYTES + LINE
-    unpacked = PANEL_BYTES + sums + shorts
-    floats = 64 * (PANEL_COLUMNS + spare_rows(rows))
     tiles = LINE + 2 * 1024 * TILE_BLOCKS
-    return max(unpacked, floats, tiles)
+    return max(PANEL_BYTES + sums + shorts, tiles)
 
 
 class Rows:

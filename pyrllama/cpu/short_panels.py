@@ -17,7 +17,7 @@ from pyrllama.cpu.blocks import blocks_of
 from pyrllama.cpu.instructions import machine_operation, run_scale
 from pyrllama.cpu.kernel import inline
 from pyrllama.cpu.levels import over_pairs
-from pyrllama.cpu.panels import over_panel
+from pyrllama.cpu.parts import MultiplyPanel, OwnRows, Panels, over_panel
 from pyrllama.cpu.records import PANEL_BLOCKS
 from pyrllama.cpu.row_vectors import load_sums, scale_rows
 from pyrllama.cpu.simd import load_f32x16, load_i8x64, splat_i32, store
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyrllama.cpu.formats import Format
-    from pyrllama.cpu.panels import MultiplyPanel
 
 even_shorts = machine_operation("rllama_even_shorts", (i8x64, i32x16), i32x16)
 odd_shorts = machine_operation("rllama_odd_shorts", (i8x64, i32x16), i32x16)
@@ -115,3 +114,16 @@ def multiply_short_panel(rows: int, format_: Format) -> MultiplyPanel:
         return scale_rows(totals, load_sums(rows, memory), unit, x + shorts.SCALES)
 
     return over_panel(add_block, blocks, weight_bytes + 64, shorts.BLOCK_BYTES)
+
+
+def short_panels(format_: Format) -> Panels:
+    """Return the panels of a signed type of super-blocks, as numbers of 16 bits."""
+    return Panels(
+        unpack_short_panel(format_),
+        lambda rows: multiply_short_panel(rows, format_),
+        format_.bytes,
+        format_.blocks,
+        PANEL_BLOCKS,
+        forms.BLOCK_BYTES,
+        OwnRows(widen_rows, ROWS_STRIDE),
+    )

@@ -390,7 +390,7 @@ class Product:
         out.array[...] = np.nan
         if onto is not None:
             out.array[:n_rows, : 16 * self.n_groups] = onto
-        panel = Guarded(panel_bytes(n_rows), np.uint8)
+        panel = Guarded(panel_bytes(), np.uint8)
         for first, last in itertools.pairwise((0, *pieces, self.n_groups)):
             self._matmul.call(
                 self.matrix.address, self.activations.address, n_rows, out.address,
