@@ -112,12 +112,11 @@ def default_tuning(
     if Feature.INLINE_PTX in found:
         # Routers to experts are F32, and too small to matter.
         large = {*kinds} - {TensorType.F32} if config.experts else kinds
-        splits = device.compute_units // config.n_heads
         return Tuning(
             group=512,
             groups=device.compute_units,
             loads=_loads(config, large),
-            splits=min(MAX_SPLITS, max(1, splits)),
+            splits=_splits(device, config, large),
             attention_rows=attention_rows(device, config),
             tensor_cores=Feature.TENSOR_CORES in found,
             warpgroups=Feature.WARPGROUPS in found,
@@ -141,6 +140,19 @@ def default_tuning(
         heads=heads_at_once(config),
         attention_rows=attention_rows(device, config),
     )
+
+
+def _splits(device: Device, config: ModelConfig, kinds: Collection[TensorType]) -> int:
+    """Return into how many parts single rows' attention cuts positions: a group a head and part.
+
+    Beside weights of 16 bits some groups had better attend to nothing: on an H200 with 132 of them
+    a step of the 7B shape in F16 took 3.585 ms with four parts and 3.483 with three, behind 8,192
+    tokens 4.568 and 4.535, while Q8_0 and Q4_0 differed by 1 % at most.
+    """
+    splits = device.compute_units // config.n_heads
+    if {*kinds} & {TensorType.F16, TensorType.BF16}:
+        splits = min(splits, max(splits - 1, 2))
+    return min(MAX_SPLITS, max(1, splits))
 
 
 def _loads(config: ModelConfig, kinds: Collection[TensorType]) -> int:

@@ -70,6 +70,25 @@ def test_loads_suit_the_length_of_rows(
     assert tuning.default_tuning(fake_device(), tiny_config(dim=dim), {kind}).loads == loads
 
 
+@pytest.mark.parametrize(
+    ("n_heads", "kind", "splits"),
+    [
+        (32, TensorType.Q4_0, 4),
+        (32, TensorType.F16, 3),
+        (52, TensorType.F16, 2),
+        (128, TensorType.BF16, 1),
+        (8, TensorType.Q8_0, 8),
+    ],
+)
+def test_splits_leave_groups_to_weights_of_16_bits(
+    monkeypatch: pytest.MonkeyPatch, n_heads: int, kind: TensorType, splits: int
+) -> None:
+    monkeypatch.setattr(tuning, "features", lambda _: NVIDIA)
+    config = tiny_config(dim=n_heads * 8, n_heads=n_heads, n_kv_heads=n_heads)
+    device = fake_device(compute_units=132)
+    assert tuning.default_tuning(device, config, {kind}).splits == splits
+
+
 def test_attention_on_tensor_cores_needs_room_and_float16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "features", lambda _: NVIDIA)
     for head_dim, fits in ((128, True), (256, False)):
