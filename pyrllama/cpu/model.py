@@ -20,7 +20,6 @@ from pyrllama.cpu.square_sums import SQUARE_FIELDS, SquareSums
 from pyrllama.cpu.team import Team, fitting_patience, fitting_threads
 from pyrllama.cpu.weights import Matrices, read_vector
 from pyrllama.errors import BackendError, SettingError
-from pyrllama.kvcache import blocks_for
 from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING
 from pyrllama.models.rope import ROPE_FACTORS, rope_table
 from pyrllama.tensors import TensorType
@@ -92,7 +91,7 @@ class CpuModel:
         self._n_layers = config.n_layers if first_layers is None else first_layers
         whole = first_layers is None
         self.max_seq_len = max_seq_len
-        self.n_blocks = blocks_for(cache_tokens)
+        self.n_blocks = round_up(cache_tokens, BLOCK_TOKENS) // BLOCK_TOKENS
         self.max_batch_tokens = min(MAX_BATCH_TOKENS, cache_tokens)
         self._lock = threading.Lock()
         tied = OUTPUT not in checkpoint.tensors

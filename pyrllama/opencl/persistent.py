@@ -110,7 +110,7 @@ def persistent_source(
     layer = _layer_of_all(all_of_them, part) if copies else []
     ask, steps = _copies(layer, all_of_them[-1], part) if layer else _table()
     text = source_text("persistent").replace("  START\n", f"  {ask}\n")
-    text = text.replace("  STEPS\n", f'{steps}#line 1 "persistent.cl: behind the steps"\n')
+    text = text.replace("  STEPS\n", f'{steps}\n#line 1 "persistent.cl: behind the steps"\n')
     return "\n".join(lines) + f'\n#line 1 "persistent.cl"\n{text}\n'
 
 

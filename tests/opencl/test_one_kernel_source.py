@@ -52,7 +52,8 @@ def source(matrices: Mapping[str, list[Matrix]], part: Part, *, copies: bool = T
 def test_layers_that_are_alike_have_code_for_each_product(ends: bool) -> None:
     part = Part(range(3), embeds=True, ends=ends)
     text = source(matrices_of(part), part)
-    assert text.count('#line 1 "step.cl"') == 4 + ends
+    assert text.count('\n#line 1 "step.cl"') == 4 + ends
+    assert text.count("\n#line") == text.count("#line")
     assert "WORD_AT(nth" not in text.split("persistent_step(")[1]
     rows = [line.split()[2] for line in text.splitlines() if line.startswith("#define STEP_ROWS")]
     qkv = CONFIG.q_dim + 2 * CONFIG.kv_dim
