@@ -1,0 +1,94 @@
+"""Two sequences that take a step of one kernel each: as alone, and only where that is sooner."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from support.opencl_models import opencl_model
+from support.tiny_models import random_weights, tiny_config
+
+from pyrllama.core import Batch, Chunk, TopLogits
+from pyrllama.opencl import stage
+from pyrllama.opencl.batch import BatchWords
+from pyrllama.tensors import TensorType
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from pyrllama.opencl.device import Device
+    from pyrllama.opencl.model import OpenClModel
+
+CONFIG = tiny_config(vocab_size=600)
+
+
+@pytest.fixture(scope="module")
+def model(device: Device) -> Iterator[OpenClModel]:
+    weights = random_weights(CONFIG, seed=4, std=0.3)
+    with opencl_model(device, CONFIG, weights, TensorType.F16, persistent=True) as loaded:
+        for block in range(3):
+            loaded.forward(Batch((Chunk((3, 5 + block), 0, (block,), 0),)))
+        yield loaded
+
+
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens the batches had that the device took."""
+    sent: list[int] = []
+    fill = BatchWords.fill
+
+    def noting(
+        self: BatchWords, batch: Batch, top: int = 0, *, goes_on: bool = False
+    ) -> NDArray[np.int32]:
+        sent.append(batch.n_tokens)
+        return fill(self, batch, top, goes_on=goes_on)
+
+    monkeypatch.setattr(BatchWords, "fill", noting)
+    return sent
+
+
+def tokens_of(blocks: Sequence[int]) -> Batch:
+    """Return a batch of a token of each of some sequences."""
+    return Batch(tuple(Chunk((7 + block,), 2, (block,), 1) for block in blocks))
+
+
+def test_two_have_the_bits_of_each_alone(model: OpenClModel, sizes: list[int]) -> None:
+    alone = [model.forward(tokens_of([block]))[0] for block in range(2)]
+    together = model.forward(tokens_of([0, 1]))
+    assert sizes == [1, 1, 1, 1]
+    np.testing.assert_array_equal(together, alone)
+    assert not np.array_equal(*alone)
+
+
+def test_the_greatest_of_two_begin_no_step_ahead(model: OpenClModel, sizes: list[int]) -> None:
+    logits = model.forward(tokens_of([0, 1]))
+    for _ in range(2):
+        rows = model.top_logits(tokens_of([0, 1]), 1)
+        for row, expected in zip(rows, logits, strict=True):
+            assert isinstance(row, TopLogits)
+            assert row.ids[0] == np.argmax(expected)
+    assert sizes == [1] * 6
+
+
+def test_three_go_together(model: OpenClModel, sizes: list[int]) -> None:
+    model.forward(tokens_of([0, 1, 2]))
+    assert sizes == [3]
+
+
+def test_two_go_together_through_heavy_layers(
+    model: OpenClModel, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_turn = model.forward(tokens_of([0, 1]))
+    monkeypatch.setattr(stage, "LIGHT_LAYER", 0)
+    together = model.forward(tokens_of([0, 1]))
+    assert sizes == [1, 1, 2]
+    np.testing.assert_allclose(together, in_turn, atol=0.02 * np.abs(in_turn).max())
+
+
+def test_a_prompt_of_two_tokens_is_no_pair(model: OpenClModel, sizes: list[int]) -> None:
+    model.forward(Batch((Chunk((3, 5), 0, (0,), 1),)))
+    model.forward(Batch((Chunk((3,), 0, (0,), 0), Chunk((3,), 0, (1,), 1))))
+    assert sizes == [2, 2]
