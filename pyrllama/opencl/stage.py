@@ -44,8 +44,10 @@ if TYPE_CHECKING:
     from pyrllama.tensors import TensorType
 
 
-IN_TURN, LIGHT_LAYER = 2, 256 << 20
-"""Tokens that take a step of one kernel each, up to so many bytes a layer, not one together.
+IN_TURN = 2
+"""Tokens of different sequences that take a step of one kernel each, not one batch together."""
+LIGHT_LAYER = 256 << 20
+"""Bytes of a layer up to which they do.
 
 A batch is some ten launches a layer.  On an H200 two tokens took 3.1 ms one after the other and 5.1
 together at the 7B shape in Q4_0 (116 MB a layer), but 7.6 and 6.3 in F16 (413 MB).
