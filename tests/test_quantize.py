@@ -186,18 +186,25 @@ def importance_of(source: MemoryCheckpoint, path: Path) -> Importance:
     return Importance(path, columns, ("text",), 3)
 
 
-def test_importance_lowers_the_errors_that_matter(tmp_path: Path, tokenizer: Path) -> None:
-    source = checkpoint_of()
-    importance = importance_of(source, tmp_path / "imatrix.gguf")
-    plain, weighed = tmp_path / "plain.gguf", tmp_path / "weighed.gguf"
+def with_and_without(
+    importance: Importance, source: MemoryCheckpoint, tokenizer: Path, folder: Path
+) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.float32]]]:
+    """Quantise to ``plain.gguf`` and by importance to ``weighed.gguf``; return both's numbers."""
+    plain, weighed = folder / "plain.gguf", folder / "weighed.gguf"
     quantize_checkpoint(source, tokenizer, plain, Mixture.Q3_K_S)
     done = quantize_checkpoint(source, tokenizer, weighed, Mixture.Q3_K_S, importance=importance)
     assert {t.name for t in done.tensors if t.importance} == set(importance.columns)
-    one, two = numbers(plain), numbers(weighed)
+    return numbers(plain), numbers(weighed)
+
+
+def test_importance_lowers_the_errors_that_matter(tmp_path: Path, tokenizer: Path) -> None:
+    source = checkpoint_of()
+    importance = importance_of(source, tmp_path / "imatrix.gguf")
+    one, two = with_and_without(importance, source, tokenizer, tmp_path)
     for name, columns in importance.columns.items():
         x = dequantize(TensorType.F32, source.read(name).data, columns.size)
         assert (columns * (two[name] - x) ** 2).sum() < (columns * (one[name] - x) ** 2).sum()
-    file = GgufFile(weighed)
+    file = GgufFile(tmp_path / "weighed.gguf")
     assert file.metadata["quantize.imatrix.file"] == "imatrix.gguf"
     assert file.metadata["quantize.imatrix.entries_count"] == len(importance.columns)
     file.close()
@@ -222,11 +229,7 @@ def importance_of_experts(source: MemoryCheckpoint, path: Path) -> Importance:
 def test_each_expert_is_weighed_by_its_own_importance(tmp_path: Path, tokenizer: Path) -> None:
     source = mixture_of_experts()
     importance = importance_of_experts(source, tmp_path / "imatrix.gguf")
-    plain, weighed = tmp_path / "plain.gguf", tmp_path / "weighed.gguf"
-    quantize_checkpoint(source, tokenizer, plain, Mixture.Q3_K_S)
-    done = quantize_checkpoint(source, tokenizer, weighed, Mixture.Q3_K_S, importance=importance)
-    assert {t.name for t in done.tensors if t.importance} == set(importance.columns)
-    one, two = numbers(plain), numbers(weighed)
+    one, two = with_and_without(importance, source, tokenizer, tmp_path)
     for name, columns in importance.columns.items():
         shape = source.tensors[name].shape
         x = dequantize(TensorType.F32, source.read(name).data, shape[-1]).reshape(shape)

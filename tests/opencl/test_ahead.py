@@ -11,13 +11,10 @@ from support.tiny_models import chunk_of, random_weights, tiny_config
 
 from pyrllama.core import BLOCK_TOKENS, Batch, Chunk, TopLogits
 from pyrllama.opencl.ahead import may_follow
-from pyrllama.opencl.batch import BatchWords
 from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from numpy.typing import NDArray
 
     from pyrllama.core import LogitRow
     from pyrllama.opencl.device import Device
@@ -32,22 +29,6 @@ def model(device: Device, request: pytest.FixtureRequest) -> Iterator[OpenClMode
     weights = random_weights(CONFIG, seed=4, std=0.3)
     with opencl_model(device, CONFIG, weights, TensorType.F16, persistent=request.param) as loaded:
         yield loaded
-
-
-@pytest.fixture
-def filled(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
-    """Batches that the host sent to the device."""
-    sent: list[Batch] = []
-    fill = BatchWords.fill
-
-    def noting(
-        self: BatchWords, batch: Batch, top: int = 0, *, goes_on: bool = False
-    ) -> NDArray[np.int32]:
-        sent.append(batch)
-        return fill(self, batch, top, goes_on=goes_on)
-
-    monkeypatch.setattr(BatchWords, "fill", noting)
-    return sent
 
 
 def step(token: int, start: int) -> Batch:

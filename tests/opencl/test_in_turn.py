@@ -11,13 +11,10 @@ from support.tiny_models import random_weights, tiny_config
 
 from pyrllama.core import Batch, Chunk, TopLogits
 from pyrllama.opencl import stage
-from pyrllama.opencl.batch import BatchWords
 from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
 
     from pyrllama.opencl.device import Device
     from pyrllama.opencl.model import OpenClModel
@@ -34,61 +31,49 @@ def model(device: Device) -> Iterator[OpenClModel]:
         yield loaded
 
 
-@pytest.fixture
-def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tokens the batches had that the device took."""
-    sent: list[int] = []
-    fill = BatchWords.fill
-
-    def noting(
-        self: BatchWords, batch: Batch, top: int = 0, *, goes_on: bool = False
-    ) -> NDArray[np.int32]:
-        sent.append(batch.n_tokens)
-        return fill(self, batch, top, goes_on=goes_on)
-
-    monkeypatch.setattr(BatchWords, "fill", noting)
-    return sent
-
-
 def tokens_of(blocks: Sequence[int]) -> Batch:
     """Return a batch of a token of each of some sequences."""
     return Batch(tuple(Chunk((7 + block,), 2, (block,), 1) for block in blocks))
 
 
-def test_two_have_the_bits_of_each_alone(model: OpenClModel, sizes: list[int]) -> None:
+def sizes_of(batches: Sequence[Batch]) -> list[int]:
+    return [batch.n_tokens for batch in batches]
+
+
+def test_two_have_the_bits_of_each_alone(model: OpenClModel, filled: list[Batch]) -> None:
     alone = [model.forward(tokens_of([block]))[0] for block in range(2)]
     together = model.forward(tokens_of([0, 1]))
-    assert sizes == [1, 1, 1, 1]
+    assert sizes_of(filled) == [1, 1, 1, 1]
     np.testing.assert_array_equal(together, alone)
     assert not np.array_equal(*alone)
 
 
-def test_the_greatest_of_two_begin_no_step_ahead(model: OpenClModel, sizes: list[int]) -> None:
+def test_the_greatest_of_two_begin_no_step_ahead(model: OpenClModel, filled: list[Batch]) -> None:
     logits = model.forward(tokens_of([0, 1]))
     for _ in range(2):
         rows = model.top_logits(tokens_of([0, 1]), 1)
         for row, expected in zip(rows, logits, strict=True):
             assert isinstance(row, TopLogits)
             assert row.ids[0] == np.argmax(expected)
-    assert sizes == [1] * 6
+    assert sizes_of(filled) == [1] * 6
 
 
-def test_three_go_together(model: OpenClModel, sizes: list[int]) -> None:
+def test_three_go_together(model: OpenClModel, filled: list[Batch]) -> None:
     model.forward(tokens_of([0, 1, 2]))
-    assert sizes == [3]
+    assert sizes_of(filled) == [3]
 
 
 def test_two_go_together_through_heavy_layers(
-    model: OpenClModel, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+    model: OpenClModel, filled: list[Batch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_turn = model.forward(tokens_of([0, 1]))
     monkeypatch.setattr(stage, "LIGHT_LAYER", 0)
     together = model.forward(tokens_of([0, 1]))
-    assert sizes == [1, 1, 2]
+    assert sizes_of(filled) == [1, 1, 2]
     np.testing.assert_allclose(together, in_turn, atol=0.02 * np.abs(in_turn).max())
 
 
-def test_a_prompt_of_two_tokens_is_no_pair(model: OpenClModel, sizes: list[int]) -> None:
+def test_a_prompt_of_two_tokens_is_no_pair(model: OpenClModel, filled: list[Batch]) -> None:
     model.forward(Batch((Chunk((3, 5), 0, (0,), 1),)))
     model.forward(Batch((Chunk((3,), 0, (0,), 0), Chunk((3,), 0, (1,), 1))))
-    assert sizes == [2, 2]
+    assert sizes_of(filled) == [2, 2]
