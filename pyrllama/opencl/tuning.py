@@ -222,7 +222,8 @@ def scratch_floats(tuning: Tuning, config: ModelConfig) -> int:
     teams = tuning.group // LANES
     kept, results = (1, tuning.group) if tuning.nvidia else (LANES, LANES)
     marks = PHASE_MARKS if tuning.phase_times else 0
-    return 2 * results * kept + teams * (kept + 1) + tuning.splits * config.n_heads + marks
+    sums = max(2 * results * kept, tuning.splits * config.n_heads)
+    return sums + teams * (kept + 1) + marks
 
 
 def local_memory(device: Device, config: ModelConfig, tuning: Tuning) -> LocalMemory:

@@ -13,7 +13,6 @@ enum { ROLE_QKV, ROLE_ATTN_OUTPUT, ROLE_GATE_UP, ROLE_FFN_DOWN, ROLE_OUTPUT, PHA
 #define WEIGHTS_PARAMETERS                                                                        \
   __global const uchar *w0, __global const uchar *w1, __global const uchar *w2,                   \
       __global const uchar *w3, __global const uchar *w4, __global const uchar *w5
-#define LARGER(a, b) ((a) > (b) ? (a) : (b))
 #define PERSISTENT_BYTES                                                                          \
   ROUND_UP(LARGER(ACTIVATION_BYTES_MOST, 4 * LARGER(ATTEND_FLOATS, TOP_LOCAL)), 16)
 

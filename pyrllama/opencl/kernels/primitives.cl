@@ -15,13 +15,19 @@
 #else
 #define N_GROUPS ((int)get_num_groups(0))
 #endif
+#define LARGER(a, b) ((a) > (b) ? (a) : (b))
 #define LOCAL_FENCE barrier(CLK_LOCAL_MEM_FENCE)
-#define GROUP_FENCE barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE)
 
 FUNCTION int lane_id(void) { return (int)get_local_id(0) & (LANES - 1); }
 FUNCTION int team_in_group(void) { return (int)get_local_id(0) / LANES; }
 
 #ifdef NVIDIA
+
+// A barrier of a group orders what it does to global memory, too; a fence besides would wait for
+// weights that are on their way.
+#define GROUP_FENCE                                                                               \
+  LOCAL_FENCE;                                                                                    \
+  asm volatile("" ::: "memory")
 
 // Loops over private arrays must be unrolled to keep them in registers; elsewhere, unrolling
 // loops with barriers makes compilers (PoCL's) take minutes.
@@ -198,6 +204,7 @@ FUNCTION float fold(float value, __local float *scratch, const int width, const 
   LOCAL_FENCE;
   __local const float *all = scratch + (id & ~(width - 1));
   float result = all[0];
+#define GROUP_FENCE barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE)
   for (int i = 1; i < width; i++) result = take_max ? fmax(result, all[i]) : result + all[i];
   return result;
 }

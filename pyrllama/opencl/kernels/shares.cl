@@ -6,12 +6,13 @@
 // in local memory. Results that are too many for that are computed in rounds.
 
 // Of a group's scratch: a sum for every row of a round, one for every team whose first row began
-// with an earlier team, the teams' sums of squares for a norm, and the factors of attention's splits.
+// with an earlier team, and the teams' sums of squares for a norm. The factors of attention's splits
+// stand where the sums will: they are read before a product begins.
 #define SUMS 0
-#define CARRIES (2 * ROUND_RESULTS * KEPT)
+#define FACTORS 0
+#define CARRIES LARGER(2 * ROUND_RESULTS * KEPT, SPLITS * N_HEADS)
 #define SQUARES (CARRIES + TEAMS * KEPT)
-#define FACTORS (SQUARES + TEAMS)
-#define MARKS (FACTORS + SPLITS * N_HEADS)
+#define MARKS (SQUARES + TEAMS)
 
 // When a group had its activations, when its first team had multiplied its tasks, and when all teams
 // were there; see persistent.cl.
