@@ -87,14 +87,23 @@ FUNCTION void ask_slice(Slice *slice, Attention a, Item item, int index) {
   }
 }
 
+// Work-items that add up a column of what teams gathered, each from every GATHER_SHARES-th team;
+// GATHER_PITCH is such that they read from banks of their own.
+#if defined(NVIDIA) && TEAMS % 4 == 0
+#define GATHER_SHARES 4
+#else
+#define GATHER_SHARES 1
+#endif
+#define GATHER_PITCH (LANES * 8 + 8)
+
 // A group's local memory while it attends.
 #define ATTEND_QUERIES 0                                                 // (heads, HEAD_STRIDE)
 #define ATTEND_FRESH (ATTEND_QUERIES + HEADS_AT_ONCE * HEAD_STRIDE)      // (2, HEAD_STRIDE)
 #define ATTEND_TOPS (ATTEND_FRESH + 2 * HEAD_STRIDE)                     // (teams, heads)
 #define ATTEND_SUMS (ATTEND_TOPS + TEAMS * HEADS_AT_ONCE)                // (teams, heads)
 #define ATTEND_WEIGHTS (ATTEND_SUMS + TEAMS * HEADS_AT_ONCE)             // (teams, heads, slice)
-#define ATTEND_GATHER (ATTEND_WEIGHTS + TEAMS * HEADS_AT_ONCE * SLICE_TOKENS)  // (teams, lanes, 8)
-#define ATTEND_FLOATS (ATTEND_GATHER + TEAMS * LANES * 8)
+#define ATTEND_GATHER (ATTEND_WEIGHTS + TEAMS * HEADS_AT_ONCE * SLICE_TOKENS)  // (teams, pitch)
+#define ATTEND_FLOATS (ATTEND_GATHER + TEAMS * GATHER_PITCH)
 
 // What a team has gathered from HEADS_AT_ONCE heads: the greatest score, the sum of powers to it,
 // in lanes, and the values, 8 columns in each lane, so weighted.
@@ -195,38 +204,46 @@ FUNCTION void put_gathered(
   UNROLL_ON_GPU
   for (int h = 0; h < HEADS_AT_ONCE; h++) {
     if (h) LOCAL_FENCE;  // the head before is read
-    vstore8(g->values[h], get_local_id(0), gather);
+    vstore8(g->values[h], lane_id(), gather + team_in_group() * GATHER_PITCH);
     LOCAL_FENCE;
+    MARK(MET)
     float greatest = -INFINITY;
     for (int t = 0; t < TEAMS; t++) greatest = fmax(greatest, tops[t * HEADS_AT_ONCE + h]);
-    float total = 0.0f;
-    for (int t = 0; t < TEAMS; t++) {
-      const float top = tops[t * HEADS_AT_ONCE + h];
-      if (top != -INFINITY) total += exp2(top - greatest) * sums[t * HEADS_AT_ONCE + h];
-    }
-    for (int d = get_local_id(0); d < HEAD_DIM; d += GROUP) {
-      float value = 0.0f;
-      for (int t = 0; t < TEAMS; t++) {
-        const float top = tops[t * HEADS_AT_ONCE + h];
+    const float base = greatest == -INFINITY ? 0.0f : greatest;
+    for (int i = get_local_id(0); i < HEAD_UNITS * 8 * GATHER_SHARES; i += GROUP) {
+      const int d = i / (8 * GATHER_SHARES) * 8 + i % 8, share = i / 8 % GATHER_SHARES;
+      float value = 0.0f, total = 0.0f;
+      for (int t = share; t < TEAMS; t += GATHER_SHARES) {
+        const float weight = exp2(tops[t * HEADS_AT_ONCE + h] - base);
         float of_team = 0.0f;
         for (int pass = 0; pass < PASS_TOKENS; pass++) {
-          of_team += gather[(t * LANES + pass * HEAD_UNITS) * 8 + d];
+          of_team += gather[t * GATHER_PITCH + pass * HEAD_UNITS * 8 + d];
         }
-        if (top != -INFINITY) value += exp2(top - greatest) * of_team;
+        value += weight * of_team;
+        total += weight * sums[t * HEADS_AT_ONCE + h];
       }
-      a.parts[part * Q_STRIDE + (item.first_head + h) * HEAD_DIM + d] = value;
-    }
-    if (get_local_id(0) == 0) {
-      a.shares[part * N_HEADS + item.first_head + h] = (float2)(greatest, total);
+#if GATHER_SHARES > 1
+      value = apart_sum(value, 8, scratch);
+      total = apart_sum(total, 8, scratch);
+#endif
+      if (share == 0 && d < HEAD_DIM) {
+        a.parts[part * Q_STRIDE + (item.first_head + h) * HEAD_DIM + d] = value;
+      }
+      if (i == 0) a.shares[part * N_HEADS + item.first_head + h] = (float2)(greatest, total);
     }
   }
+}
+
+// Where the cache keeps the key and the value of an item's row.
+FUNCTION __global Cached *own_head(Attention a, Item item) {
+  return head_in_block(a, item.table[item.position / LANES], item.first_head / KV_SHARED);
 }
 
 // Put the queries of an item into local memory, turned and scaled, and with `with_fresh` the key and
 // the value of its row, which go into the cache, too.
 FUNCTION void put_heads(Attention a, Item item, int with_fresh, __local float *memory) {
-  const int kv_head = item.first_head / KV_SHARED;
-  const int position = a.batch[BATCH_POSITIONS + item.row];
+  const int kv_head = item.first_head / KV_SHARED, position = item.position, slot = position % LANES;
+  __global Cached *head = own_head(a, item);
   for (int i = get_local_id(0); i < (HEADS_AT_ONCE + with_fresh) * HEAD_STRIDE / 2; i += GROUP) {
     const int h = i / (HEAD_STRIDE / 2), pair = i % (HEAD_STRIDE / 2);
     if (h < HEADS_AT_ONCE) {
@@ -235,10 +252,10 @@ FUNCTION void put_heads(Attention a, Item item, int with_fresh, __local float *m
       float2 v = 2 * pair < HEAD_DIM ? rotated(a, position, q, pair) : (float2)(0.0f);
       vstore2(v * (LOG2_E * rsqrt((float)HEAD_DIM)), i, memory + ATTEND_QUERIES);
     } else {
-      float2 kept[2];
-      store_pair(a, item.row, kv_head, pair, kept);
-      vstore2(kept[0], pair, memory + ATTEND_FRESH);
-      vstore2(kept[1], pair, memory + ATTEND_FRESH + HEAD_STRIDE);
+      const float2 key = key_pair(a, item.row, position, kv_head, pair);
+      const float2 value = value_pair(a, item.row, kv_head, pair);
+      vstore2(put_key(head, slot, pair, key), pair, memory + ATTEND_FRESH);
+      vstore2(put_value(head, slot, pair, value), pair, memory + ATTEND_FRESH + HEAD_STRIDE);
     }
   }
 }
@@ -248,6 +265,8 @@ FUNCTION void put_heads(Attention a, Item item, int with_fresh, __local float *m
 FUNCTION void put_raw_heads(
     Attention a, Item item, int with_fresh, __local float *memory, __local float *scratch) {
   const int kv_head = item.first_head / KV_SHARED, n_heads = HEADS_AT_ONCE + 2 * with_fresh;
+  const int slot = item.position % LANES;
+  __global Cached *own = own_head(a, item);
   for (int first = 0; first < n_heads; first += TEAMS) {
     const int h = min(first + team_in_group(), n_heads - 1), kept = h - HEADS_AT_ONCE;
     const int head = kept < 0 ? item.first_head + h : N_HEADS + kept * N_KV_HEADS + kv_head;
@@ -257,8 +276,8 @@ FUNCTION void put_raw_heads(
       float2 v = finished_pair(a, item.row, head, pair, factor);
       if (kept < 1 && 2 * pair < HEAD_DIM) v = turned(a, item.position, pair, v.x, v.y);
       if (kept < 0) v *= LOG2_E * rsqrt((float)HEAD_DIM);
-      if (kept == 0) v = put_key(a, item.row, kv_head, pair, v);
-      if (kept == 1) v = put_value(a, item.row, kv_head, pair, v);
+      if (kept == 0) v = put_key(own, slot, pair, v);
+      if (kept == 1) v = put_value(own, slot, pair, v);
       vstore2(v, h * (HEAD_STRIDE / 2) + pair, memory + ATTEND_QUERIES);
     }
   }
@@ -269,8 +288,8 @@ FUNCTION void put_raw_heads(
 // Put the key and the value that stand in local memory into the cache, and in their place what the
 // cache keeps of them.
 FUNCTION void keep_fresh(Attention a, Item item, __local float *memory) {
-  const int kv_head = item.first_head / KV_SHARED, slot = item.position % LANES;
-  __global Cached *keys = head_in_block(a, item.table[item.position / LANES], kv_head);
+  const int slot = item.position % LANES;
+  __global Cached *keys = own_head(a, item);
   for (int i = get_local_id(0); i < 2 * HEAD_BLOCKS; i += GROUP) {
     const int is_value = i / HEAD_BLOCKS, block = i % HEAD_BLOCKS;
     __local float *place = memory + ATTEND_FRESH + is_value * HEAD_STRIDE + 32 * block;
@@ -301,6 +320,7 @@ FUNCTION void attend(
   if (with_fresh) keep_fresh(a, item, memory);
   LOCAL_FENCE;
 #endif
+  MARK(LOADED)
 
   Gathered g;
   UNROLL_ON_GPU
@@ -316,6 +336,7 @@ FUNCTION void attend(
   }
   // The last team has fewer slices than the others, if any has.
   if (with_fresh) attend_fresh_token(&g, team == TEAMS - 1, memory, scratch);
+  MARK(COMPUTED)
   put_gathered(a, item, &g, memory, scratch);
 }
 
@@ -330,7 +351,7 @@ FUNCTION void attend_item(
 // A group for every item: rows of sequences that attention_tiles.cl does not take.
 __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void attend_rows(ATTENTION_PARAMETERS) {
   __local float memory[ATTEND_FLOATS];
-  __local float scratch[GROUP];
+  __local float scratch[ATTEND_SCRATCH];
   Attention a = ATTENTION;
 #if ATTENTION_ROWS > 0
   if (!is_alone(batch, get_group_id(0) / ITEMS)) return;
@@ -340,7 +361,7 @@ __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void attend_rows(ATT
 
 __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void attend_fresh(ATTENTION_PARAMETERS) {
   __local float memory[ATTEND_FLOATS];
-  __local float scratch[GROUP];
+  __local float scratch[ATTEND_SCRATCH];
   Attention a = ATTENTION;
   attend_item(a, get_group_id(0), 1, memory, scratch);
 }

@@ -141,27 +141,13 @@ FUNCTION float2 value_pair(Attention a, int row, int kv_head, int i) {
   return (float2)(load_shared(v + 2 * i), load_shared(v + 2 * i + 1));
 }
 
-// Put pair i of a row's key, or of its value, into the cache, and return what the cache keeps.
-FUNCTION float2 put_key(Attention a, int row, int kv_head, int i, float2 pair) {
-  const int position = a.batch[BATCH_POSITIONS + row], slot = position % LANES;
-  __global const int *table = a.batch + BATCH_TABLES + a.batch[BATCH_TABLE_STARTS + row];
-  __global Cached *keys = head_in_block(a, table[position / LANES], kv_head);
-  return cache_put(keys, (i / 4 * LANES + slot) * 8 + 2 * i % 8, pair);
+// Put pair i of a key, or of its value, into a head in a block, and return what the cache keeps.
+FUNCTION float2 put_key(__global Cached *head, int slot, int i, float2 pair) {
+  return cache_put(head, (i / 4 * LANES + slot) * 8 + 2 * i % 8, pair);
 }
 
-FUNCTION float2 put_value(Attention a, int row, int kv_head, int i, float2 pair) {
-  const int position = a.batch[BATCH_POSITIONS + row], slot = position % LANES;
-  __global const int *table = a.batch + BATCH_TABLES + a.batch[BATCH_TABLE_STARTS + row];
-  __global Cached *keys = head_in_block(a, table[position / LANES], kv_head);
-  return cache_put(keys + PLANE, slot * HEAD_STRIDE + 2 * i, pair);
-}
-
-// Put pair i of the key and the value of a row into the cache, and what the cache keeps of them
-// into `kept`.
-FUNCTION void store_pair(Attention a, int row, int kv_head, int i, float2 *kept) {
-  const int position = a.batch[BATCH_POSITIONS + row];
-  kept[0] = put_key(a, row, kv_head, i, key_pair(a, row, position, kv_head, i));
-  kept[1] = put_value(a, row, kv_head, i, value_pair(a, row, kv_head, i));
+FUNCTION float2 put_value(__global Cached *head, int slot, int i, float2 pair) {
+  return cache_put(head + PLANE, slot * HEAD_STRIDE + 2 * i, pair);
 }
 
 #ifdef HEAD_EXTRAS

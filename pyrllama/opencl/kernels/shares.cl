@@ -15,7 +15,7 @@
 #define MARKS (SQUARES + TEAMS)
 
 // When a group had its activations, when its first team had multiplied its tasks, and when all teams
-// were there; see persistent.cl.
+// were there; see persistent.cl. Of attention: its heads, what it attended to, and all teams.
 #ifdef PHASE_TIMES
 enum { LOADED, COMPUTED, MET, N_MARKS };
 #define MARK(which)                                                                               \
@@ -25,6 +25,7 @@ enum { LOADED, COMPUTED, MET, N_MARKS };
 #define MARK(which)
 #endif
 #define SCRATCH_FLOATS (MARKS + N_MARKS)
+#define ATTEND_SCRATCH (N_MARKS ? SCRATCH_FLOATS : GROUP)
 
 // The columns of a matrix that are in local memory: units [first, first + n) of its rows.
 typedef struct {
