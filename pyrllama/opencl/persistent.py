@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyrllama.opencl.program import source_text
-from pyrllama.opencl.tuning import norm_stride
+from pyrllama.opencl.tuning import fills_registers, norm_stride
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pyrllama.opencl.parts import Part
     from pyrllama.opencl.program import Launch, Program
     from pyrllama.opencl.stage import Stage
-    from pyrllama.opencl.tuning import LocalMemory
+    from pyrllama.opencl.tuning import LocalMemory, Tuning
     from pyrllama.opencl.weights import Matrix
     from pyrllama.tensors import TensorType
 
@@ -77,6 +77,17 @@ def n_barriers(part: Part) -> int:
     return part.embeds + BARRIERS * len(part.layers)
 
 
+def persistent_defines(
+    tuning: Tuning, kinds: Iterable[TensorType], *, copies: bool
+) -> dict[str, int | str]:
+    """Return what the kernel, and the functions that it calls, are built with."""
+    flags = {
+        "SIZES_KNOWN": copies,
+        "WORKED_OUT_ANEW": copies and fills_registers(tuning, kinds),
+    }
+    return {"GROUPS": tuning.groups, **{name: 1 for name, on in flags.items() if on}}
+
+
 def persistent_source(
     matrices: Mapping[str, Sequence[Matrix]],
     config: ModelConfig,
@@ -88,7 +99,7 @@ def persistent_source(
 ) -> str:
     """Return the kernel for a part, to stand behind the functions that it calls.
 
-    With ``copies`` it has code of its own for each product of a layer, if layers are alike.
+    With ``copies`` it has code of its own for each product of a layer; layers must be alike then.
     """
     all_of_them = products(matrices, part)
     kinds = _kinds(all_of_them)
@@ -107,23 +118,27 @@ def persistent_source(
     if part.embeds:
         kind = matrices["embedding"][0].extent.kind
         lines.append(f"#define EMBEDDING(name) name##_{kind.name.lower()}")
-    layer = _layer_of_all(all_of_them, part) if copies else []
-    ask, steps = _copies(layer, all_of_them[-1], part) if layer else _table()
+    ask, steps = _copies(all_of_them, part) if copies else _table()
     text = source_text("persistent").replace("  START\n", f"  {ask}\n")
     text = text.replace("  STEPS\n", f'{steps}\n#line 1 "persistent.cl: behind the steps"\n')
     return "\n".join(lines) + f'\n#line 1 "persistent.cl"\n{text}\n'
 
 
-def _layer_of_all(all_of_them: Sequence[Product], part: Part) -> list[Product]:
-    """Return the products of a layer if those of all layers are alike, or none."""
-    inner = all_of_them[: len(all_of_them) - part.ends]
-    count = len(inner) // len(part.layers)
-    sizes = [(product.matrix.extent, product.role, product.row) for product in inner]
-    return list(inner[:count]) if sizes == sizes[:count] * len(part.layers) else []
+def layers_alike(matrices: Mapping[str, Sequence[Matrix]], part: Part) -> bool:
+    """Whether the products of all layers of a part are of the same sizes and types."""
+    all_of_them = products(matrices, part)
+    sizes = [
+        (product.matrix.extent, product.role, product.row)
+        for product in all_of_them[: len(all_of_them) - part.ends]
+    ]
+    count = len(sizes) // len(part.layers)
+    return sizes == sizes[:count] * len(part.layers)
 
 
-def _copies(layer: Sequence[Product], last: Product, part: Part) -> tuple[str, str]:
+def _copies(all_of_them: Sequence[Product], part: Part) -> tuple[str, str]:
     """Return what asks for the first product of all, and the loop over layers, and the output."""
+    last = all_of_them[-1]
+    layer = all_of_them[: (len(all_of_them) - part.ends) // len(part.layers)]
     lines = ["while (layer < n_layers) {"]
     for product, follower in zip(layer, [*layer[1:], None], strict=True):
         ask = _ask("nth + 1", follower or layer[0])

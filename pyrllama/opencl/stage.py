@@ -17,7 +17,13 @@ from pyrllama.opencl.choice import can_choose
 from pyrllama.opencl.device import device_errors, pyopencl
 from pyrllama.opencl.layout import BLOCK, round_up
 from pyrllama.opencl.outputs import Outputs
-from pyrllama.opencl.persistent import can_persist, n_barriers, persistent_source
+from pyrllama.opencl.persistent import (
+    can_persist,
+    layers_alike,
+    n_barriers,
+    persistent_defines,
+    persistent_source,
+)
 from pyrllama.opencl.program import OPTIONS, UNOPTIMISED, Program, model_source
 from pyrllama.opencl.stage_memory import StageMemory
 from pyrllama.opencl.steps import Steps
@@ -132,13 +138,14 @@ class Stage:
         )
         if not self.persists:
             return model_source(words, kinds)
-        words["GROUPS"] = self.tuning.groups
+        copies = self.tuning.copies and layers_alike(self._memory.matrices, self.part)
+        words |= persistent_defines(self.tuning, kinds, copies=copies)
         after = persistent_source(
             self._memory.matrices,
             self.config,
             self.part,
             n_buffers=len(self.weight_buffers),
-            copies=self.tuning.copies,
+            copies=copies,
             activation_bytes=memory.n_bytes(kinds),
         )
         return model_source(words, kinds, after)

@@ -42,6 +42,8 @@ TENSOR_ATTENTION_ROWS = ATTENTION_GROUP // LANES * 16
 """Rows of a tile that attends on Tensor Cores, 16 a warp; see ``kernels/attention_tensor.cl``."""
 WIDE_HEIGHTS, WIDE_TOKENS = (192, 128), 128
 """Of a tile that warpgroups multiply; see ``kernels/wide.cl``."""
+HELD_WORDS = 24
+"""Registers that a work-item's loads may take where others hold what layers have in common."""
 FEW_GROUP, FEW_ROWS = 256, 32
 """Of a product of few rows of activations; see ``kernels/few.cl``."""
 FEW_COUNTS = (8, 16, 32)
@@ -62,6 +64,8 @@ class Tuning:
     groups: int = 64
     """Work-groups that a product of one token takes at most."""
     loads: int = 4
+    first_loads: int = 4
+    """Of those, how many it asks for before all groups have met."""
     """16-byte loads of a work-item on their way at a time."""
     heads: int = 1
     """Heads that share keys from which a team attends at a time."""
@@ -116,7 +120,7 @@ def default_tuning(
             group=512,
             groups=device.compute_units,
             loads=_loads(config, large),
-            splits=_splits(device, config, large),
+            splits=_splits(device, config),
             attention_rows=attention_rows(device, config),
             tensor_cores=Feature.TENSOR_CORES in found,
             warpgroups=Feature.WARPGROUPS in found,
@@ -142,17 +146,9 @@ def default_tuning(
     )
 
 
-def _splits(device: Device, config: ModelConfig, kinds: Collection[TensorType]) -> int:
-    """Return into how many parts single rows' attention cuts positions: a group a head and part.
-
-    Beside weights of 16 bits some groups had better attend to nothing: on an H200 with 132 of them
-    a step of the 7B shape in F16 took 3.585 ms with four parts and 3.483 with three, behind 8,192
-    tokens 4.568 and 4.535, while Q8_0 and Q4_0 differed by 1 % at most.
-    """
-    splits = device.compute_units // config.n_heads
-    if {*kinds} & {TensorType.F16, TensorType.BF16}:
-        splits = min(splits, max(splits - 1, 2))
-    return min(MAX_SPLITS, max(1, splits))
+def _splits(device: Device, config: ModelConfig) -> int:
+    """Return into how many parts single rows' attention cuts positions: a group a head and part."""
+    return min(MAX_SPLITS, max(1, device.compute_units // config.n_heads))
 
 
 def _loads(config: ModelConfig, kinds: Collection[TensorType]) -> int:
@@ -166,6 +162,22 @@ def _loads(config: ModelConfig, kinds: Collection[TensorType]) -> int:
         return units / round_up(units, loads) * math.sqrt(min(1, loads / most))
 
     return max(range(1, most + 2), key=value)
+
+
+def fills_registers(tuning: Tuning, kinds: Iterable[TensorType]) -> bool:
+    """Whether a work-item's loads leave no registers for what all layers have in common.
+
+    On an H200 a step of the 7B shape took 1.369 ms in Q4_0 (20 words) with that held in registers,
+    1.411 with it worked out anew for each product; F16 (32) 3.459 and 3.351, Q8_0 (40) 2.083 and
+    2.063.
+    """
+    return tuning.loads * max(map(_load_words, kinds)) > HELD_WORDS
+
+
+def _load_words(kind: TensorType) -> int:
+    """Return the registers that a load takes, with what stands beside it."""
+    layout = LAYOUTS[kind]
+    return 11 if layout.planes else 4 + layout.quantised
 
 
 def attention_rows(device: Device, config: ModelConfig) -> int:
@@ -281,6 +293,7 @@ def defines(
         "GROUP": tuning.group,
         "TOP_PART": top_part(config.vocab_size),
         "LOADS": tuning.loads,
+        "FIRST_LOADS": min(tuning.first_loads, tuning.loads),
         "SPLITS": tuning.splits,
         "ATTENTION_GROUP": ATTENTION_GROUP,
         "ATTENTION_ROWS": tuning.attention_rows,

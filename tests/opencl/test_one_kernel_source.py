@@ -12,11 +12,13 @@ from pyrllama.opencl.parts import Part, stage_stacks
 from pyrllama.opencl.persistent import (
     can_persist,
     gives_pairs,
+    layers_alike,
     n_barriers,
+    persistent_defines,
     persistent_source,
     places,
 )
-from pyrllama.opencl.tuning import LocalMemory
+from pyrllama.opencl.tuning import LocalMemory, Tuning
 from pyrllama.opencl.weights import Matrix
 from pyrllama.tensors import TensorType
 
@@ -43,6 +45,7 @@ def matrices_of(
 
 
 def source(matrices: Mapping[str, list[Matrix]], part: Part, *, copies: bool = True) -> str:
+    copies = copies and layers_alike(matrices, part)
     return persistent_source(
         matrices, CONFIG, part, n_buffers=1, copies=copies, activation_bytes=512
     )
@@ -98,6 +101,16 @@ def test_gates_and_ups_of_two_types_give_no_pairs() -> None:
     matrices["1.gate_up"] *= 2
     assert not gives_pairs(matrices["1.gate_up"], ROOM)
     assert not can_persist(matrices, WHOLE, 1, ROOM)
+
+
+@pytest.mark.parametrize("changed", ["", "0.qkv", "2.ffn_down"])
+def test_sizes_are_known_where_layers_are_alike(changed: str) -> None:
+    copies = layers_alike(matrices_of(WHOLE, changed), WHOLE)
+    words = persistent_defines(Tuning(groups=7, loads=8), [TensorType.F16], copies=copies)
+    known = {"GROUPS": 7, "SIZES_KNOWN": 1, "WORKED_OUT_ANEW": 1}
+    assert words == ({"GROUPS": 7} if changed else known)
+    words = persistent_defines(Tuning(groups=7, loads=4), [TensorType.Q4_0], copies=True)
+    assert words == {"GROUPS": 7, "SIZES_KNOWN": 1}
 
 
 def test_a_table_where_copies_are_not_wanted() -> None:

@@ -71,22 +71,31 @@ def test_loads_suit_the_length_of_rows(
 
 
 @pytest.mark.parametrize(
-    ("n_heads", "kind", "splits"),
-    [
-        (32, TensorType.Q4_0, 4),
-        (32, TensorType.F16, 3),
-        (52, TensorType.F16, 2),
-        (128, TensorType.BF16, 1),
-        (8, TensorType.Q8_0, 8),
-    ],
+    ("n_heads", "splits"),
+    [(32, 4), (40, 3), (52, 2), (64, 2), (128, 1), (256, 1), (8, tuning.MAX_SPLITS)],
 )
-def test_splits_leave_groups_to_weights_of_16_bits(
-    monkeypatch: pytest.MonkeyPatch, n_heads: int, kind: TensorType, splits: int
+def test_a_group_for_each_head_and_part_of_positions(
+    monkeypatch: pytest.MonkeyPatch, n_heads: int, splits: int
 ) -> None:
     monkeypatch.setattr(tuning, "features", lambda _: NVIDIA)
-    config = tiny_config(dim=n_heads * 8, n_heads=n_heads, n_kv_heads=n_heads)
-    device = fake_device(compute_units=132)
-    assert tuning.default_tuning(device, config, {kind}).splits == splits
+    config = tiny_config(n_heads=n_heads)
+    assert tuning.default_tuning(fake_device(compute_units=132), config).splits == splits
+
+
+@pytest.mark.parametrize(
+    ("loads", "kinds", "fills"),
+    [
+        (4, {TensorType.Q4_0}, False),
+        (8, {TensorType.F16}, True),
+        (8, {TensorType.Q8_0}, True),
+        (2, {TensorType.Q6_K}, False),
+        (4, {TensorType.Q4_0, TensorType.Q6_K}, True),
+    ],
+)
+def test_loads_that_leave_no_registers(
+    loads: int, kinds: Collection[TensorType], fills: bool
+) -> None:
+    assert tuning.fills_registers(tuning.Tuning(loads=loads), kinds) is fills
 
 
 def test_attention_on_tensor_cores_needs_room_and_float16(monkeypatch: pytest.MonkeyPatch) -> None:

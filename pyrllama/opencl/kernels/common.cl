@@ -28,11 +28,21 @@ typedef struct {
   int n_units;  // of a row
 } Matrix;
 
+// Where a lane's units of a task stand; the j-th is there if j * LANES < n.
+typedef struct {
+  uint place;
+  int row;
+  int unit;
+  int n;
+} Place;
+
 // What a lane has asked for of a product.
 typedef struct {
   uint4 unit[LOADS];
   ushort scale[LOADS];
   Side side[LOADS];  // of types that are cut into planes
+  Place place;       // of a product's first task
+  uint holders;      // of what the work-item finishes; see shares.cl
 } Task;
 
 // Where a product's activations come from: a row of floats, or the parts that attention left.

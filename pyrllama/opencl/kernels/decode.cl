@@ -10,7 +10,7 @@
   Task task;                                                                                      \
   KIND(begin)(&task, m, pairs);                                                                   \
   KIND(product)(&task, m, source, out, pairs, add, memory, scratch);                                \
-  KIND(finish)(m, source, out, pairs, add, scratch);
+  KIND(finish)(&task, m, source, out, pairs, add, scratch);
 
 // out = matrix * RMSNorm(x)
 __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void KIND(norm_product)(

@@ -44,7 +44,7 @@ __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void KIND(expert_swi
   Task task;
   KIND(begin)(&task, m, 1);
   KIND(product)(&task, m, source, out, 1, 0, memory, scratch);
-  KIND(finish)(m, source, out, 1, 0, scratch);
+  KIND(finish)(&task, m, source, out, 1, 0, scratch);
 }
 
 // For each expert of a token, out = matrix * its row of x.
@@ -60,7 +60,7 @@ __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void KIND(expert_pro
   Task task;
   KIND(begin)(&task, m, 0);
   KIND(product)(&task, m, source, out, 0, 0, memory, scratch);
-  KIND(finish)(m, source, out, 0, 0, scratch);
+  KIND(finish)(&task, m, source, out, 0, 0, scratch);
 }
 
 // For each expert, a tile product with its run of the rows of x, which stand sorted; out gets them

@@ -40,7 +40,7 @@ FUNCTION Matrix matrix_at(WEIGHTS_PARAMETERS, __constant const long *places, int
 #define BEGIN(kind) begin_##kind(&task, m, 0)
 #define BEGIN_PAIRS(kind) begin_##kind(&task, m, 1)
 #define COMPUTE(kind) product_##kind(&task, m, source, out, pairs, add, memory, scratch)
-#define FINISH(kind) finish_##kind(m, source, out, pairs, add, scratch)
+#define FINISH(kind) finish_##kind(&task, m, source, out, pairs, add, scratch)
 
 // Ask for what a phase reads first, before it can begin: weights, or of the cache, where all of a
 // sequence but its newest token stands since before the step. CALL calls a function of the type.
@@ -56,6 +56,17 @@ FUNCTION Matrix matrix_at(WEIGHTS_PARAMETERS, __constant const long *places, int
   } else {                                                                                        \
     CALL(BEGIN);                                                                                  \
   }
+
+// What products read and write at is the same in each layer, and compilers would work all of it out
+// before the first one. Where WORKED_OUT_ANEW that is more than there are registers for, and what
+// stands in memory instead comes back behind weights that are on their way.
+#ifdef WORKED_OUT_ANEW
+#define ANEW(p) FORGET_POINTER(p);
+#else
+#define ANEW(p)
+#endif
+#define ATTENTION_ANEW(a)                                                                         \
+  ANEW(a.qkv) ANEW(a.rope) ANEW(a.cache) ANEW(a.batch) ANEW(a.parts) ANEW(a.shares)
 
 #ifdef PHASE_TIMES
 // The marks of a phase, when a group came to the barrier behind it, and when it left that:

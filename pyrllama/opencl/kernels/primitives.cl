@@ -185,6 +185,17 @@ FUNCTION int look_at(volatile __global int *p) {
   return value;
 }
 
+// Compilers forget what they know of a number or of a pointer: what it follows from is worked out
+// before this, and what follows from it behind.
+#define FORGET(v) asm volatile("" : "+r"(v))
+#define FORGET_POINTER(p) asm volatile("" : "+l"(p))
+
+// Bring what will be read soon into the first cache.
+FUNCTION void touch(__constant const long *p) {
+  uint v;
+  asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(p));
+}
+
 FUNCTION float reciprocal(float v) {
   float inverse;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(v));
@@ -193,6 +204,7 @@ FUNCTION float reciprocal(float v) {
 
 #else
 
+#define GROUP_FENCE barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE)
 #define UNROLL_ON_GPU
 #define EIGHTS_AT_ONCE 1
 
@@ -204,7 +216,6 @@ FUNCTION float fold(float value, __local float *scratch, const int width, const 
   LOCAL_FENCE;
   __local const float *all = scratch + (id & ~(width - 1));
   float result = all[0];
-#define GROUP_FENCE barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE)
   for (int i = 1; i < width; i++) result = take_max ? fmax(result, all[i]) : result + all[i];
   return result;
 }
@@ -286,6 +297,9 @@ FUNCTION int look_at(volatile __global int *p) {
   return value;
 }
 
+#define FORGET(v)
+#define FORGET_POINTER(p)
+FUNCTION void touch(__constant const long *p) {}
 FUNCTION float reciprocal(float v) { return 1.0f / v; }
 
 #endif

@@ -16,11 +16,11 @@
 #define SEGMENTED (LONGEST_ROW > SEGMENT_FLOATS)
 #endif
 
-// Ask for a lane's units of a task; what lies behind the end of the team's run or of the segment is
-// zeros.
-FUNCTION void KIND(fetch)(Task *task, Matrix m, Place at) {
+// Ask for a lane's units [from, to) of a task; what lies behind the end of the team's run or of the
+// segment is zeros.
+FUNCTION void KIND(fetch)(Task *task, Matrix m, Place at, const int from, const int to) {
   #pragma unroll
-  for (int j = 0; j < LOADS; j++) {
+  for (int j = from; j < to; j++) {
     const int there = j * LANES < at.n;
 #ifdef PLANES
     task->unit[j] = there ? KIND(load_unit)(m, at.place + j * LANES) : (uint4)(0);
@@ -35,16 +35,20 @@ FUNCTION void KIND(fetch)(Task *task, Matrix m, Place at) {
   }
 }
 
-// Ask for a team's first task of a round.
-FUNCTION void KIND(first)(Task *task, Matrix m, Columns columns, Span span) {
+// Ask for a team's first task of a round, `loads` of its units.
+FUNCTION void KIND(first)(
+    Task *task, Matrix m, Columns columns, Span span, const int pairs, const int loads) {
   Cursor cursor = cursor_at(columns, span.begin);
-  KIND(fetch)(task, m, next_place(m, columns, span, &cursor, span.begin));
+  task->place = next_place(m, columns, span, &cursor, span.begin);
+  KIND(fetch)(task, m, task->place, 0, loads);
+  put_holders(task, span, columns, pairs);
 }
 
-// Ask for a team's first task of a product.
+// Ask for a team's first task of a product, not for all of it: what all groups ask for at once stands
+// before the results for which they wait, and beyond FIRST_LOADS it makes them wait for longer.
 FUNCTION void KIND(begin)(Task *task, Matrix m, const int pairs) {
   const Columns columns = columns_from(0, min(m.n_units, SEGMENT_UNITS));
-  KIND(first)(task, m, columns, span_of(m.rows, pairs, columns, 0));
+  KIND(first)(task, m, columns, span_of(m.rows, pairs, columns, 0), pairs, FIRST_LOADS);
 }
 
 // --- activations in local memory --------------------------------------------------------------
@@ -226,7 +230,7 @@ FUNCTION void KIND(run)(
   #pragma unroll 1
   for (int nth = span.begin; nth < span.end; nth++) {
     const Task present = *task;
-    KIND(fetch)(task, m, next_place(m, columns, span, &ahead, nth + 1));
+    KIND(fetch)(task, m, next_place(m, columns, span, &ahead, nth + 1), 0, LOADS);
     #pragma unroll
     for (int j = 0; j < LOADS; j++) {
       // Behind the row's end the weights are zeros; the activations must be numbers too.
@@ -248,6 +252,7 @@ FUNCTION void KIND(product)(
     Task *task, Matrix m, Source source, __global float *out, const int pairs, const int add,
     __local uint4 *memory, __local float *scratch) {
   const int n_rounds = rounds_of(m.rows, pairs);
+  KIND(fetch)(task, m, task->place, FIRST_LOADS, LOADS);
 #if SEGMENTED
   if (source.norm) KIND(measure)(source, m.n_units * UNIT_COLS, scratch);
   for (int first = 0; first < m.n_units; first += SEGMENT_UNITS)
@@ -262,11 +267,12 @@ FUNCTION void KIND(product)(
     #pragma unroll 1
     for (int round = 0; round < n_rounds; round++) {
       const Span span = span_of(m.rows, pairs, columns, round);
-      if (first || round) KIND(first)(task, m, columns, span);
+      if (first || round) KIND(first)(task, m, columns, span, pairs, LOADS);
       KIND(run)(task, m, columns, span, memory, scratch);
       MARK(COMPUTED)
       if (round + 1 < n_rounds || first + SEGMENT_UNITS < m.n_units) {
-        finish_round(source, span, columns, out, pairs, add || first, scratch);
+        const uint holders = holders_put(task, span, columns, pairs);
+        finish_round(source, span, holders, out, pairs, add || first, scratch);
         LOCAL_FENCE;  // the sums are read
       }
     }
@@ -278,10 +284,11 @@ FUNCTION void KIND(product)(
 // With `pairs` the rows are a half of gates and a half of ups, and out gets silu(gate) * up.
 // With `add` the product is added to out, the residual stream.
 FUNCTION void KIND(finish)(
-    Matrix m, Source source, __global float *out, const int pairs, const int add,
+    const Task *task, Matrix m, Source source, __global float *out, const int pairs, const int add,
     __local float *scratch) {
   const int first = SEGMENTED ? (m.n_units - 1) / SEGMENT_UNITS * SEGMENT_UNITS : 0;
   const Columns columns = columns_from(first, m.n_units - first);
   const Span span = span_of(m.rows, pairs, columns, rounds_of(m.rows, pairs) - 1);
-  finish_round(source, span, columns, out, pairs, add || first, scratch);
+  const uint holders = holders_put(task, span, columns, pairs);
+  finish_round(source, span, holders, out, pairs, add || first, scratch);
 }

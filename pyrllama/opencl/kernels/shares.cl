@@ -65,13 +65,22 @@ FUNCTION int quotient(int n, int d) {
   return near + (rest >= d) - (rest < 0);
 }
 
+// The same where n and d are sizes, which compilers know if SIZES_KNOWN, and then divide themselves.
+FUNCTION int over(int n, int d) {
+#ifdef SIZES_KNOWN
+  return (uint)n / (uint)d;
+#else
+  return quotient(n, d);
+#endif
+}
+
 FUNCTION Columns columns_from(int first, int n) {
   Columns columns = {first, n, (uint)(n + LANES * LOADS - 1) / (LANES * LOADS)};
   return columns;
 }
 
 FUNCTION Cursor cursor_at(Columns columns, int nth) {
-  const int row = quotient(nth, columns.tasks);
+  const int row = over(nth, columns.tasks);
   Cursor cursor = {row, nth - row * columns.tasks};
   return cursor;
 }
@@ -83,7 +92,7 @@ FUNCTION void advance(Cursor *cursor, Columns columns) {
 }
 
 FUNCTION Cut cut_into(int n, int parts) {
-  const int each = quotient(n, parts);
+  const int each = over(n, parts);
   Cut cut = {each, n - each * parts};
   return cut;
 }
@@ -101,14 +110,19 @@ FUNCTION int cut(int n, int parts, int index) { return begin_of(cut_into(n, part
 
 // The same for every group, so that all of them meet the same fences.
 FUNCTION int rounds_of(int rows, const int pairs) {
-  const uint most = quotient(rows >> pairs, N_GROUPS) + 1;
+  const uint most = over(rows >> pairs, N_GROUPS) + 1;
   return (most + ROUND_RESULTS - 1) / ROUND_RESULTS;
 }
 
 FUNCTION Span span_of(int rows, const int pairs, Columns columns, int round) {
-  const int results = rows >> pairs, n_rounds = rounds_of(rows, pairs), team = team_in_group();
+  int group = get_group_id(0), team = team_in_group();
+#ifdef WORKED_OUT_ANEW
+  FORGET(group);
+  FORGET(team);
+#endif
+  const int results = rows >> pairs, n_rounds = rounds_of(rows, pairs);
   const Cut groups = cut_into(results, N_GROUPS);
-  int first = begin_of(groups, get_group_id(0)), n = begin_of(groups, get_group_id(0) + 1) - first;
+  int first = begin_of(groups, group), n = begin_of(groups, group + 1) - first;
   if (n_rounds > 1) {
     const Cut rounds = cut_into(n, n_rounds);
     first += begin_of(rounds, round);
@@ -125,14 +139,6 @@ FUNCTION int row_of(Span span, int row) {
   return span.first + row + (row < span.n ? 0 : span.to_ups);
 }
 
-// Where a lane's units of a task stand; the j-th is there if j * LANES < n.
-typedef struct {
-  uint place;
-  int row;
-  int unit;
-  int n;
-} Place;
-
 // The place of the task at a cursor, the cursor's number being `nth`, which then goes on to the next;
 // nothing of it is there behind the end of the team's run.
 FUNCTION Place next_place(Matrix m, Columns columns, Span span, Cursor *ahead, int nth) {
@@ -143,24 +149,44 @@ FUNCTION Place next_place(Matrix m, Columns columns, Span span, Cursor *ahead, i
   return at;
 }
 
-// What teams have of a row: the sum of the team with which it begins, and CARRIES of those behind it
-// up to `end`.
-typedef struct {
-  int team;
-  int end;
-} Holders;
-
-FUNCTION Holders holders_of(int row, Span span, Columns columns) {
+// Which teams have something of a row: that with which it begins has its sum, and those behind it,
+// up to the other one, have CARRIES. Both in a word, as one stays in registers for long.
+FUNCTION uint holders_of(int row, Span span, Columns columns) {
   const int first = row * columns.tasks;
-  Holders holders = {part_with(span.teams, first), part_with(span.teams, first + columns.tasks - 1) + 1};
+  return part_with(span.teams, first) | part_with(span.teams, first + columns.tasks - 1) << 8;
+}
+
+// The same of what a work-item finishes: of its row, or of its gate's and, above that, its up's.
+FUNCTION uint own_holders(Span span, Columns columns, const int pairs) {
+  const int i = min((int)get_local_id(0), max(span.n - 1, 0));
+  uint holders = holders_of(i, span, columns);
+  if (pairs) holders |= holders_of(span.n + i, span, columns) << 16;
   return holders;
 }
 
+// On NVIDIA's GPUs it is known before a product begins, while groups wait for each other: behind the
+// last task it would be a chain of operations. Elsewhere that is code for compilers to take long for.
+FUNCTION void put_holders(Task *task, Span span, Columns columns, const int pairs) {
+#ifdef NVIDIA
+  uint holders = own_holders(span, columns, pairs);
+  FORGET(holders);
+  task->holders = holders;
+#endif
+}
+
+FUNCTION uint holders_put(const Task *task, Span span, Columns columns, const int pairs) {
+#ifdef NVIDIA
+  return task->holders;
+#else
+  return own_holders(span, columns, pairs);
+#endif
+}
+
 // What all teams have of a row together.
-FUNCTION float row_total(int row, Holders holders, __local const float *scratch) {
+FUNCTION float row_total(int row, uint holders, __local const float *scratch) {
   float total = kept_sum(scratch + SUMS + row * KEPT);
   #pragma unroll 1
-  for (int team = holders.team + 1; team < holders.end; team++) {
+  for (int team = (holders & 255) + 1; team <= (holders >> 8 & 255); team++) {
     total += kept_sum(scratch + CARRIES + team * KEPT);
   }
   return total;
@@ -175,11 +201,9 @@ FUNCTION float norm_factor(Source source, __local const float *scratch) {
 // See `finish` of product.cl; every work-item has at most one result. What does not need the sums
 // comes before them: a group waits there for its last team.
 FUNCTION void finish_round(
-    Source source, Span span, Columns columns, __global float *out, const int pairs, const int add,
+    Source source, Span span, uint holders, __global float *out, const int pairs, const int add,
     __local float *scratch) {
-  const int i = min((int)get_local_id(0), max(span.n - 1, 0)), there = (int)get_local_id(0) < span.n;
-  const Holders holders = holders_of(i, span, columns);
-  const Holders of_up = pairs ? holders_of(span.n + i, span, columns) : holders;
+  const int i = get_local_id(0), there = i < span.n;
   const float factor = source.norm ? norm_factor(source, scratch) : 1.0f;
   float before = 0.0f;
   if (add && there) before = load_shared(out + span.first + i);
@@ -188,7 +212,7 @@ FUNCTION void finish_round(
   if (!there) return;
   float total = row_total(i, holders, scratch) * factor;
   if (pairs) {
-    const float up = row_total(span.n + i, of_up, scratch) * factor;
+    const float up = row_total(span.n + i, holders >> 16, scratch) * factor;
     total *= up / (1.0f + exp(-total));
   }
   out[span.first + i] = before + total;

@@ -5,7 +5,6 @@
 {
   const int role = STEP_ROLE, pairs = role == ROLE_GATE_UP;
   const int add = role == ROLE_ATTN_OUTPUT || role == ROLE_FFN_DOWN;
-  const Attention a = ATTENTION;
   Source source = {x, norms + (2 * layer + pairs) * NORM_STRIDE, 0, DIM, eps, !add};
   __global float *out = x;
   if (role == ROLE_QKV) out = qkv_out + STEP_OUT;
@@ -14,8 +13,13 @@
   if (role == ROLE_FFN_DOWN) source.x = hidden;
   if (role == ROLE_OUTPUT) out = logits;
   m.rows = STEP_ROWS, m.n_units = STEP_UNITS;
+  ANEW(source.x)
+  ANEW(source.weight)
+  ANEW(out)
 
   if (role == ROLE_ATTN_OUTPUT) {
+    Attention a = ATTENTION;
+    ATTENTION_ANEW(a)
     #pragma unroll 1
     for (int index = group; index < ITEMS; index += n_groups) {
       if (index != group) {
@@ -28,6 +32,7 @@
     STEP_CALL(BEGIN);
     AWAIT
   }
+  touch(places + PLACE_WORDS * (nth + 1));
   STEP_CALL(COMPUTE);
   STEP_CALL(FINISH);
   // Weights are asked for once the others know that this group is there: results would stand in line
