@@ -190,8 +190,8 @@ def _table() -> tuple[str, str]:
         call="BY_KIND(KIND_AT(nth), CALL)",
         next=f"if (nth + 1 < N_PRODUCTS) {{ {ask} }}",
         # Parts of a layer's queries, keys and values in several types do not wait for each other.
-        meets="role != ROLE_OUTPUT && "
-        "(nth + 1 == N_PRODUCTS || WORD_AT(nth + 1, PLACE_ROLE) != role)",
+        meets="MEETS(role != ROLE_OUTPUT && "
+        "(nth + 1 == N_PRODUCTS || WORD_AT(nth + 1, PLACE_ROLE) != role))",
     )
     first = f"\n{callers}  ASK(0, {words.format('0')}, FIRST_CALL)"
     return first, f"while (nth < N_PRODUCTS) {{\n{step}}}\n"
