@@ -185,7 +185,10 @@ def phases(stage: Stage, context: int) -> Iterator[str]:
         for i, name in enumerate([*names, "output"]):
             if i:
                 begin, end = left[:, i - 1].min(), came[:, i].max()
-                means = (times[:, i, :-1] - begin).mean(axis=0)
+                marks = (
+                    times[:, i, :-1] - begin
+                )  # a group without a part of attention has older ones
+                means = np.nanmean(np.where(marks < 0, np.nan, marks), axis=0)
                 barrier = (left[:, i] - end).mean() if i < len(names) else 0
                 row = [(left[:, i - 1] - begin).mean(), *means, end - begin, barrier]
                 gathered.setdefault(name, []).append(np.array(row))

@@ -21,12 +21,11 @@ from pyrllama.opencl.launches import (
     suffix,
     tile_of,
 )
-from pyrllama.opencl.layout import BLOCK, LAYOUTS, ROW_ALIGN, has_fragments, round_up
+from pyrllama.opencl.layout import BLOCK, LANES, LAYOUTS, ROW_ALIGN, has_fragments, round_up
 from pyrllama.opencl.tuning import (
     ATTENTION_GROUP,
     FEW_GROUP,
     FEW_ROWS,
-    LANES,
     TENSOR_ATTENTION_ROWS,
     WIDE_HEIGHTS,
     WIDE_TOKENS,

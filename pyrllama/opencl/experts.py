@@ -15,8 +15,17 @@ import numpy as np
 
 from pyrllama.models.llama import ROUTER
 from pyrllama.opencl.launches import AS_FLOATS, AS_HALVES, BatchLaunch, activate, suffix, tile_of
-from pyrllama.opencl.layout import BLOCK, ROW_ALIGN, UNIT_BYTES, has_fragments, round_up
-from pyrllama.opencl.tuning import FEW_GROUP, FEW_ROWS, FLOAT, HALF, LANES, WIDE_TOKENS
+from pyrllama.opencl.layout import (
+    BLOCK,
+    FLOAT,
+    HALF,
+    LANES,
+    ROW_ALIGN,
+    UNIT_BYTES,
+    has_fragments,
+    round_up,
+)
+from pyrllama.opencl.tuning import FEW_GROUP, FEW_ROWS, WIDE_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

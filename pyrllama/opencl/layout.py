@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyrllama import quants
+from pyrllama.core import BLOCK_TOKENS
 from pyrllama.opencl.planes import PLANES, UNIT_COLS, Planes
 from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+LANES = BLOCK_TOKENS
+"""Work-items of a team; a lane attends to one token of a block of the cache."""
+FLOAT, HALF = 4, 2
 UNIT_BYTES = 16
 BLOCK = 32
 """Columns of a block; every row is padded to whole ones."""

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pyrllama.model_config import ModelConfig
+    from pyrllama.opencl.local_memory import LocalMemory
     from pyrllama.opencl.parts import Part
     from pyrllama.opencl.program import Launch, Program
     from pyrllama.opencl.stage import Stage
-    from pyrllama.opencl.tuning import LocalMemory, Tuning
+    from pyrllama.opencl.tuning import Tuning
     from pyrllama.opencl.weights import Matrix
     from pyrllama.tensors import TensorType
 

@@ -10,10 +10,10 @@ from pyrllama.errors import NotEnoughMemoryError, SettingError
 from pyrllama.models.llama import is_router
 from pyrllama.opencl.batch import COLUMNS
 from pyrllama.opencl.experts import feed_forward_bytes
-from pyrllama.opencl.layout import BLOCK, is_converted, round_up
+from pyrllama.opencl.layout import BLOCK, FLOAT, is_converted, round_up
 from pyrllama.opencl.model import MAX_BATCH_TOKENS, check_kv_type, part_bytes
 from pyrllama.opencl.parts import Part, block_bytes
-from pyrllama.opencl.tuning import FLOAT, default_tuning
+from pyrllama.opencl.tuning import default_tuning
 from pyrllama.units import format_bytes
 
 if TYPE_CHECKING:

@@ -14,8 +14,10 @@ from pyrllama.core import Batch
 from pyrllama.opencl.ahead import Ahead, may_follow
 from pyrllama.opencl.batch import BatchWords, word_count
 from pyrllama.opencl.choice import can_choose
+from pyrllama.opencl.defines import defines
 from pyrllama.opencl.device import device_errors, pyopencl
 from pyrllama.opencl.layout import BLOCK, round_up
+from pyrllama.opencl.local_memory import PHASE_MARKS, local_memory
 from pyrllama.opencl.outputs import Outputs
 from pyrllama.opencl.persistent import (
     can_persist,
@@ -28,13 +30,7 @@ from pyrllama.opencl.program import OPTIONS, UNOPTIMISED, Program, model_source
 from pyrllama.opencl.stage_memory import StageMemory
 from pyrllama.opencl.steps import Steps
 from pyrllama.opencl.transfers import Transfers
-from pyrllama.opencl.tuning import (
-    PHASE_MARKS,
-    default_tuning,
-    defines,
-    local_memory,
-    tensor_attention,
-)
+from pyrllama.opencl.tuning import default_tuning, tensor_attention
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -12,9 +12,10 @@ from pyrllama.opencl.device import pyopencl
 from pyrllama.opencl.experts import feed_forward_bytes
 from pyrllama.opencl.heads import has_extras, head_extras
 from pyrllama.opencl.layout import BLOCK, ROW_ALIGN, round_up
+from pyrllama.opencl.local_memory import PHASE_MARKS
 from pyrllama.opencl.parts import block_bytes, stage_stacks
 from pyrllama.opencl.persistent import n_barriers, places
-from pyrllama.opencl.tuning import PHASE_MARKS, WIDE_TOKENS, norm_stride
+from pyrllama.opencl.tuning import WIDE_TOKENS, norm_stride
 from pyrllama.opencl.weights import DeviceMemory, read_vector, upload
 
 if TYPE_CHECKING:

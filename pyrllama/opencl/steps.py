@@ -10,8 +10,9 @@ from pyrllama.opencl.batch_steps import MANY, BatchSteps, count_rows
 from pyrllama.opencl.choice import choice_launches
 from pyrllama.opencl.experts import GATE_UP, ExpertLaunches
 from pyrllama.opencl.launches import Rows, attention_arguments, embed, suffix
+from pyrllama.opencl.layout import LANES
 from pyrllama.opencl.persistent import gives_pairs, persistent_launch
-from pyrllama.opencl.tuning import FEW_COUNTS, LANES
+from pyrllama.opencl.tuning import FEW_COUNTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

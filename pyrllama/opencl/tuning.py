@@ -6,13 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from pyrllama.core import BLOCK_TOKENS
 from pyrllama.errors import DeviceError
 from pyrllama.opencl.device import Feature
 from pyrllama.opencl.features import features
-from pyrllama.opencl.layout import ALIGNMENT, BLOCK, LAYOUTS, UNIT_BYTES, round_up
+from pyrllama.opencl.layout import ALIGNMENT, BLOCK, FLOAT, LANES, LAYOUTS, UNIT_BYTES, round_up
+from pyrllama.opencl.local_memory import MAX_LOCAL, RESERVED_LOCAL
 from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
@@ -20,16 +18,7 @@ if TYPE_CHECKING:
 
     from pyrllama.model_config import ModelConfig
     from pyrllama.opencl.device import Device
-    from pyrllama.opencl.layout import Extent
 
-LANES = BLOCK_TOKENS
-"""Work-items of a team; a lane attends to one token of a block of the cache."""
-FLOAT, HALF = 4, 2
-BLOCK_BYTES = BLOCK + 2 * FLOAT
-"""Of a block of quantised activations in local memory: its int8, its scale and its sum."""
-MAX_LOCAL = 48 * 1024
-"""What every recent GPU lets a work-group have."""
-RESERVED_LOCAL = 512
 MAX_SPLITS = 8
 MAX_HEADS_AT_ONCE = 4
 WIDE_UNITS = {TensorType.F16, TensorType.BF16, TensorType.Q8_0}
@@ -49,8 +38,6 @@ FEW_GROUP, FEW_ROWS = 256, 32
 FEW_COUNTS = (8, 16, 32)
 """For how many it is built."""
 
-PHASE_MARKS = 3
-"""Times that are noted within a phase; see ``kernels/shares.cl``."""
 TOP_PARTS = 1024
 """Parts of a row of logits, at most, of each of which the greatest is known."""
 
@@ -209,54 +196,6 @@ def heads_at_once(config: ModelConfig) -> int:
     return next(n for n in range(MAX_HEADS_AT_ONCE, 0, -1) if shared % n == 0)
 
 
-@dataclass(frozen=True, slots=True)
-class LocalMemory:
-    """How a product's activations share local memory: columns that it holds at a time."""
-
-    segment_floats: int
-    segment_blocks: int
-
-    def holds_row(self, extent: Extent) -> bool:
-        """Whether a whole row of what a matrix multiplies is there at a time."""
-        quantised = LAYOUTS[extent.kind].quantised
-        return extent.cols <= (self.segment_blocks * BLOCK if quantised else self.segment_floats)
-
-    def n_bytes(self, kinds: Iterable[TensorType]) -> int:
-        """Bytes for matrices of any of these types."""
-        blocks = round_up(self.segment_blocks * BLOCK_BYTES, UNIT_BYTES)
-        return max(
-            blocks if LAYOUTS[kind].quantised else self.segment_floats * FLOAT for kind in kinds
-        )
-
-
-def scratch_floats(tuning: Tuning, config: ModelConfig) -> int:
-    """Return the floats in which a group joins its sums; see ``kernels/shares.cl``."""
-    teams = tuning.group // LANES
-    kept, results = (1, tuning.group) if tuning.nvidia else (LANES, LANES)
-    marks = PHASE_MARKS if tuning.phase_times else 0
-    sums = max(2 * results * kept, tuning.splits * config.n_heads)
-    return sums + teams * (kept + 1) + marks
-
-
-def local_memory(device: Device, config: ModelConfig, tuning: Tuning) -> LocalMemory:
-    """Cut rows of activations into segments that fit into a work-group's local memory."""
-    longest = longest_row(config)
-    room = (
-        min(device.local_memory, MAX_LOCAL)
-        - scratch_floats(tuning, config) * FLOAT
-        - RESERVED_LOCAL
-    )
-    floats = min(longest, room // FLOAT // BLOCK * BLOCK)
-    # The blocks of some types are eight of these long, and segments hold whole ones.
-    blocks = min(longest // BLOCK, room // BLOCK_BYTES // 8 * 8)
-    return LocalMemory(floats, blocks)
-
-
-def longest_row(config: ModelConfig) -> int:
-    """Return the columns of the widest matrix, padded."""
-    return round_up(max(config.dim, config.q_dim, config.ffn_dim), BLOCK)
-
-
 def top_part(vocab_size: int) -> int:
     """Return the logits of a part of a row, in about ``TOP_PARTS`` of which the greatest lie."""
     return round_up(-(-vocab_size // TOP_PARTS), LANES)
@@ -265,65 +204,3 @@ def top_part(vocab_size: int) -> int:
 def norm_stride(config: ModelConfig) -> int:
     """Return the floats from a norm's weights to the next; a part of a buffer can begin there."""
     return round_up(config.dim, ALIGNMENT // FLOAT)
-
-
-def defines(
-    tuning: Tuning,
-    config: ModelConfig,
-    memory: LocalMemory,
-    *,
-    kv_type: TensorType,
-    max_tokens: int,
-    max_seq_len: int,
-) -> dict[str, int | str]:
-    """Return what the kernels are built with."""
-    flags = {
-        "NVIDIA": tuning.nvidia,
-        "TENSOR": tuning.tensor_cores,
-        "WARPGROUP": tuning.warpgroups,
-        "TENSOR_ATTENTION": tensor_attention(tuning, kv_type),
-        "INTEGER_DOT": tuning.integer_dot,
-        "PHASE_TIMES": tuning.phase_times,
-        "KV_F32": kv_type is TensorType.F32,
-        "KV_Q8_0": kv_type is TensorType.Q8_0,
-    }
-    return {
-        **{name: 1 for name, on in flags.items() if on},
-        **_family_defines(config, max_seq_len),
-        "GROUP": tuning.group,
-        "TOP_PART": top_part(config.vocab_size),
-        "LOADS": tuning.loads,
-        "FIRST_LOADS": min(tuning.first_loads, tuning.loads),
-        "SPLITS": tuning.splits,
-        "ATTENTION_GROUP": ATTENTION_GROUP,
-        "ATTENTION_ROWS": tuning.attention_rows,
-        "HEAD_DIM": config.head_dim,
-        "N_HEADS": config.n_heads,
-        "N_KV_HEADS": config.n_kv_heads,
-        "HEADS_AT_ONCE": tuning.heads,
-        "MAX_TOKENS": max_tokens,
-        "SEGMENT_FLOATS": memory.segment_floats,
-        "SEGMENT_BLOCKS": memory.segment_blocks,
-        "LONGEST_ROW": longest_row(config),
-        "TENSOR_GROUP": tuning.tensor_group,
-        "TENSOR_ROWS": tuning.tensor_rows,
-        "TENSOR_TOKENS": tuning.tensor_tokens,
-        "WARP_ROWS": tuning.warp_rows,
-        "WARP_TOKENS": tuning.warp_tokens,
-    }
-
-
-def _family_defines(config: ModelConfig, max_seq_len: int) -> dict[str, int | str]:
-    """Return what a model has beside LLaMA; nothing of it changes the kernels of one without."""
-    words: dict[str, int | str] = {}
-    if config.attention_bias:
-        words |= {"HEAD_EXTRAS": 1, "BIASED": 1}
-    if config.qk_norm:
-        eps = float(np.float32(config.norm_eps)).hex()
-        words |= {"HEAD_EXTRAS": 1, "HEAD_NORMS": 1, "HEAD_EPS": f"{eps}f"}
-    if config.experts is not None:
-        words |= {"N_EXPERTS": config.experts.count, "N_USED": config.experts.used}
-        words |= {"NORMALISED": 1} if config.experts.normalised else {}
-    if config.sliding_window is not None and config.sliding_window < max_seq_len:
-        words["WINDOW"] = config.sliding_window
-    return words

@@ -8,6 +8,7 @@ import pytest
 from support.tiny_models import MemoryCheckpoint, random_weights, tiny_config
 
 from pyrllama.opencl.layout import BLOCK
+from pyrllama.opencl.local_memory import LocalMemory
 from pyrllama.opencl.parts import Part, stage_stacks
 from pyrllama.opencl.persistent import (
     can_persist,
@@ -18,7 +19,7 @@ from pyrllama.opencl.persistent import (
     persistent_source,
     places,
 )
-from pyrllama.opencl.tuning import LocalMemory, Tuning
+from pyrllama.opencl.tuning import Tuning
 from pyrllama.opencl.weights import Matrix
 from pyrllama.tensors import TensorType
 

@@ -11,10 +11,11 @@ from support.tiny_models import tiny_config
 
 from pyrllama.model_config import Experts
 from pyrllama.opencl.batch import HEADER, N_TOKENS
+from pyrllama.opencl.defines import defines
 from pyrllama.opencl.device import pyopencl
 from pyrllama.opencl.layout import BLOCK, extent_of, pack, round_up
+from pyrllama.opencl.local_memory import local_memory
 from pyrllama.opencl.program import OPTIONS, UNOPTIMISED, Program, model_source
-from pyrllama.opencl.tuning import defines, local_memory
 from pyrllama.quants import dequantize, quantize
 from pyrllama.reference import ops
 from pyrllama.tensors import TensorType

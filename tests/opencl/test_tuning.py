@@ -14,6 +14,7 @@ from pyrllama.model_config import Experts
 from pyrllama.opencl import tuning
 from pyrllama.opencl.device import Feature
 from pyrllama.opencl.layout import extent_of
+from pyrllama.opencl.local_memory import local_memory
 from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
@@ -130,5 +131,5 @@ def test_groups_that_are_too_small() -> None:
 def test_rows_that_local_memory_holds(dim: int, kind: TensorType, holds: bool) -> None:
     config = tiny_config(dim=dim)
     chosen = tuning.default_tuning(fake_device(), config)
-    memory = tuning.local_memory(fake_device(), config, chosen)
+    memory = local_memory(fake_device(), config, chosen)
     assert memory.holds_row(extent_of(kind, (2, dim))) is holds

@@ -8,11 +8,12 @@ import numpy as np
 from support.opencl_models import tuning_for
 
 from pyrllama.opencl.batch import HEADER, N_TOKENS
+from pyrllama.opencl.defines import defines
 from pyrllama.opencl.device import pyopencl
 from pyrllama.opencl.launches import TILE_GROUP, TILE_ROWS, TILE_TOKENS
 from pyrllama.opencl.layout import ROW_ALIGN, extent_of, pack, round_up
+from pyrllama.opencl.local_memory import local_memory
 from pyrllama.opencl.program import OPTIONS, UNOPTIMISED, Program, model_source
-from pyrllama.opencl.tuning import defines, local_memory
 from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
