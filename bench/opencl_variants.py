@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyrllama.checkpoints.random import SHAPES, RandomCheckpoint
-from pyrllama.core import BLOCK_TOKENS, Batch, Chunk, TopLogits
+from pyrllama.core import Batch, Chunk, TopLogits, blocks_for
 from pyrllama.errors import RllamaError
 from pyrllama.opencl import choose_devices
 from pyrllama.opencl.bandwidth import copy_bandwidth
@@ -57,7 +57,7 @@ def main() -> None:
     print(f"{device}, {device.driver}; {arguments.shape} {kind.name}")
     copy = copy_bandwidth(device)
     print(f"copy bandwidth {copy / 1e12:.3f} TB/s", flush=True)
-    n_blocks = -(-context // BLOCK_TOKENS) * max(arguments.sequences, default=1)
+    n_blocks = blocks_for(context) * max(arguments.sequences, default=1)
     sizes = Sizes(context, n_blocks, min(512, context), TensorType.F16)
     part = Part(range(config.n_layers), embeds=True, ends=True)
     start = time.perf_counter()
@@ -217,7 +217,7 @@ def prefill(stage: Stage, counts: list[int]) -> Iterator[str]:
 
 def together(stage: Stage, counts: list[int], context: int) -> Iterator[str]:
     """Yield a line for each number of sequences, of each of which the last token is decoded."""
-    n_blocks = -(-context // BLOCK_TOKENS)
+    n_blocks = blocks_for(context)
     for count in counts:
         chunks = (
             Chunk((7 + i,), context - 1, tuple(range(i * n_blocks, (i + 1) * n_blocks)), 1)
@@ -250,7 +250,7 @@ def launches(stage: Stage, counts: list[int]) -> Iterator[str]:
 def batch_at(start: int, count: int, outputs: int = 1) -> Batch:
     """Return the tokens of one long text from a position on."""
     tokens = np.random.default_rng(0).integers(0, 32_000, start + count)[start:].tolist()
-    blocks = tuple(range(-(-(start + count) // BLOCK_TOKENS)))
+    blocks = tuple(range(blocks_for(start + count)))
     return Batch((Chunk(tuple(tokens), start, blocks, outputs),))
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING
 
-from pyrllama.core import BLOCK_TOKENS
+from pyrllama.core import BLOCK_TOKENS, blocks_for
 from pyrllama.errors import SettingError
-from pyrllama.kvcache import blocks_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable

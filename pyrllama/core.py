@@ -1,8 +1,8 @@
 """The nouns of a generation: what is asked of a model, what it computes, and what comes back.
 
-Everything here is a frozen dataclass or an enum without behaviour of its own.  What a model is
-made of has the same form in ``model_config.py`` and ``tensors.py``; no other module defines a
-noun that two rooms share.
+Everything here is a frozen dataclass or an enum without behaviour of its own, and how many tokens
+a block of the KV cache is.  What a model is made of has the same form in ``model_config.py`` and
+``tensors.py``; no other module defines a noun that two rooms share.
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ MOST_TOP_LOGITS = 256
 """Where more of a row's greatest logits are wanted, the whole row is."""
 BLOCK_TOKENS = 32
 """Tokens whose keys and values one block of the KV cache holds."""
+
+
+def blocks_for(n_tokens: int) -> int:
+    """Return how many blocks hold the keys and values of ``n_tokens`` tokens."""
+    return -(-n_tokens // BLOCK_TOKENS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyrllama.core import BLOCK_TOKENS, Batch, Chunk
+from pyrllama.core import BLOCK_TOKENS, Batch, Chunk, blocks_for
 from pyrllama.errors import TokenizerError
-from pyrllama.kvcache import blocks_for
 from pyrllama.prefix import agreeing
 
 if TYPE_CHECKING:

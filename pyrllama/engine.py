@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyrllama.core import BLOCK_TOKENS, Batch, Chunk, FinishReason
+from pyrllama.core import BLOCK_TOKENS, Batch, Chunk, FinishReason, blocks_for
 from pyrllama.errors import (
     CacheFullError,
     NoTokenLeftError,
@@ -38,7 +38,6 @@ from pyrllama.errors import (
     StructureError,
 )
 from pyrllama.generation import Event, Generation
-from pyrllama.kvcache import blocks_for
 from pyrllama.output_rows import output_rows
 from pyrllama.prefix import PrefixCache
 from pyrllama.sampling import Sampler

@@ -28,11 +28,6 @@ REMEMBERED = 4
 """Names of lost blocks are remembered for so many times as many blocks as there are."""
 
 
-def blocks_for(n_tokens: int) -> int:
-    """Return how many blocks hold the keys and values of ``n_tokens`` tokens."""
-    return -(-n_tokens // BLOCK_TOKENS)
-
-
 def root_name(identity: bytes) -> bytes:
     """Return the name of the empty text for a model; ``identity`` is all that shapes numbers."""
     return hashlib.blake2b(identity, digest_size=NAME_BYTES, person=b"rllama root").digest()

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
-from pyrllama.core import BLOCK_TOKENS
+from pyrllama.core import BLOCK_TOKENS, blocks_for
 from pyrllama.errors import NotEnoughMemoryError
-from pyrllama.kvcache import blocks_for
 from pyrllama.models.llama import expected_tensors
 from pyrllama.quants import codebook, row_bytes
 from pyrllama.reference import backend as reference

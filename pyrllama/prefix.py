@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from pyrllama.block_bytes import block_memory
-from pyrllama.core import BLOCK_TOKENS, CacheMiss
-from pyrllama.kvcache import BlockPool, block_name, blocks_for, root_name
+from pyrllama.core import BLOCK_TOKENS, CacheMiss, blocks_for
+from pyrllama.kvcache import BlockPool, block_name, root_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

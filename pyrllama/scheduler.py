@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from pyrllama.core import BLOCK_TOKENS, Chunk
-from pyrllama.kvcache import blocks_for
+from pyrllama.core import BLOCK_TOKENS, Chunk, blocks_for
 from pyrllama.prefix import Held, shared_blocks
 
 if TYPE_CHECKING:

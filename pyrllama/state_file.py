@@ -24,9 +24,8 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from pyrllama.block_bytes import block_memory
-from pyrllama.core import BLOCK_TOKENS
+from pyrllama.core import BLOCK_TOKENS, blocks_for
 from pyrllama.errors import CacheFullError, PromptError, StateError
-from pyrllama.kvcache import blocks_for
 from pyrllama.prefix import Held
 from pyrllama.prompt_store import write_whole
 

@@ -14,10 +14,9 @@ from support.tiny_models import MemoryCheckpoint, logits_of, random_weights, tin
 
 from pyrllama import memory
 from pyrllama.cache_size import MOST_TEXTS, most_tokens, texts_that_fit, wanted_tokens
-from pyrllama.core import Request, Sampling
+from pyrllama.core import Request, Sampling, blocks_for
 from pyrllama.engine import Engine
 from pyrllama.errors import NotEnoughMemoryError, SettingError
-from pyrllama.kvcache import blocks_for
 from pyrllama.loading import load_model
 from pyrllama.model_config import DynamicRope, ModelConfig
 from pyrllama.tensors import TensorType

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pyrllama.core import BLOCK_TOKENS
+from pyrllama.core import BLOCK_TOKENS, blocks_for
 from pyrllama.errors import CacheFullError
-from pyrllama.kvcache import BlockPool, blocks_for
+from pyrllama.kvcache import BlockPool
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ MAY_KNOW = {
     "kvcache": NOUNS,
     "sampling": NOUNS | {"sampling_ranges"},
     "structured": NOUNS | {"tokenizer"},
-    "reference": NOUNS | {"checkpoints", "kvcache", "models", "quants"},
+    "reference": NOUNS | {"checkpoints", "models", "quants"},
     "cpu": NOUNS | {"checkpoints", "code_cache", "models", "quants"},
     "opencl": NOUNS | {"checkpoints", "code_cache", "models", "quants", "units"},
     "block_bytes": NOUNS,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyrllama.core import BLOCK_TOKENS, Batch, Chunk, Sampling
+from pyrllama.core import BLOCK_TOKENS, Batch, Chunk, Sampling, blocks_for
 from pyrllama.errors import SettingError
-from pyrllama.kvcache import BlockPool, blocks_for
+from pyrllama.kvcache import BlockPool
 from pyrllama.output_rows import output_rows
 from pyrllama.sampling import Sampler
 

@@ -19,7 +19,7 @@ from pyrllama.checkpoints import open_checkpoint
 from pyrllama.cli.inspect_view import print_report
 from pyrllama.cli.model import locate
 from pyrllama.cli.options import PATH
-from pyrllama.core import BLOCK_TOKENS, as_dict
+from pyrllama.core import BLOCK_TOKENS, as_dict, blocks_for
 from pyrllama.errors import (
     CheckpointError,
     ModelNotFoundError,
@@ -27,7 +27,6 @@ from pyrllama.errors import (
     TensorError,
     UnsupportedModelError,
 )
-from pyrllama.kvcache import blocks_for
 from pyrllama.models.rope import ROPE_FACTORS
 from pyrllama.quants import row_bytes
 from pyrllama.tensors import TensorType

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyrllama.core import BLOCK_TOKENS
+from pyrllama.core import BLOCK_TOKENS, blocks_for
 from pyrllama.cpu import compiler
 from pyrllama.cpu.kv_memory import KV_PADDING, KvMemory
 from pyrllama.cpu.layers import layer_matrices, layer_vectors, matrix_names
@@ -91,7 +91,7 @@ class CpuModel:
         self._n_layers = config.n_layers if first_layers is None else first_layers
         whole = first_layers is None
         self.max_seq_len = max_seq_len
-        self.n_blocks = round_up(cache_tokens, BLOCK_TOKENS) // BLOCK_TOKENS
+        self.n_blocks = blocks_for(cache_tokens)
         self.max_batch_tokens = min(MAX_BATCH_TOKENS, cache_tokens)
         self._lock = threading.Lock()
         tied = OUTPUT not in checkpoint.tensors

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyrllama.core import BLOCK_TOKENS
+from pyrllama.core import BLOCK_TOKENS, blocks_for
 from pyrllama.errors import BackendError, SettingError
 from pyrllama.models.llama import OUTPUT
 from pyrllama.opencl.experts import unchosen_bytes
@@ -53,7 +53,7 @@ class OpenClModel:
         check_supported(checkpoint.config)
         self.config = config = checkpoint.config
         self.max_seq_len = max_seq_len
-        self.n_blocks = -(-(cache_tokens or max_seq_len) // BLOCK_TOKENS)
+        self.n_blocks = blocks_for(cache_tokens or max_seq_len)
         self.max_batch_tokens = min(MAX_BATCH_TOKENS, max_seq_len)
         self._lock = threading.Lock()
         self._stages: list[Stage] = []

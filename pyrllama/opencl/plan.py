@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pyrllama.core import BLOCK_TOKENS
+from pyrllama.core import blocks_for
 from pyrllama.errors import NotEnoughMemoryError, SettingError
 from pyrllama.models.llama import is_router
 from pyrllama.opencl.batch import COLUMNS
@@ -101,7 +101,7 @@ class Demand:
     @property
     def n_blocks(self) -> int:
         """Blocks of the KV cache."""
-        return -(-self.cache_tokens // BLOCK_TOKENS)
+        return blocks_for(self.cache_tokens)
 
 
 def make_plan(demand: Demand, devices: Sequence[Device], share: float | None) -> Plan:

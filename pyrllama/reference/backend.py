@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pyrllama.core import InputSquares
-from pyrllama.kvcache import blocks_for
+from pyrllama.core import InputSquares, blocks_for
 from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING, is_router
 from pyrllama.quants import block_size, dequantize, quantize
 from pyrllama.reference import ops

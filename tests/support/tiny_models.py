@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrllama.checkpoints.base import Checkpoint
-from pyrllama.core import BLOCK_TOKENS, Batch, Chunk
+from pyrllama.core import Batch, Chunk, blocks_for
 from pyrllama.model_config import ModelConfig
 from pyrllama.models.llama import OUTPUT, expected_tensors
 from pyrllama.models.rope import ROPE_FACTORS
@@ -97,7 +97,7 @@ def chunk_of(
     tokens: Sequence[int], start: int = 0, first_block: int = 0, outputs: int | None = None
 ) -> Chunk:
     """Return a chunk over consecutive cache blocks; all logits are wanted unless told."""
-    n_blocks = -(-(start + len(tokens)) // BLOCK_TOKENS)
+    n_blocks = blocks_for(start + len(tokens))
     blocks = tuple(range(first_block, first_block + n_blocks))
     return Chunk(tuple(tokens), start, blocks, len(tokens) if outputs is None else outputs)
 
