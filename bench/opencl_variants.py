@@ -185,9 +185,8 @@ def phases(stage: Stage, context: int) -> Iterator[str]:
         for i, name in enumerate([*names, "output"]):
             if i:
                 begin, end = left[:, i - 1].min(), came[:, i].max()
-                marks = (
-                    times[:, i, :-1] - begin
-                )  # a group without a part of attention has older ones
+                # A group without a part of attention has the marks of a phase before.
+                marks = times[:, i, :-1] - begin
                 means = np.nanmean(np.where(marks < 0, np.nan, marks), axis=0)
                 barrier = (left[:, i] - end).mean() if i < len(names) else 0
                 row = [(left[:, i - 1] - begin).mean(), *means, end - begin, barrier]
