@@ -113,7 +113,7 @@ def _warpgroups(device: Device) -> bool:
 def grid_waits(device: Device, group: int = 256) -> bool:
     """Whether a group on every compute unit of a device can wait for all others."""
     prelude = f"#define NVIDIA\n#define GROUP {group}\n"
-    source = prelude + source_text("primitives") + GRID_BARRIER
+    source = prelude + source_text("primitives") + source_text("exchange") + GRID_BARRIER
     return _works(device, source, groups=device.compute_units, group=group, words=True)
 
 

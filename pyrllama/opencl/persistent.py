@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyrllama.opencl.layout import BLOCK
 from pyrllama.opencl.program import source_text
 from pyrllama.opencl.tuning import fills_registers, norm_stride
 
@@ -30,6 +31,8 @@ BARRIERS = len(ROLES) + 1
 """Of a layer: one after each product, and one after attention."""
 MAX_BUFFERS = 6
 """Large buffers of weights that the kernel takes."""
+EARLY_SHARE = 6
+"""One in so many groups may be on its way yet when the others look for its stamped results."""
 PLACE = 8
 """Words of a matrix in the table; see ``kernels/persistent.cl``."""
 
@@ -78,15 +81,37 @@ def n_barriers(part: Part) -> int:
     return part.embeds + BARRIERS * len(part.layers)
 
 
+def can_stamp(
+    matrices: Mapping[str, Sequence[Matrix]], part: Part, config: ModelConfig, groups: int
+) -> bool:
+    """Whether numbers can tell by themselves that they are there; see ``kernels/exchange.cl``.
+
+    Every group must have results of every product, and no columns may be there that nobody writes.
+    """
+    rows = [
+        product.matrix.extent.rows // (1 + (ROLES[product.role] == "gate_up"))
+        for product in products(matrices, part)
+        if product.role < len(ROLES)
+    ]
+    widths = config.dim, config.q_dim, config.ffn_dim, config.q_dim + 2 * config.kv_dim
+    return min(rows) >= groups and all(width % BLOCK == 0 for width in widths)
+
+
 def persistent_defines(
-    tuning: Tuning, kinds: Iterable[TensorType], *, copies: bool
+    tuning: Tuning, kinds: Iterable[TensorType], *, copies: bool, stamped: bool
 ) -> dict[str, int | str]:
     """Return what the kernel, and the functions that it calls, are built with."""
     flags = {
+        "STAMPED": stamped,
         "SIZES_KNOWN": copies,
         "WORKED_OUT_ANEW": copies and fills_registers(tuning, kinds),
     }
-    return {"GROUPS": tuning.groups, **{name: 1 for name, on in flags.items() if on}}
+    early = tuning.groups // EARLY_SHARE
+    return {
+        "GROUPS": tuning.groups,
+        "EARLY": early,
+        **{name: 1 for name, on in flags.items() if on},
+    }
 
 
 def persistent_source(
@@ -109,6 +134,8 @@ def persistent_source(
         f"#define ACTIVATION_BYTES_MOST {activation_bytes}",
         f"#define NORM_STRIDE {norm_stride(config)}",
         f"#define DIM {config.dim}",
+        f"#define FFN_DIM {config.ffn_dim}",
+        f"#define EPS {float(np.float32(config.norm_eps)).hex()}f",
         f"#define N_PRODUCTS {len(all_of_them)}",
         f"#define VOCAB_SIZE {config.vocab_size if part.ends else 0}",
         f"#define EMBEDS {int(part.embeds)}",
@@ -240,7 +267,6 @@ def persistent_launch(stage: Stage, program: Program, attention: tuple[Any, ...]
         stage.buffer("norms"),
         *attention,
         *named,
-        np.float32(stage.config.norm_eps),
         *times,
     )
 

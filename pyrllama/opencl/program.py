@@ -29,6 +29,7 @@ _HOPPER = b"//sm_90a "
 _LOG_CHARACTERS = 600
 BEFORE_TYPES = (
     "primitives",
+    "exchange",
     "tensor",
     "sides",
     "common",

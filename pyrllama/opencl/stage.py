@@ -21,6 +21,7 @@ from pyrllama.opencl.local_memory import PHASE_MARKS, local_memory
 from pyrllama.opencl.outputs import Outputs
 from pyrllama.opencl.persistent import (
     can_persist,
+    can_stamp,
     layers_alike,
     n_barriers,
     persistent_defines,
@@ -135,7 +136,10 @@ class Stage:
         if not self.persists:
             return model_source(words, kinds)
         copies = self.tuning.copies and layers_alike(self._memory.matrices, self.part)
-        words |= persistent_defines(self.tuning, kinds, copies=copies)
+        stamped = self.tuning.stamped and can_stamp(
+            self._memory.matrices, self.part, self.config, self.tuning.groups
+        )
+        words |= persistent_defines(self.tuning, kinds, copies=copies, stamped=stamped)
         after = persistent_source(
             self._memory.matrices,
             self.config,

@@ -76,6 +76,8 @@ class Tuning:
     copies: bool = False
     """Whether it has a copy of its code for each product of a layer, where layers are alike, which
     compilers for CPUs take minutes for; otherwise its products are in a table."""
+    stamped: bool = False
+    """Whether its groups wait for numbers, not for each other, where a model allows that."""
     phase_times: bool = False
     """Whether it notes when every phase began and ended; see ``Stage.phase_times``."""
     nvidia: bool = False
@@ -115,6 +117,7 @@ def default_tuning(
             tensor_attention=Feature.TENSOR_CORES in found and _has_room_for_blocks(config),
             persistent=Feature.GRID_BARRIER in found,
             copies=True,
+            stamped=True,
             nvidia=True,
         )
     # On a CPU a work-item is a turn of a loop: large groups only take longer to compile.

@@ -42,7 +42,9 @@ def meet(device: Device) -> Callable[[int], tuple[int, list[int]]]:
     queue = cl.CommandQueue(context)
     defines = f"#define GROUP 32\n#define ROUNDS {ROUNDS}\n"
     defines += "#define NVIDIA 1\n" * device.is_nvidia
-    program = Program(device, context, defines + source_text("primitives") + MEETING)
+    program = Program(
+        device, context, defines + source_text("primitives") + source_text("exchange") + MEETING
+    )
 
     def run(arrived: int) -> tuple[int, list[int]]:
         words, leaves = np.zeros(GRID_WORDS, np.int32), np.full(1, -1, np.int32)

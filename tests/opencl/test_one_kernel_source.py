@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import dataclasses
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.tiny_models import MemoryCheckpoint, random_weights, tiny_config
@@ -12,6 +13,7 @@ from pyrllama.opencl.local_memory import LocalMemory
 from pyrllama.opencl.parts import Part, stage_stacks
 from pyrllama.opencl.persistent import (
     can_persist,
+    can_stamp,
     gives_pairs,
     layers_alike,
     n_barriers,
@@ -26,6 +28,8 @@ from pyrllama.tensors import TensorType
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pyrllama.model_config import ModelConfig
+
 CONFIG = tiny_config(dim=64, n_layers=3, vocab_size=96)
 WHOLE = Part(range(3), embeds=True, ends=True)
 ROOM = LocalMemory(segment_floats=CONFIG.ffn_dim, segment_blocks=CONFIG.ffn_dim // BLOCK)
@@ -33,10 +37,13 @@ ROOM = LocalMemory(segment_floats=CONFIG.ffn_dim, segment_blocks=CONFIG.ffn_dim 
 
 
 def matrices_of(
-    part: Part, changed: str = "", kind: TensorType = TensorType.F16
+    part: Part,
+    changed: str = "",
+    kind: TensorType = TensorType.F16,
+    config: ModelConfig = CONFIG,
 ) -> dict[str, list[Matrix]]:
     """Return a part's matrices in a type, and in F32 those of the group that is named."""
-    checkpoint = MemoryCheckpoint(CONFIG, random_weights(CONFIG))
+    checkpoint = MemoryCheckpoint(config, random_weights(config))
     found = {}
     for held in (kind, TensorType.F32):
         for group, stacks in stage_stacks(checkpoint, part, held).items():
@@ -107,11 +114,31 @@ def test_gates_and_ups_of_two_types_give_no_pairs() -> None:
 @pytest.mark.parametrize("changed", ["", "0.qkv", "2.ffn_down"])
 def test_sizes_are_known_where_layers_are_alike(changed: str) -> None:
     copies = layers_alike(matrices_of(WHOLE, changed), WHOLE)
-    words = persistent_defines(Tuning(groups=7, loads=8), [TensorType.F16], copies=copies)
-    known = {"GROUPS": 7, "SIZES_KNOWN": 1, "WORKED_OUT_ANEW": 1}
-    assert words == ({"GROUPS": 7} if changed else known)
-    words = persistent_defines(Tuning(groups=7, loads=4), [TensorType.Q4_0], copies=True)
-    assert words == {"GROUPS": 7, "SIZES_KNOWN": 1}
+    words = persistent_defines(
+        Tuning(groups=7, loads=8), [TensorType.F16], copies=copies, stamped=False
+    )
+    known = {"SIZES_KNOWN": 1, "WORKED_OUT_ANEW": 1}
+    assert words == {"GROUPS": 7, "EARLY": 1} | ({} if changed else known)
+    words = persistent_defines(
+        Tuning(groups=24, loads=4), [TensorType.Q4_0], copies=True, stamped=True
+    )
+    assert words == {"GROUPS": 24, "EARLY": 4, "SIZES_KNOWN": 1, "STAMPED": 1}
+
+
+@pytest.mark.parametrize(
+    ("groups", "shape", "can"),
+    [
+        (64, {}, True),
+        (65, {}, False),  # attention's output has 64 rows
+        (8, {"ffn_dim": 80}, False),  # nobody writes the columns to which a row is padded
+        (8, {"head_dim": 12}, False),
+    ],
+)
+def test_stamps_where_every_group_writes_of_every_phase(
+    groups: int, shape: dict[str, Any], can: bool
+) -> None:
+    config = dataclasses.replace(CONFIG, **shape)
+    assert can_stamp(matrices_of(WHOLE, config=config), WHOLE, config, groups) is can
 
 
 def test_a_table_where_copies_are_not_wanted() -> None:

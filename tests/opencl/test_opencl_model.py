@@ -116,13 +116,15 @@ def test_tiles_of_every_width_equal_the_reference(
         )
 
 
-@pytest.mark.parametrize("persistent", [False, True])
-def test_one_kernel_and_many_equal_the_reference(device: Device, persistent: bool) -> None:
+@pytest.mark.parametrize(("persistent", "stamped"), [(False, False), (True, False), (True, True)])
+def test_one_kernel_and_many_equal_the_reference(
+    device: Device, persistent: bool, stamped: bool
+) -> None:
     """F16 is the type for which PoCL compiles the one kernel fastest: 20 s of these tests.
 
     There it runs over a table of products, on NVIDIA's GPUs it has a copy for each of a layer's.
     """
-    check_against_reference(device, TensorType.F16, {}, persistent=persistent)
+    check_against_reference(device, TensorType.F16, {}, persistent=persistent, stamped=stamped)
 
 
 @pytest.mark.parametrize("attention_rows", [0, 16], ids=["singly", "tiles_of_16"])

@@ -13,6 +13,7 @@
 #define KEY_LOADS ((HEAD_UNITS + PASS_UNITS - 1) / PASS_UNITS)
 #define VALUE_LOADS ((SLICE_TOKENS + PASS_TOKENS - 1) / PASS_TOKENS)
 #define LOG2_E 1.44269504f
+#define LEAST_TOP -0x1p126f  // what is left of infinity where no key was seen: it can be stamped
 
 // Whether a row is all that a batch has of its sequence.
 FUNCTION int is_alone(__global const int *batch, int row) {
@@ -193,6 +194,7 @@ FUNCTION void put_gathered(
   __local float *tops = memory + ATTEND_TOPS, *sums = memory + ATTEND_SUMS;
   __local float *gather = memory + ATTEND_GATHER;
   const long part = (long)item.row * SPLITS + item.split;
+  const int stamp = a.expected.stamp;
   UNROLL_ON_GPU
   for (int h = 0; h < HEADS_AT_ONCE; h++) {
     const float of_team = team_sum(g->sum[h], scratch);
@@ -227,9 +229,14 @@ FUNCTION void put_gathered(
       total = apart_sum(total, 8, scratch);
 #endif
       if (share == 0 && d < HEAD_DIM) {
-        a.parts[part * Q_STRIDE + (item.first_head + h) * HEAD_DIM + d] = value;
+        put_stamped(
+            a.parts + part * Q_STRIDE + (item.first_head + h) * HEAD_DIM + d, value, stamp);
       }
-      if (i == 0) a.shares[part * N_HEADS + item.first_head + h] = (float2)(greatest, total);
+      if (i == 0) {
+        __global float *share = (__global float *)(a.shares + part * N_HEADS + item.first_head + h);
+        put_stamped(share, fmax(greatest, LEAST_TOP), stamp);
+        put_stamped(share + 1, total, stamp);
+      }
     }
   }
 }
@@ -274,7 +281,7 @@ FUNCTION void put_raw_heads(
     if (first + team_in_group() >= n_heads) continue;
     for (int pair = lane_id(); pair < HEAD_STRIDE / 2; pair += LANES) {
       float2 v = finished_pair(a, item.row, head, pair, factor);
-      if (kept < 1 && 2 * pair < HEAD_DIM) v = turned(a, item.position, pair, v.x, v.y);
+      if (kept < 1 && 2 * pair < HEAD_DIM) v = turned(v, turn_of(a, item.position, pair));
       if (kept < 0) v *= LOG2_E * rsqrt((float)HEAD_DIM);
       if (kept == 0) v = put_key(own, slot, pair, v);
       if (kept == 1) v = put_value(own, slot, pair, v);

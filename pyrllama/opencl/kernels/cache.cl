@@ -112,6 +112,7 @@ typedef struct {
 #ifdef HEAD_EXTRAS
   __global const float *extras;  // see heads.cl
 #endif
+  Expected expected;  // of qkv, and the stamp of parts and shares
 } Attention;
 
 FUNCTION __global Cached *head_in_block(Attention a, int block, int kv_head) {
@@ -120,13 +121,17 @@ FUNCTION __global Cached *head_in_block(Attention a, int block, int kv_head) {
 }
 
 // Turn pair i of a head by its position's angle.
-FUNCTION float2 turned(Attention a, int position, int i, float even, float odd) {
-  float2 turn = a.rope[position * (HEAD_DIM / 2) + i];
-  return (float2)(even * turn.x - odd * turn.y, even * turn.y + odd * turn.x);
+FUNCTION float2 turned(float2 v, float2 turn) {
+  return (float2)(v.x * turn.x - v.y * turn.y, v.x * turn.y + v.y * turn.x);
+}
+
+FUNCTION float2 turn_of(Attention a, int position, int i) {
+  return a.rope[position * (HEAD_DIM / 2) + i];
 }
 
 FUNCTION float2 rotated(Attention a, int position, __global const float *head, int i) {
-  return turned(a, position, i, load_shared(head + 2 * i), load_shared(head + 2 * i + 1));
+  const float2 turn = turn_of(a, position, i);  // is on its way while the head is waited for
+  return turned(load_expected2(head + 2 * i, a.expected), turn);
 }
 
 // Pair i of a row's key, turned, or of its value; zeros behind the head's end.
@@ -138,7 +143,7 @@ FUNCTION float2 key_pair(Attention a, int row, int position, int kv_head, int i)
 FUNCTION float2 value_pair(Attention a, int row, int kv_head, int i) {
   __global const float *v = a.qkv + (long)row * QKV_STRIDE + Q_DIM + KV_DIM + kv_head * HEAD_DIM;
   if (2 * i >= HEAD_DIM) return (float2)(0.0f);
-  return (float2)(load_shared(v + 2 * i), load_shared(v + 2 * i + 1));
+  return load_expected2(v + 2 * i, a.expected);
 }
 
 // Put pair i of a key, or of its value, into a head in a block, and return what the cache keeps.

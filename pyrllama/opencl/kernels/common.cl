@@ -42,7 +42,8 @@ typedef struct {
   ushort scale[LOADS];
   Side side[LOADS];  // of types that are cut into planes
   Place place;       // of a product's first task
-  uint holders;      // of what the work-item finishes; see shares.cl
+  uint holders;      // of what the work-item finishes, and what it is added to; see shares.cl
+  float before;
 } Task;
 
 // Where a product's activations come from: a row of floats, or the parts that attention left.
@@ -53,7 +54,17 @@ typedef struct {
   float n;                        // columns, without padding
   float eps;
   int norm;
+  Expected expected;
 } Source;
+
+// Where a product's results go: `add` adds them to what stands there.
+typedef struct {
+  __global float *out;
+  int add;
+  int stamp;
+} Target;
+
+FUNCTION float swiglu(float gate, float up) { return gate * logistic(gate) * up; }
 
 FUNCTION float8 load_float8(__global const float *p) {
   __global const float4 *fours = (__global const float4 *)p;
@@ -63,10 +74,6 @@ FUNCTION float8 load_float8(__global const float *p) {
 FUNCTION float sum8(float8 v) {
   const float4 four = v.lo + v.hi;
   return (four.x + four.y) + (four.z + four.w);
-}
-
-FUNCTION float8 load_shared8(__global const float *p) {
-  return (float8)(load_shared4(p), load_shared4(p + 4));
 }
 
 // Join what the splits of one row gathered for the head of a column, in powers of two.
@@ -98,6 +105,12 @@ FUNCTION void put_factors(Source source, __local float *factors) {
       sums[s] = load_shared(share + 1);
     }
     UNROLL_ON_GPU
+    for (int s = 0; s < SPLITS; s++) {
+      __global const float *share = (__global const float *)(source.shares + s * N_HEADS + head);
+      tops[s] = await_one(tops[s], share, source.expected);
+      sums[s] = await_one(sums[s], share + 1, source.expected);
+    }
+    UNROLL_ON_GPU
     for (int s = 0; s < SPLITS; s++) top = fmax(top, tops[s]);
     UNROLL_ON_GPU
     for (int s = 0; s < SPLITS; s++) {
@@ -118,6 +131,13 @@ FUNCTION float factor_of(__local const float *factors, int s, int column) {
 FUNCTION void load_parts(Source source, int column, float8 *parts) {
   #pragma unroll
   for (int s = 0; s < SPLITS; s++) parts[s] = load_shared8(source.x + s * Q_STRIDE + column);
+}
+
+FUNCTION void await_parts(Source source, int column, float8 *parts) {
+  #pragma unroll
+  for (int s = 0; s < SPLITS; s++) {
+    parts[s] = await8(parts[s], source.x + s * Q_STRIDE + column, source.expected);
+  }
 }
 
 FUNCTION float8 joined8(const float8 *parts, int column, __local const float *factors) {

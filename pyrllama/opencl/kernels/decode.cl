@@ -3,14 +3,15 @@
 #define PRODUCT_PARAMETERS                                                                        \
   __global const uint4 *units, __global const ushort *scales, int rows, int n_units
 
-#define PRODUCT(source, out, pairs, add)                                                          \
+#define PRODUCT(source, to, pairs, adds)                                                          \
   __local uint4 memory[ACTIVATION_BYTES / 16];                                                        \
   __local float scratch[SCRATCH_FLOATS];                                                          \
   Matrix m = {units, scales, rows, n_units};                                                      \
+  Target target = {to, adds, UNSTAMPED};                                                          \
   Task task;                                                                                      \
   KIND(begin)(&task, m, pairs);                                                                   \
-  KIND(product)(&task, m, source, out, pairs, add, memory, scratch);                                \
-  KIND(finish)(&task, m, source, out, pairs, add, scratch);
+  KIND(product)(&task, m, source, target, pairs, memory, scratch);                                \
+  KIND(finish)(&task, m, source, target, pairs, scratch);
 
 // out = matrix * RMSNorm(x)
 __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void KIND(norm_product)(

@@ -40,11 +40,11 @@ __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void KIND(expert_swi
   __local float scratch[SCRATCH_FLOATS];
   const Matrix m = KIND(chosen_expert)(units, scales, rows, n_units, chosen);
   Source source = {x, weight, 0, n, eps, 1};
-  out += get_group_id(1) * out_stride;
+  Target target = {out + get_group_id(1) * out_stride, 0, UNSTAMPED};
   Task task;
   KIND(begin)(&task, m, 1);
-  KIND(product)(&task, m, source, out, 1, 0, memory, scratch);
-  KIND(finish)(&task, m, source, out, 1, 0, scratch);
+  KIND(product)(&task, m, source, target, 1, memory, scratch);
+  KIND(finish)(&task, m, source, target, 1, scratch);
 }
 
 // For each expert of a token, out = matrix * its row of x.
@@ -56,11 +56,11 @@ __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void KIND(expert_pro
   __local float scratch[SCRATCH_FLOATS];
   const Matrix m = KIND(chosen_expert)(units, scales, rows, n_units, chosen);
   Source source = {x + get_group_id(1) * x_stride, 0, 0, 0, 0, 0};
-  out += get_group_id(1) * out_stride;
+  Target target = {out + get_group_id(1) * out_stride, 0, UNSTAMPED};
   Task task;
   KIND(begin)(&task, m, 0);
-  KIND(product)(&task, m, source, out, 0, 0, memory, scratch);
-  KIND(finish)(&task, m, source, out, 0, 0, scratch);
+  KIND(product)(&task, m, source, target, 0, memory, scratch);
+  KIND(finish)(&task, m, source, target, 0, scratch);
 }
 
 // For each expert, a tile product with its run of the rows of x, which stand sorted; out gets them

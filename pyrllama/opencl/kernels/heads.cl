@@ -25,7 +25,7 @@
 FUNCTION float2 biased_pair(Attention a, int row, int head, int i) {
   if (2 * i >= HEAD_DIM) return (float2)(0.0f);
   __global const float *from = a.qkv + (long)row * QKV_STRIDE + head * HEAD_DIM;
-  float2 v = (float2)(load_shared(from + 2 * i), load_shared(from + 2 * i + 1));
+  float2 v = load_expected2(from + 2 * i, a.expected);
 #ifdef BIASED
   v += vload2(i, a.extras + (long)a.layer * LAYER_EXTRAS + head * HEAD_DIM);
 #endif

@@ -8,7 +8,8 @@
 // BY_KIND(kind, CALL) expands CALL with the name of a storage type; EMBEDDING(name) gives a kernel
 // function of the embedding's type.
 
-enum { ROLE_QKV, ROLE_ATTN_OUTPUT, ROLE_GATE_UP, ROLE_FFN_DOWN, ROLE_OUTPUT, PHASES_A_LAYER = 5 };
+enum { ROLE_QKV, ROLE_ATTN_OUTPUT, ROLE_GATE_UP, ROLE_FFN_DOWN, ROLE_OUTPUT, ROLE_ATTENTION,
+       PHASES_A_LAYER = 5 };
 
 #define WEIGHTS_PARAMETERS                                                                        \
   __global const uchar *w0, __global const uchar *w1, __global const uchar *w2,                   \
@@ -39,8 +40,8 @@ FUNCTION Matrix matrix_at(WEIGHTS_PARAMETERS, __constant const long *places, int
 #define KIND_AT(index) WORD_AT(index, PLACE_KIND)
 #define BEGIN(kind) begin_##kind(&task, m, 0)
 #define BEGIN_PAIRS(kind) begin_##kind(&task, m, 1)
-#define COMPUTE(kind) product_##kind(&task, m, source, out, pairs, add, memory, scratch)
-#define FINISH(kind) finish_##kind(&task, m, source, out, pairs, add, scratch)
+#define COMPUTE(kind) product_##kind(&task, m, source, target, pairs, memory, scratch)
+#define FINISH(kind) finish_##kind(&task, m, source, target, pairs, scratch)
 
 // Ask for what a phase reads first, before it can begin: weights, or of the cache, where all of a
 // sequence but its newest token stands since before the step. CALL calls a function of the type.
@@ -91,20 +92,53 @@ FUNCTION Matrix matrix_at(WEIGHTS_PARAMETERS, __constant const long *places, int
 #else
 #define MEETS(needed) 1
 #endif
+#define MEET                                                                                      \
+  NOTE_CAME                                                                                       \
+  grid_barrier(words, round + 1);                                                                 \
+  NOTE_LEFT                                                                                       \
+  round++;
+
+// Where results are stamped, nobody waits between products but for the numbers themselves. The
+// residual stream changes its stamp twice a layer, all else once.
+#ifdef STAMPED
+#define STAMP_OF_LAYER STAMP(layer)
+#define STAMP_ATTENDED STAMP(0)
+#define STAMP_WHOLE STAMP(1)
+#define STAMP_BEFORE STAMP(1)  // of all places before the first layer
+#define ARRIVE                                                                                    \
+  NOTE_CAME                                                                                       \
+  come(words);
+// Attention looks at few numbers, and for them alone.
+#define AWAIT(role)                                                                               \
+  if (role != ROLE_QKV) await_most(words, round + 1);                                             \
+  NOTE_LEFT                                                                                       \
+  round++;
+#else
+#define STAMP_OF_LAYER UNSTAMPED
+#define STAMP_ATTENDED UNSTAMPED
+#define STAMP_WHOLE UNSTAMPED
 #define ARRIVE                                                                                    \
   NOTE_CAME                                                                                       \
   join_grid(words);
-#define AWAIT                                                                                     \
+#define AWAIT(role)                                                                               \
   await_grid(words, round + 1);                                                                    \
   NOTE_LEFT                                                                                       \
   round++;
-#define MEET ARRIVE AWAIT
+#endif
+
+// Stamp n numbers anew, of all groups' work-items this one's.
+FUNCTION void stamp_anew(__global float *numbers, int n, int stamp) {
+  const int all = N_GROUPS * GROUP;
+  for (int i = get_group_id(0) * GROUP + get_local_id(0); i < n; i += all) {
+    put_stamped(numbers + i, load_shared(numbers + i), stamp);
+  }
+}
 
 __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void persistent_step(
     WEIGHTS_PARAMETERS, __constant const long *places, __global const float *norms,
     ATTENTION_PARAMETERS, __global float *x, __global float *qkv_out, __global float *hidden,
     __global float *logits, __global float *greatest, __global float2 *masses,
-    __global uint *top, volatile __global int *words, float eps
+    __global uint *top, volatile __global int *words
 #ifdef PHASE_TIMES
     , __global uint *times
 #endif
@@ -123,8 +157,20 @@ __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void persistent_step
 #if EMBEDS
   EMBEDDING(embed_row)(
       AT(N_PRODUCTS), batch[BATCH_TOKENS], x, group * GROUP + (int)get_local_id(0),
-      n_groups * GROUP);
+      n_groups * GROUP, STAMP_WHOLE);
+#elif defined(STAMPED)
+  stamp_anew(x, DIM, STAMP_BEFORE);
+#endif
+#ifdef STAMPED
+  stamp_anew(qkv_out, QKV_STRIDE, STAMP_BEFORE);
+  stamp_anew(hidden, FFN_DIM, STAMP_BEFORE);
+  stamp_anew(parts, SPLITS * Q_STRIDE, STAMP_BEFORE);
+  stamp_anew((__global float *)shares, 2 * SPLITS * N_HEADS, STAMP_BEFORE);
+#endif
+#if EMBEDS
   MEET
+#elif defined(STAMPED)
+  grid_barrier(words, 1);
 #endif
 
   STEPS

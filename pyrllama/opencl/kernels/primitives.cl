@@ -137,6 +137,10 @@ FUNCTION float load_shared(__global const float *p) {
   return v;
 }
 
+FUNCTION void put_shared(__global float *p, float value) {
+  asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(p), "f"(value) : "memory");
+}
+
 FUNCTION float2 halves(uint bits) {
   float2 v;
   asm("{.reg .b16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
@@ -173,8 +177,23 @@ FUNCTION uint device_time(void) {
   return time;
 }
 
+FUNCTION uint cycles(void) {
+  uint now;
+  asm volatile("mov.u32 %0, %%clock;" : "=r"(now)::"memory");
+  return now;
+}
+
+FUNCTION void spend(uint n) {
+  const uint begin = cycles();
+  while (cycles() - begin < n) {}
+}
+
 FUNCTION void arrive_release(volatile __global int *p) {
   asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(p), "r"(1) : "memory");
+}
+
+FUNCTION void arrive_relaxed(volatile __global int *p) {
+  asm volatile("red.relaxed.gpu.global.add.s32 [%0], %1;" ::"l"(p), "r"(1) : "memory");
 }
 
 // A word that other groups write, as the second cache has it. Nothing is made to forget what it
@@ -189,6 +208,7 @@ FUNCTION int look_at(volatile __global int *p) {
 // before this, and what follows from it behind.
 #define FORGET(v) asm volatile("" : "+r"(v))
 #define FORGET_POINTER(p) asm volatile("" : "+l"(p))
+#define FORGET_FLOAT(v) asm volatile("" : "+f"(v))
 
 // Bring what will be read soon into the first cache.
 FUNCTION void touch(__constant const long *p) {
@@ -200,6 +220,18 @@ FUNCTION float reciprocal(float v) {
   float inverse;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(v));
   return inverse;
+}
+
+// 1 / (1 + e^-v), to a few units in the last place.
+FUNCTION float logistic(float v) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(-1.44269504f * v));
+  return reciprocal(1.0f + power);
+}
+
+// Bring what will be read a phase later into the second cache.
+FUNCTION void ask_ahead(__global const float *p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
 
 #else
@@ -271,8 +303,11 @@ FUNCTION ushort load_scale_if(int there, __global const ushort *p) {
   return there ? *p : (ushort)0;
 }
 
-FUNCTION float4 load_shared4(__global const float *p) { return *(__global const float4 *)p; }
-FUNCTION float load_shared(__global const float *p) { return *p; }
+FUNCTION float4 load_shared4(__global const float *p) {
+  return *(volatile __global const float4 *)p;
+}
+FUNCTION float load_shared(__global const float *p) { return *(volatile __global const float *)p; }
+FUNCTION void put_shared(__global float *p, float value) { *(volatile __global float *)p = value; }
 FUNCTION float2 halves(uint bits) { return vload_half2(0, (const half *)&bits); }
 FUNCTION float half_bits(ushort bits) { return vload_half(0, (const half *)&bits); }
 
@@ -289,7 +324,9 @@ FUNCTION int add_release(volatile __global int *p, int value) {
   return before;
 }
 
+FUNCTION void spend(uint n) {}
 FUNCTION void arrive_release(volatile __global int *p) { add_release(p, 1); }
+FUNCTION void arrive_relaxed(volatile __global int *p) { atomic_add(p, 1); }
 
 FUNCTION int look_at(volatile __global int *p) {
   int value = atomic_add(p, 0);
@@ -299,8 +336,11 @@ FUNCTION int look_at(volatile __global int *p) {
 
 #define FORGET(v)
 #define FORGET_POINTER(p)
+#define FORGET_FLOAT(v)
 FUNCTION void touch(__constant const long *p) {}
 FUNCTION float reciprocal(float v) { return 1.0f / v; }
+FUNCTION float logistic(float v) { return 1.0f / (1.0f + exp(-v)); }
+FUNCTION void ask_ahead(__global const float *p) {}
 
 #endif
 
@@ -328,62 +368,3 @@ FUNCTION float fold_group(float value, __local float *scratch, const int take_ma
 
 FUNCTION float group_sum(float value, __local float *scratch) { return fold_group(value, scratch, 0); }
 FUNCTION float group_max(float value, __local float *scratch) { return fold_group(value, scratch, 1); }
-
-// Words of a barrier across the grid: groups that arrived since the kernel began, groups that
-// left it, and whether one gave up waiting.
-#define ARRIVED 0
-#define LEFT 1
-#define GAVE_UP 2
-#define WAIT_LIMIT (1 << 22)  // looks, each of about a microsecond
-#define LOOKS_BETWEEN (1 << 10)  // for another group that gave up, each as long as one for arrivals
-
-// A barrier across the grid has two halves, between which a group may ask for what it needs next: it
-// lets the others know that its results are there,
-FUNCTION void join_grid(volatile __global int *words) {
-  GROUP_FENCE;
-  if (get_local_id(0) == 0) arrive_release(words + ARRIVED);
-}
-
-// and waits until all groups have arrived `round` times. All must run at once; if they do not, waiting
-// ends after a few seconds, and the host finds GAVE_UP set.
-FUNCTION void await_grid(volatile __global int *words, int round) {
-  if (get_local_id(0) == 0) {
-    const int target = round * N_GROUPS;
-    for (int looks = 1; look_at(words + ARRIVED) < target; looks++) {
-      if (looks % LOOKS_BETWEEN) continue;
-      if (looks == WAIT_LIMIT) words[GAVE_UP] = 1;
-      if (words[GAVE_UP]) break;
-    }
-  }
-  GROUP_FENCE;
-}
-
-FUNCTION void grid_barrier(volatile __global int *words, int round) {
-  join_grid(words);
-  await_grid(words, round);
-}
-
-// What leave_grid says of a group.
-#define LEAVES_OTHERS 0
-#define LEAVES_LAST 1
-#define LEAVES_HURT 2  // last, and some group gave up waiting
-
-// The last group to leave may read all that the others wrote, and makes the words ready for the
-// next kernel.
-FUNCTION int leave_grid(volatile __global int *words, __local float *scratch) {
-  GROUP_FENCE;
-  if (get_local_id(0) == 0) {
-    int leaves = LEAVES_OTHERS;
-    if (add_release(words + LEFT, 1) + 1 == N_GROUPS) {
-      leaves = words[GAVE_UP] ? LEAVES_HURT : LEAVES_LAST;
-      words[ARRIVED] = 0;
-      words[LEFT] = 0;
-      words[GAVE_UP] = 0;
-    }
-    scratch[0] = (float)leaves;
-  }
-  LOCAL_FENCE;
-  const int leaves = (int)scratch[0];
-  LOCAL_FENCE;  // the scratch is free again
-  return leaves;
-}

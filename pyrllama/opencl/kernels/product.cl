@@ -164,6 +164,8 @@ FUNCTION float KIND(load_row)(
     for (int k = 0; k < EIGHTS_AT_ONCE; k++) {
       const int quad = start + k * GROUP + (int)get_local_id(0);
       if (k && start + k * GROUP >= n / 8) continue;
+      const int there = min(quad, n / 8 - 1);
+      v[k] = await8(v[k], source.x + first + 8 * there, source.expected);
       if (source.norm) {
         squares += quad < n / 8 ? sum8(v[k] * v[k]) : 0.0f;
         v[k] *= weight[k];
@@ -191,6 +193,7 @@ FUNCTION void KIND(load)(
         put_factors(source, factors);
         LOCAL_FENCE;
       }
+      await_parts(source, column, parts);
       KIND(put)(quad, quad < n / 8, joined8(parts, column, factors), memory, scratch);
     }
   } else {
@@ -208,7 +211,7 @@ FUNCTION void KIND(load)(
 FUNCTION void KIND(measure)(Source source, int n, __local float *scratch) {
   float squares = 0.0f;
   for (int i = get_local_id(0); i < n / 8; i += GROUP) {
-    const float8 v = load_shared8(source.x + 8 * i);
+    const float8 v = await8(load_shared8(source.x + 8 * i), source.x + 8 * i, source.expected);
     squares += sum8(v * v);
   }
   const float of_team = team_sum(squares, scratch);
@@ -249,8 +252,8 @@ FUNCTION void KIND(run)(
 // Compute a group's rows of m up to where `finish` writes the last of them. `task` holds its
 // teams' first ones, as `begin` leaves them.
 FUNCTION void KIND(product)(
-    Task *task, Matrix m, Source source, __global float *out, const int pairs, const int add,
-    __local uint4 *memory, __local float *scratch) {
+    Task *task, Matrix m, Source source, Target target, const int pairs, __local uint4 *memory,
+    __local float *scratch) {
   const int n_rounds = rounds_of(m.rows, pairs);
   KIND(fetch)(task, m, task->place, FIRST_LOADS, LOADS);
 #if SEGMENTED
@@ -268,11 +271,13 @@ FUNCTION void KIND(product)(
     for (int round = 0; round < n_rounds; round++) {
       const Span span = span_of(m.rows, pairs, columns, round);
       if (first || round) KIND(first)(task, m, columns, span, pairs, LOADS);
+      const int goes_on = first + SEGMENT_UNITS < m.n_units;
+      const Target part = part_of(target, first, goes_on);
+      put_before(task, span, part);
       KIND(run)(task, m, columns, span, memory, scratch);
       MARK(COMPUTED)
-      if (round + 1 < n_rounds || first + SEGMENT_UNITS < m.n_units) {
-        const uint holders = holders_put(task, span, columns, pairs);
-        finish_round(source, span, holders, out, pairs, add || first, scratch);
+      if (round + 1 < n_rounds || goes_on) {
+        finish_round(task, source, columns, span, part, pairs, scratch);
         LOCAL_FENCE;  // the sums are read
       }
     }
@@ -281,14 +286,12 @@ FUNCTION void KIND(product)(
 
 // Write the results of the last round, once all teams have computed theirs.
 //
-// With `pairs` the rows are a half of gates and a half of ups, and out gets silu(gate) * up.
-// With `add` the product is added to out, the residual stream.
+// With `pairs` the rows are a half of gates and a half of ups, and the target gets silu(gate) * up.
 FUNCTION void KIND(finish)(
-    const Task *task, Matrix m, Source source, __global float *out, const int pairs, const int add,
+    const Task *task, Matrix m, Source source, Target target, const int pairs,
     __local float *scratch) {
   const int first = SEGMENTED ? (m.n_units - 1) / SEGMENT_UNITS * SEGMENT_UNITS : 0;
   const Columns columns = columns_from(first, m.n_units - first);
   const Span span = span_of(m.rows, pairs, columns, rounds_of(m.rows, pairs) - 1);
-  const uint holders = holders_put(task, span, columns, pairs);
-  finish_round(source, span, holders, out, pairs, add || first, scratch);
+  finish_round(task, source, columns, span, part_of(target, first, 0), pairs, scratch);
 }

@@ -40,8 +40,6 @@ FUNCTION void put_pair(
   out[place / 2] = pack_halves(v.x, v.y);
 }
 
-FUNCTION float swiglu(float gate, float up) { return gate / (1.0f + exp(-gate)) * up; }
-
 #ifdef WARPGROUP
 
 // Gates and ups of a row and two tokens, as tensor_product leaves them: neighbouring rows change

@@ -184,9 +184,13 @@ FUNCTION uint holders_put(const Task *task, Span span, Columns columns, const in
 
 // What all teams have of a row together.
 FUNCTION float row_total(int row, uint holders, __local const float *scratch) {
+  const int first = holders & 255, last = holders >> 8 & 255;
   float total = kept_sum(scratch + SUMS + row * KEPT);
+  // As a rule no more than one team has something besides, which is on its way with the sum.
+  const float next = kept_sum(scratch + CARRIES + min(first + 1, TEAMS - 1) * KEPT);
+  if (first < last) total += next;
   #pragma unroll 1
-  for (int team = (holders & 255) + 1; team <= (holders >> 8 & 255); team++) {
+  for (int team = first + 2; team <= last; team++) {
     total += kept_sum(scratch + CARRIES + team * KEPT);
   }
   return total;
@@ -198,22 +202,35 @@ FUNCTION float norm_factor(Source source, __local const float *scratch) {
   return rsqrt(squares / source.n + source.eps);
 }
 
+// The target of columns from `first` on of a product: sums of columns before stand there then, and
+// where others follow they may not pass for the result.
+FUNCTION Target part_of(Target target, int first, int goes_on) {
+  const int stamp = goes_on && target.stamp != UNSTAMPED ? target.stamp ^ 1 : target.stamp;
+  Target part = {target.out, target.add || first, stamp};
+  return part;
+}
+
+// What a work-item's result will be added to is on its way while the tasks are computed. It is the
+// work-item's own, or of before the groups met.
+FUNCTION void put_before(Task *task, Span span, Target target) {
+  const int i = get_local_id(0);
+  task->before = 0.0f;
+  if (target.add && i < span.n) task->before = load_shared(target.out + span.first + i);
+}
+
 // See `finish` of product.cl; every work-item has at most one result. What does not need the sums
 // comes before them: a group waits there for its last team.
 FUNCTION void finish_round(
-    Source source, Span span, uint holders, __global float *out, const int pairs, const int add,
+    const Task *task, Source source, Columns columns, Span span, Target target, const int pairs,
     __local float *scratch) {
   const int i = get_local_id(0), there = i < span.n;
-  const float factor = source.norm ? norm_factor(source, scratch) : 1.0f;
-  float before = 0.0f;
-  if (add && there) before = load_shared(out + span.first + i);
+  const uint holders = holders_put(task, span, columns, pairs);
+  float factor = source.norm ? norm_factor(source, scratch) : 1.0f;
+  FORGET_FLOAT(factor);
   LOCAL_FENCE;
   MARK(MET)
   if (!there) return;
   float total = row_total(i, holders, scratch) * factor;
-  if (pairs) {
-    const float up = row_total(span.n + i, holders >> 16, scratch) * factor;
-    total *= up / (1.0f + exp(-total));
-  }
-  out[span.first + i] = before + total;
+  if (pairs) total = swiglu(total, row_total(span.n + i, holders >> 16, scratch) * factor);
+  put_stamped(target.out + span.first + i, task->before + total, target.stamp);
 }

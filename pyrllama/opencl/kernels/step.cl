@@ -5,20 +5,24 @@
 {
   const int role = STEP_ROLE, pairs = role == ROLE_GATE_UP;
   const int add = role == ROLE_ATTN_OUTPUT || role == ROLE_FFN_DOWN;
-  Source source = {x, norms + (2 * layer + pairs) * NORM_STRIDE, 0, DIM, eps, !add};
-  __global float *out = x;
-  if (role == ROLE_QKV) out = qkv_out + STEP_OUT;
+  const int of_layer = STAMP_OF_LAYER;
+  Source source = {x, norms + (2 * layer + pairs) * NORM_STRIDE, 0, DIM, EPS, !add,
+                   {add ? of_layer : pairs ? STAMP_ATTENDED : STAMP_WHOLE, words}};
+  Target target = {x, add, role == ROLE_FFN_DOWN ? STAMP_WHOLE : STAMP_ATTENDED};
+  if (role == ROLE_QKV) target.out = qkv_out + STEP_OUT, target.stamp = of_layer;
   if (role == ROLE_ATTN_OUTPUT) source.x = parts, source.shares = shares;
-  if (role == ROLE_GATE_UP) out = hidden;
+  if (role == ROLE_GATE_UP) target.out = hidden, target.stamp = of_layer;
   if (role == ROLE_FFN_DOWN) source.x = hidden;
-  if (role == ROLE_OUTPUT) out = logits;
+  if (role == ROLE_OUTPUT) target.out = logits, target.stamp = UNSTAMPED;
   m.rows = STEP_ROWS, m.n_units = STEP_UNITS;
   ANEW(source.x)
   ANEW(source.weight)
-  ANEW(out)
+  ANEW(target.out)
 
   if (role == ROLE_ATTN_OUTPUT) {
     Attention a = ATTENTION;
+    a.expected.stamp = of_layer;
+    a.expected.words = words;
     ATTENTION_ANEW(a)
     #pragma unroll 1
     for (int index = group; index < ITEMS; index += n_groups) {
@@ -30,7 +34,11 @@
     }
     ARRIVE
     STEP_CALL(BEGIN);
-    AWAIT
+    AWAIT(ROLE_ATTENTION)
+  }
+  // The weights of the norm that comes next, of which each group asks for a line.
+  if (add && get_local_id(0) == 0 && group < DIM / 32) {
+    ask_ahead(norms + (2 * layer + (role == ROLE_ATTN_OUTPUT ? 1 : 2)) * NORM_STRIDE + 32 * group);
   }
   touch(places + PLACE_WORDS * (nth + 1));
   STEP_CALL(COMPUTE);
@@ -42,7 +50,7 @@
   }
   STEP_NEXT
   if (STEP_MEETS) {
-    AWAIT
+    AWAIT(role)
   }
   layer += role == ROLE_FFN_DOWN;
   nth++;

@@ -51,7 +51,8 @@ FUNCTION void KIND(unpack)(uint4 unit, ushort scale_bits, float *out) {
 #endif
 
 // Unpack a token's row of the embedding: this work-item's units are every `stride`-th from `first`.
-FUNCTION void KIND(embed_row)(Matrix m, int token, __global float *x, int first, int stride) {
+FUNCTION void KIND(embed_row)(
+    Matrix m, int token, __global float *x, int first, int stride, int stamp) {
   for (int u = first; u < m.n_units; u += stride) {
     float values[UNIT_COLS];
     long place = (long)token * m.n_units + u;
@@ -62,7 +63,7 @@ FUNCTION void KIND(embed_row)(Matrix m, int token, __global float *x, int first,
 #else
     KIND(unpack)(m.units[place], 0, values);
 #endif
-    for (int c = 0; c < UNIT_COLS; c++) x[u * UNIT_COLS + c] = values[c];
+    for (int c = 0; c < UNIT_COLS; c++) put_stamped(x + u * UNIT_COLS + c, values[c], stamp);
   }
 }
 
@@ -73,5 +74,5 @@ __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void KIND(embed)(
   const int row = get_group_id(0);
   Matrix m = {units, scales, 0, n_units};
   KIND(embed_row)(
-      m, batch[BATCH_TOKENS + row], x + (long)row * stride, get_local_id(0), GROUP);
+      m, batch[BATCH_TOKENS + row], x + (long)row * stride, get_local_id(0), GROUP, UNSTAMPED);
 }
