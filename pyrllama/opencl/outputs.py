@@ -28,6 +28,8 @@ class Chosen:
     words: NDArray[np.uint32]
     """``(rows, TOP_WORDS)``."""
     event: Any
+    slot: int
+    """The row of the device's buffer that the first of them is."""
 
 
 class Outputs:
@@ -67,11 +69,13 @@ class Outputs:
         rows = values[: n_rows * vocab_size].reshape(n_rows, vocab_size)
         return rows.copy() if n_rows <= PINNED_ROWS else rows
 
-    def ask_top(self, n_rows: int) -> Chosen:
-        """Ask for the greatest logits of a step that was just enqueued."""
+    def ask_top(self, n_rows: int, step: Any, slot: int = 0) -> Chosen:
+        """Ask for the greatest logits of a step that was just enqueued, given its event."""
         self._tops.reverse()
         words = self._tops[0][:n_rows]
-        return Chosen(words, self._transfers.begin_fetch(words, self._stage.buffer("top")))
+        offset = slot * words.itemsize * TOP_WORDS
+        event = self._transfers.begin_fetch(words, self._stage.buffer("top"), offset, step)
+        return Chosen(words, event, slot)
 
     def top(self, chosen: Chosen, k: int) -> list[TopLogits | None]:
         """Return the greatest logits of each row; None where the device cannot tell them."""

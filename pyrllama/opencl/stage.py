@@ -225,11 +225,12 @@ class Stage:
             chosen = self._ahead.take(batch, k)
             goes_on = ahead and self.part.embeds and may_follow(batch, k, self._sizes.max_seq_len)
             if chosen is None:
-                self._start(batch, hidden, top=k, goes_on=goes_on)
-                chosen = self._outputs.ask_top(batch.n_outputs)
+                step = self._start(batch, hidden, top=k, goes_on=goes_on)
+                chosen = self._outputs.ask_top(batch.n_outputs, step)
             if goes_on:
-                self._steps.enqueue(self._queue, batch, top=k)
-                self._ahead.put(batch, chosen, self._outputs.ask_top(1))
+                step = self._steps.enqueue(self._queue, batch, top=k)
+                follower = self._outputs.ask_top(1, step, slot=1 - chosen.slot)
+                self._ahead.put(batch, chosen, follower)
             rows = self._outputs.top(chosen, k)
             if goes_on and rows == [None]:  # by now its logits may be those of the step behind it
                 return list(self.forward(batch))
@@ -248,8 +249,8 @@ class Stage:
         top: int = 0,
         *,
         goes_on: bool = False,
-    ) -> None:
-        """Enqueue a step and what it reads."""
+    ) -> Any:
+        """Enqueue a step and what it reads; return its event."""
         self._ahead.drop()
         words = self.batch.fill(batch, top, goes_on=goes_on)
         self._transfers.send(self.buffer("batch"), words)
@@ -257,7 +258,7 @@ class Stage:
             states = self._states[: batch.n_tokens]
             states[:, : self.config.dim] = hidden
             self._transfers.send(self.buffer("x"), states)
-        self._steps.enqueue(self._queue, batch, top=top)
+        return self._steps.enqueue(self._queue, batch, top=top)
 
     def repeat(self, batch: Batch, times: int, top: int = 0) -> None:
         """Run the same batch many times without waiting between, to be timed."""

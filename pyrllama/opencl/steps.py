@@ -40,13 +40,16 @@ class Steps:
             layers = list(self._single_layers())
             self._single, self._n_layer_launches = [*layers, *self._single_end()], len(layers)
 
-    def enqueue(self, queue: Any, batch: Batch, *, top: int) -> None:
+    def enqueue(self, queue: Any, batch: Batch, *, top: int) -> Any:
         """Enqueue a step; logits, if there are any, stand in their buffer when it ends.
 
         With ``top``, which the words of the batch give too, so many of the greatest do as well.
+        Returns the event of its end.
         """
+        event = None
         for launch, times in self.launches(batch, top=top):
-            launch.enqueue(queue, times)
+            event = launch.enqueue(queue, times)
+        return event
 
     def launches(self, batch: Batch, *, top: int) -> Iterator[tuple[Launch, int]]:
         """Yield a step's launches in their order, and how many times its groups each takes."""

@@ -21,6 +21,8 @@ class Transfers:
 
     def __init__(self, context: Any, queue: Any) -> None:
         self._context, self._queue = context, queue
+        self._reading = pyopencl().CommandQueue(context)
+        """What is read here holds up nothing that is computed behind it."""
         self._maps: list[tuple[Any, Any]] = []
         self._events: list[Any] = []
         """Of the copies on their way: PyOpenCL waits for a copy whose event is dropped."""
@@ -57,9 +59,16 @@ class Transfers:
             self._events.append(event)
         return out
 
-    def begin_fetch(self, out: NDArray[Any], buffer: Any) -> Any:
-        """Fill an array from a buffer without waiting; return the event to ``wait_for``."""
-        return pyopencl().enqueue_copy(self._queue, out, buffer, is_blocking=False)
+    def begin_fetch(self, out: NDArray[Any], buffer: Any, offset: int, behind: Any) -> Any:
+        """Fill an array from a buffer's byte ``offset`` on without waiting.
+
+        It is read as soon as the launch is done whose event is ``behind``, whatever was enqueued
+        since, which may not write there.  Returns the event to ``wait_for``.
+        """
+        self._queue.flush()
+        return pyopencl().enqueue_copy(
+            self._reading, out, buffer, src_offset=offset, wait_for=[behind], is_blocking=False
+        )
 
     def wait_for(self, event: Any) -> None:
         """Wait for a copy, and so for all that was enqueued before it."""
@@ -73,6 +82,7 @@ class Transfers:
     def wait(self) -> None:
         """Wait for all that was enqueued."""
         self._queue.finish()
+        self._reading.finish()
         self._events.clear()
 
     def close(self) -> None:

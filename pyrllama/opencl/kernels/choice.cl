@@ -128,8 +128,10 @@ FUNCTION void gather_reaching(
   LOCAL_FENCE;
 }
 
-// Make the words of a batch of one token those of the next.
+// Make the words of a batch of one token those of the next, whose result is not to stand where the
+// host may still read this one's.
 FUNCTION void go_on(__global int *batch, int token) {
+  batch[BATCH_SLOT] ^= 1;
   batch[BATCH_TOKENS] = token;
   batch[BATCH_POSITIONS]++;
 }
@@ -141,6 +143,7 @@ FUNCTION void choose_top(
     __local int *memory, __local float *scratch) {
   const int n_parts = n ? parts_of_run(n, n_runs) * n_runs : 0;
   float top = -INFINITY;
+  out += batch[BATCH_SLOT] * TOP_WORDS;
   for (int i = get_local_id(0); i < n_parts; i += GROUP) {
     top = fmax(top, load_shared(greatest + i));
   }

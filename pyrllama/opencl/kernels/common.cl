@@ -7,6 +7,7 @@
 #define BATCH_N_OUTPUTS 1
 #define BATCH_TOP 2  // how many of the greatest logits of a row are wanted; 0 for all
 #define BATCH_GOES_ON 3  // whether its one token's greatest logit makes the next batch; see choice.cl
+#define BATCH_SLOT 4  // the row of results at which those of its greatest logits begin
 #define BATCH_TOKENS 8
 #define BATCH_POSITIONS (BATCH_TOKENS + MAX_TOKENS)
 #define BATCH_TABLE_STARTS (BATCH_POSITIONS + MAX_TOKENS)
