@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyrllama.core import Batch
 from pyrllama.opencl.ahead import Ahead, may_follow
 from pyrllama.opencl.batch import BatchWords, word_count
 from pyrllama.opencl.choice import can_choose
 from pyrllama.opencl.defines import defines
 from pyrllama.opencl.device import device_errors, pyopencl
+from pyrllama.opencl.in_turn import in_turn, one_by_one
 from pyrllama.opencl.layout import BLOCK, round_up
 from pyrllama.opencl.local_memory import PHASE_MARKS, local_memory
 from pyrllama.opencl.outputs import Outputs
@@ -34,35 +34,17 @@ from pyrllama.opencl.transfers import Transfers
 from pyrllama.opencl.tuning import default_tuning, tensor_attention
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import LogitRow
+    from pyrllama.core import Batch, LogitRow
     from pyrllama.opencl.device import Device
     from pyrllama.opencl.parts import Part, Sizes
     from pyrllama.opencl.tuning import Tuning
     from pyrllama.opencl.weights import Matrix
     from pyrllama.tensors import TensorType
-
-
-IN_TURN = 2
-"""Tokens of different sequences that take a step of one kernel each, not one batch together."""
-LIGHT_LAYER = 256 << 20
-"""Bytes of a layer up to which they do.
-
-A batch is some ten launches a layer.  On an H200 two tokens took 3.1 ms one after the other and 5.1
-together at the 7B shape in Q4_0 (116 MB a layer), but 7.6 and 6.3 in F16 (413 MB).
-"""
-
-
-def one_by_one(
-    batch: Batch, hidden: NDArray[np.float32] | None
-) -> Iterator[tuple[Batch, NDArray[np.float32] | None]]:
-    """Yield chunks of one token each as batches of their own, with their states."""
-    for i, chunk in enumerate(batch.chunks):
-        yield Batch((chunk,)), None if hidden is None else hidden[i : i + 1]
 
 
 class Stage:
@@ -194,7 +176,7 @@ class Stage:
         ``hidden`` are what the stage before gave.  Raises ``BackendError`` for a batch that does
         not fit, ``DeviceError`` when the device fails.
         """
-        if self._in_turn(batch):
+        if in_turn(self, batch):
             return np.concatenate([self.forward(*one) for one in one_by_one(batch, hidden)])
         single = batch.n_tokens == 1 and self.persists
         with device_errors(self.device, "running the model"):
@@ -210,7 +192,7 @@ class Stage:
 
         The last stage of a model does.
         """
-        if self._in_turn(batch):  # the step behind one of them is not the next one
+        if in_turn(self, batch):  # the step behind one of them is not the next one
             singles = one_by_one(batch, hidden)
             return [self._top_logits(*one, k, ahead=False)[0] for one in singles]
         return self._top_logits(batch, hidden, k, ahead=True)
@@ -235,12 +217,6 @@ class Stage:
             if goes_on and rows == [None]:  # by now its logits may be those of the step behind it
                 return list(self.forward(batch))
             return [row or self._outputs.row(i) for i, row in enumerate(rows)]
-
-    def _in_turn(self, batch: Batch) -> bool:
-        """Whether tokens of different sequences are sooner done one after the other."""
-        light = self.weight_bytes <= LIGHT_LAYER * len(self.part.layers)
-        alone = len(batch.chunks) == batch.n_tokens == batch.n_outputs
-        return self.persists and light and alone and batch.n_tokens == IN_TURN
 
     def _start(
         self,

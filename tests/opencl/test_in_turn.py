@@ -10,7 +10,7 @@ from support.opencl_models import opencl_model
 from support.tiny_models import random_weights, tiny_config
 
 from pyrllama.core import Batch, Chunk, TopLogits
-from pyrllama.opencl import stage
+from pyrllama.opencl import in_turn
 from pyrllama.tensors import TensorType
 
 if TYPE_CHECKING:
@@ -66,11 +66,11 @@ def test_three_go_together(model: OpenClModel, filled: list[Batch]) -> None:
 def test_two_go_together_through_heavy_layers(
     model: OpenClModel, filled: list[Batch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    in_turn = model.forward(tokens_of([0, 1]))
-    monkeypatch.setattr(stage, "LIGHT_LAYER", 0)
+    apart = model.forward(tokens_of([0, 1]))
+    monkeypatch.setattr(in_turn, "LIGHT_LAYER", 0)
     together = model.forward(tokens_of([0, 1]))
     assert sizes_of(filled) == [1, 1, 2]
-    np.testing.assert_allclose(together, in_turn, atol=0.02 * np.abs(in_turn).max())
+    np.testing.assert_allclose(together, apart, atol=0.02 * np.abs(apart).max())
 
 
 def test_a_prompt_of_two_tokens_is_no_pair(model: OpenClModel, filled: list[Batch]) -> None:
