@@ -3,9 +3,10 @@
     python bench/tables.py            # writes
     python bench/tables.py --check    # exit status 1 when a table differs from the results
 
-A table stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``: ``rivals`` is the short one of
-the README, ``bars`` the one with every rival and the ratios that are wanted, ``commands`` lists
-what was run, and ``quality`` is what each quantisation costs.
+A table stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``.  For each machine, which has LLVM's
+name of its processor, ``rivals MACHINE`` is the short one, ``bars MACHINE`` the one with every
+rival and the ratios that are wanted, and ``commands MACHINE`` lists what was run there.
+``quality`` is what each quantisation costs.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ Result = dict[str, Any]
 
 
 def read_results(path: Path) -> list[Result]:
-    """Return the latest result of every work, model and machine, sorted as tables show them.
+    """Return the latest result of every work, model and machine, sorted as its table shows them.
 
     Models stand in the order in which they were first measured, and works in that of ``Kind``.
     """
     latest: dict[tuple[str, str, str, int], Result] = {}
     for line in path.read_text("utf-8").splitlines():
         result = json.loads(line)
-        key = (result["machine"]["cpu"], result["model"], result["work"], result["threads"])
+        key = (machine_of(result), result["model"], result["work"], result["threads"])
         latest[key] = result
     models = list(dict.fromkeys(result["model"] for result in latest.values()))
     kinds = list(Kind)
@@ -50,6 +51,24 @@ def read_results(path: Path) -> list[Result]:
         return models.index(result["model"]), kinds.index(work.kind), work.n
 
     return sorted(latest.values(), key=place)
+
+
+def machine_of(result: Result) -> str:
+    """Return the name of the machine that a result is of."""
+    return str(result["machine"]["llvm_cpu"])
+
+
+def machine_tables(results: list[Result]) -> dict[str, str]:
+    """Return every machine's tables, by name."""
+    machines = {machine_of(result): list[Result]() for result in results}
+    for result in results:
+        machines[machine_of(result)].append(result)
+    makers = {"rivals": rivals_table, "bars": bars_table, "commands": commands_list}
+    return {
+        f"{name} {machine}": make(measured)
+        for machine, measured in machines.items()
+        for name, make in makers.items()
+    }
 
 
 def rivals_table(results: list[Result]) -> str:
@@ -151,12 +170,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     results = read_results(RESULTS)
-    tables = {
-        "rivals": rivals_table(results),
-        "bars": bars_table(results),
-        "commands": commands_list(results),
-        "quality": quality_table(read_quality(QUALITY)),
-    }
+    tables = machine_tables(results) | {"quality": quality_table(read_quality(QUALITY))}
     stale = []
     for path in PAGES:
         page = path.read_text("utf-8")

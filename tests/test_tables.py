@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 from bars import Bar, bar_of
 from quality_table import quality_table, read_quality
-from tables import bars_table, commands_list, read_results, rivals_table, with_tables
+from tables import (
+    bars_table,
+    commands_list,
+    machine_tables,
+    read_results,
+    rivals_table,
+    with_tables,
+)
 from works import Work, parse_work
 
 SCRIPT = Path(__file__).resolve().parents[1] / "bench" / "tables.py"
@@ -26,7 +33,7 @@ def test_tables_are_made_from_the_results() -> None:
 
 def result(model: str, work: str, **programs: Any) -> dict[str, Any]:
     named = {name.replace("_", "."): program for name, program in programs.items()}
-    machine = {"cpu": "abacus"}
+    machine = {"llvm_cpu": "abacus"}
     return {"model": model, "work": work, "threads": 2, "machine": machine, "programs": named}
 
 
@@ -117,6 +124,23 @@ def test_the_table_of_quality_has_the_latest_rows_and_most_bits_first(tmp_path: 
         "| 0.01015 | +0.17% ± 0.16% |",
         "| m | Q4_0 | 4.72 | 3.26 | 0.0751 | 7.445 | 0.00883 | 0.0517 | 95.2% | - | - | - | - |",
     ]
+
+
+def test_each_machine_has_tables_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "rivals.jsonl"
+    other = {**RESULTS[2], "machine": {"llvm_cpu": "slide rule"}}
+    path.write_text("".join(json.dumps(r) + "\n" for r in (RESULTS[2], other, RESULTS[4])), "utf-8")
+    results = read_results(path)
+    tables = machine_tables(results)
+    assert set(tables) == {
+        f"{name} {machine}"
+        for name in ("rivals", "bars", "commands")
+        for machine in ("abacus", "slide rule")
+    }
+    of_other = [r for r in results if r["machine"]["llvm_cpu"] == "slide rule"]
+    assert tables["rivals slide rule"] == rivals_table(of_other)
+    assert tables["rivals slide rule"].count("\n") == 2
+    assert tables["rivals abacus"].count("\n") == 3
 
 
 def test_a_page_with_tables() -> None:
