@@ -22,6 +22,7 @@ from pyrllama.cpu.lowering import (
     splat,
     spread,
 )
+from pyrllama.cpu.pairs import pair_bodies
 from pyrllama.cpu.sections import section_bodies
 from pyrllama.cpu.shorts import short_bodies
 
@@ -34,12 +35,12 @@ if TYPE_CHECKING:
 def dot_bodies(isa: Isa) -> dict[str, Body]:
     """Return the definitions of the dot products for an instruction set, by name."""
     vnni = isa.has("avx512vnni") or isa.has("avxvnni")
-    avx2 = isa.has("avx2") and not vnni
+    wide, avx2 = isa.has("avx512vnni"), isa.has("avx2") and not vnni
     if avx2:
         unsigned, signed, symmetric = _unsigned_avx2, _signed_avx2, _symmetric_avx2
         start, end = _start_avx2, _end_avx2
     else:
-        width = 64 if isa.has("avx512vnni") else 32
+        width = 64 if wide else 32
         unsigned = _vnni(width) if vnni else _dot_by_widening
         signed = symmetric = _flipped(unsigned) if vnni else unsigned
         start, end = _start, _end
@@ -48,8 +49,10 @@ def dot_bodies(isa: Isa) -> dict[str, Body]:
         "rllama_unsigned_dot": unsigned,
         "rllama_unsigned_end": end,
         "rllama_has_assembly": lambda _builder: I64(int(avx2)),
+        "rllama_has_pairs": lambda _builder: I64(int(wide)),
         **section_bodies(avx2=avx2),
         **short_bodies(avx2=avx2),
+        **pair_bodies(wide=wide),
         "rllama_run_scale": _run_scale_avx2 if avx2 else same,
         "rllama_signed_start": _start_of_flipped if vnni else _zero,
         "rllama_signed_dot": signed,

@@ -24,11 +24,11 @@ PANEL_BLOCKS = 8
 
 def unpack_float_panel(
     column_bytes: int, weights: Callable[[int], Lanes]
-) -> Callable[[int, int, int], None]:
+) -> Callable[[int, int, int, int], None]:
     """Return what makes a panel of some blocks; ``weights`` reads a column of 16 rows."""
 
     @inline
-    def unpack(p: int, panel: int, n_blocks: int) -> None:
+    def unpack(p: int, panel: int, n_blocks: int, _apart: int) -> None:
         for c in range(BLOCK * n_blocks):
             store(panel + COLUMN_BYTES * c, weights(p + column_bytes * c))
 

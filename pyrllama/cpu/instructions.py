@@ -58,6 +58,8 @@ has_assembly = machine_operation("rllama_has_assembly", (), types.int64)
 
 A constant, so what it excludes is not compiled.
 """
+has_pairs = machine_operation("rllama_has_pairs", (), types.int64)
+"""Whether ``pairs.py`` has, a constant too."""
 prefetch = machine_operation("rllama_prefetch", (types.int64,), types.void)
 hide = machine_operation("rllama_hide", (types.int64,), types.int64)
 keep_order = machine_operation("rllama_keep_order", (), types.void)

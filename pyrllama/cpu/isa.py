@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from pyrllama.cpu import sections, shorts
+from pyrllama.cpu import pairs, sections, shorts
 from pyrllama.cpu.dots import dot_bodies
 from pyrllama.cpu.lowering import (
     F32X16,
@@ -67,8 +67,10 @@ SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "rllama_unsigned_end": (I32X16, (I32X16, I32X16, I32X16)),
     "rllama_run_scale": (I32X16, (I32X16,)),
     "rllama_has_assembly": (I64, ()),
+    "rllama_has_pairs": (I64, ()),
     **{section.name: (VOID, sections.ARGUMENTS) for section in sections.SECTIONS},
     **{shorts.name_for(rows): (VOID, shorts.ARGUMENTS) for rows in shorts.ROWS},
+    **{each.name: (VOID, pairs.ARGUMENTS) for each in pairs.PAIRS},
     "rllama_even_shorts": shorts.EXTENSION,
     "rllama_odd_shorts": shorts.EXTENSION,
     "rllama_signed_start": (I32X16, (I32X16, I32)),

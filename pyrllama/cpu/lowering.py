@@ -66,13 +66,14 @@ def by_halves(builder: Any, operation: Callable[..., Any], *vectors: Any) -> Any
     return join(builder, low, high)
 
 
-def assembly(arguments: Sequence[Any], instructions: Iterable[str]) -> Body:
+def assembly(arguments: Sequence[Any], instructions: Iterable[str], registers: int = 16) -> Body:
     """Return what runs some instructions, in AT&T's order of operands, for x86 with AVX2.
 
-    ``$0`` and on are registers with the arguments.  Vector registers and ``rax``, ``rcx`` and
-    ``rdx`` may change.
+    ``$0`` and on are registers with the arguments.  The first vector ``registers``, 16 or with
+    AVX-512 32, and ``rax``, ``rcx``, ``rdx`` and ``rsi`` may change.
     """
-    changed = (*(f"xmm{i}" for i in range(16)), "rax", "rcx", "rdx", "cc", "memory")
+    vectors = (f"xmm{i}" for i in range(registers))
+    changed = (*vectors, "rax", "rcx", "rdx", "rsi", "cc", "memory")
     constraints = ["r"] * len(arguments) + [f"~{{{name}}}" for name in changed]
     kind = ir.FunctionType(ir.VoidType(), arguments)
     text = "\n\t".join(instructions)

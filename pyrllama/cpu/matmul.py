@@ -19,6 +19,7 @@ from pyrllama.cpu.float_panels import float_panels
 from pyrllama.cpu.formats import format_named
 from pyrllama.cpu.kernel import KernelFunction, View, inline, kernel, view
 from pyrllama.cpu.matvec import FLOAT_TYPES
+from pyrllama.cpu.pair_panels import pair_panels
 from pyrllama.cpu.panels import byte_panels, multiply_packed
 from pyrllama.cpu.parts import finish_rows, product_by_parts
 from pyrllama.cpu.records import ACTIVATIONS, MATRIX, WIDE_BYTES
@@ -39,7 +40,7 @@ def quantised_product(format_: Format) -> KernelFunction:
     columns, wide = format_.columns, format_.form == WIDE_BYTES
     packed_by_2, packed_by_4 = (multiply_packed(rows, format_) for rows in (2, 4))
     of_many = short_panels(format_) if suits_shorts(format_) else None
-    all_rows = product_by_parts(byte_panels(format_), of_many)
+    all_rows = product_by_parts(byte_panels(format_), of_many, pair_panels(format_))
 
     @inline
     def few_rows(p: int, a: View, n_rows: int, out: int, stride: int, accumulate: int) -> None:

@@ -58,11 +58,12 @@ class PanelBlock(NamedTuple):
     size: int
 
 
-def panel_block(format_: Format) -> PanelBlock:
-    """Return where things stand in a panel's blocks."""
+def panel_block(format_: Format, groups: int = 1) -> PanelBlock:
+    """Return where things stand in a panel's blocks, of one group or of two line by line."""
     columns = OPERANDS_BYTES + (64 * format_.runs if format_.has_run_scales else 0)
     scales = format_.blocks * columns
-    return PanelBlock(columns, scales, scales + 64, scales + 64 + 64 * format_.n_addends)
+    size = scales + 64 + 64 * format_.n_addends
+    return PanelBlock(*(groups * place for place in (columns, scales, scales + 64, size)))
 
 
 def steps_of_packed(format_: Format) -> Steps:
@@ -220,28 +221,31 @@ def multiply_panel(rows: int, format_: Format) -> MultiplyPanel:
     return over_panel(add_block, blocks, block_bytes, forms.BLOCK_BYTES)
 
 
-def unpack_panel(format_: Format) -> Callable[[int, int, int], None]:
-    """Return what makes a panel of a packed group."""
+def unpack_panel(format_: Format, groups: int = 1) -> Callable[[int, int, int, int], None]:
+    """Return what makes a panel of a packed group, or of two whose lines alternate.
+
+    Signed operands of two groups have 128 added, as ``pairs.py`` wants it.
+    """
     operands, unit, run_scale, addend, products = blocks_of(format_)
     runs, blocks, n_addends = format_.runs, format_.blocks, format_.n_addends
     has_run_scales, as_scale = format_.has_run_scales, products.scale
     packed_bytes, head_bytes, level_bytes = format_.bytes, format_.head_bytes, format_.level_bytes
-    columns_bytes, scales, addends, block_bytes = panel_block(format_)
+    columns_bytes, scales, addends, block_bytes = panel_block(format_, groups)
     in_sections, minus_offset = sums_in_sections(format_), (-format_.offset & 0xFFFF) * 0x10001
+    line, flip = 64 * groups, 128 if groups == 2 and format_.is_signed else 0
+    behind_operands = groups * OPERANDS_BYTES
 
     @inline
     def put(state: int, first: Lanes, second: Lanes, place: int, i: int) -> int:
         """Store a pair as bytes."""
-        store(place + 128 * i, first)
-        store(place + 128 * i + 64, second)
+        store(place + 2 * line * i, first ^ flip)
+        store(place + 2 * line * i + line, second ^ flip)
         return state
 
     put_all = over_pairs(operands, 0, put)
 
     @inline
-    def unpack(p: int, panel: int, n_packed: int) -> None:
-        if in_sections and has_assembly():
-            store(panel + MEMORY + OFFSET, splat_i32(minus_offset))
+    def unpack_group(p: int, panel: int, n_packed: int) -> None:
         for _ in range(n_packed):
             for b in range(blocks):
                 q = panel + b * columns_bytes
@@ -249,12 +253,20 @@ def unpack_panel(format_: Format) -> Callable[[int, int, int], None]:
                 if has_run_scales:
                     for run in range(runs):
                         scale = as_scale(run_scale(p, runs * b + run))
-                        store(q + OPERANDS_BYTES + 64 * run, scale)
+                        store(q + behind_operands + line * run, scale)
             store(panel + scales, unit(p))
             for i in range(n_addends):
-                store(panel + addends + 64 * i, addend(p, i))
+                store(panel + addends + line * i, addend(p, i))
             panel += block_bytes
             p += packed_bytes
+
+    @inline
+    def unpack(p: int, panel: int, n_packed: int, apart: int) -> None:
+        if in_sections and has_assembly():
+            store(panel + MEMORY + OFFSET, splat_i32(minus_offset))
+        unpack_group(p, panel, n_packed)
+        if groups == 2:
+            unpack_group(p + apart, panel + 64, n_packed)
 
     return unpack
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from pyrllama.cpu.instructions import has_assembly, prefetch
+from pyrllama.cpu.instructions import has_assembly, has_pairs, prefetch
 from pyrllama.cpu.kernel import View, inline
 from pyrllama.cpu.records import (
     FEW_SIXES,
@@ -22,26 +22,26 @@ from pyrllama.cpu.records import (
     SIXES_AT_ONCE,
 )
 from pyrllama.cpu.row_vectors import add_rows, load_rows, store_rows, zero_rows
-from pyrllama.cpu.sections import SUMS_BYTES as MEMORY_BYTES
 
 ROWS = ROWS_AT_ONCE
 SUMS_BYTES = 64 * ROWS
 """Bytes of the sums of a group for six rows."""
-MEMORY = PANEL_BYTES - MEMORY_BYTES
+MEMORY = PANEL_BYTES - 1024
 """Where in a panel's room the memory begins in which a block's sums may stand."""
 ASKING_BLOCKS = 8
 """Blocks of a panel that are multiplied between requests for what follows.  For two sixes of
 rows, eight blocks bring 18 lines of Q4_0, which a core can wait for at once."""
 
-MultiplyPanel = Callable[[Any, int, int, int, int, int], Any]
-"""``multiply(totals, panel, x, n, ahead, step)``: the totals with ``n`` blocks of a panel, while
-``step`` bytes a block are asked for from ``ahead`` on."""
+MultiplyPanel = Callable[[Any, int, int, int, int, int, int, int], Any]
+"""``multiply(totals, panel, x, own, n, ahead, apart, step)``: the totals with ``n`` blocks of a
+panel and rows at ``x``, of which what the panels want of their own is at ``own``, while ``step``
+bytes a block are asked for from ``ahead`` on, and as many of a second group ``apart`` from it."""
 AddBlock = Callable[[Any, int, int, int], Any]
 """``add(totals, panel, x, memory)``: the totals with a packed block; its sums may use memory."""
 
 
 class OwnRows(NamedTuple):
-    """Rows of activations in a form of the panels' own, which is made for each part."""
+    """What panels want of rows of activations beside or in place of them, made for each part."""
 
     prepare: Callable[[int, int, int, int, int], None]
     """``prepare(x, x_stride, n_blocks, n_sixes, out)``."""
@@ -52,10 +52,12 @@ class OwnRows(NamedTuple):
 class Panels(NamedTuple):
     """How parts of the groups of a type become panels, and what multiplies these."""
 
-    unpack: Callable[[int, int, int], None]
-    """``unpack(p, panel, n_packed)``: makes a panel of so many packed blocks."""
+    unpack: Callable[[int, int, int, int], None]
+    """``unpack(p, panel, n_packed, apart)``: makes a panel of so many packed blocks of a group,
+    or of two that are ``apart``."""
     multiply: Callable[[int], MultiplyPanel]
-    """``multiply(rows)``: what multiplies a panel with two, four or six rows."""
+    """``multiply(rows)``: what multiplies a panel with two, four or six rows; the totals are those
+    of the rows with the first group, then with the second."""
     packed_bytes: int
     """Of 16 rows of a packed block."""
     blocks: int
@@ -65,18 +67,32 @@ class Panels(NamedTuple):
     x_bytes: int
     """Of a block of six rows of activations, as they come."""
     own_rows: OwnRows | None = None
+    groups: int = 1
+    """That share a panel."""
 
 
-def over_panel(add: AddBlock, blocks: int, block_bytes: int, x_bytes: int) -> MultiplyPanel:
+@inline
+def ask(place: int, end: int, apart: int, groups: int) -> None:
+    """Ask for memory that is read soon, of one or two groups."""
+    for line in range(place, end, 64):
+        prefetch(line)
+        if groups == 2:
+            prefetch(line + apart)
+
+
+def over_panel(
+    add: AddBlock, blocks: int, block_bytes: int, x_bytes: int, groups: int = 1
+) -> MultiplyPanel:
     """Return what adds the packed blocks of a panel, each ``blocks`` times ``x_bytes`` of rows."""
 
     @inline
-    def multiply(totals: Any, panel: int, x: int, n: int, ahead: int, step: int) -> Any:
+    def multiply(
+        totals: Any, panel: int, x: int, _own: int, n: int, ahead: int, apart: int, step: int
+    ) -> Any:
         memory = panel + MEMORY
         for first in range(0, n, ASKING_BLOCKS):
             last = min(first + ASKING_BLOCKS, n)
-            for place in range(ahead + first * step, ahead + last * step, 64):
-                prefetch(place)
+            ask(ahead + first * step, ahead + last * step, apart, groups)
             for _ in range(first, last, blocks):
                 totals = add(totals, panel, x, memory)
                 panel += block_bytes
@@ -94,18 +110,21 @@ def finish_rows(rows: int, out: int, stride: int, totals: Any, accumulate: int) 
     store_rows(out, stride, totals)
 
 
-def add_part(rows: int, multiply: MultiplyPanel) -> Callable[..., None]:
-    """Return what adds a part of a group's columns to the sums of some rows."""
+def add_part(rows: int, multiply: MultiplyPanel, groups: int) -> Callable[..., None]:
+    """Return what adds a part of the groups' columns to the sums of some rows."""
+    n = rows * groups
 
     @inline
     def add(
-        panel: int, x: int, n: int, ahead: int, step: int, sums: int, begins: bool, ends: bool,
-        out: int, stride: int, accumulate: int,
+        panel: int, x: int, own: int, n_blocks: int, ahead: int, apart: int, step: int, sums: int,
+        begins: bool, ends: bool, out: int, stride: int, accumulate: int,
     ) -> None:  # fmt: skip
-        totals = zero_rows(rows) if begins else load_rows(rows, sums, 64)
-        totals = multiply(totals, panel, x, n, ahead, step)
+        totals = zero_rows(n) if begins else load_rows(n, sums, 64)
+        totals = multiply(totals, panel, x, own, n_blocks, ahead, apart, step)
         if ends:
-            finish_rows(rows, out, stride, totals, accumulate)
+            finish_rows(rows, out, stride, totals[:rows], accumulate)
+            if groups == 2:
+                finish_rows(rows, out + 64, stride, totals[rows:], accumulate)
         else:
             store_rows(sums, 64, totals)
 
@@ -114,34 +133,45 @@ def add_part(rows: int, multiply: MultiplyPanel) -> Callable[..., None]:
 
 def rows_with_panel(panels: Panels) -> Callable[..., None]:
     """Return what multiplies a panel with all rows, six by six."""
-    add_2, add_4, add_6 = (add_part(rows, panels.multiply(rows)) for rows in (2, 4, ROWS))
+    groups, own_stride = panels.groups, panels.own_rows.stride if panels.own_rows else 0
+    add_2, add_4, add_6 = (add_part(rows, panels.multiply(rows), groups) for rows in (2, 4, ROWS))
     block_bytes = panels.packed_bytes // panels.blocks
 
     @inline
     def six_rows(
-        panel: int, x: int, n: int, ahead: int, step: int, sums: int, begins: bool, ends: bool,
-        out: int, stride: int, accumulate: int, n_rows: int,
+        panel: int, x: int, own: int, n: int, ahead: int, apart: int, step: int, sums: int,
+        begins: bool, ends: bool, out: int, stride: int, accumulate: int, n_rows: int,
     ) -> None:  # fmt: skip
         """Multiply a panel with six rows, or as many as there are."""
         if n_rows <= 2:
-            add_2(panel, x, n, ahead, step, sums, begins, ends, out, stride, accumulate)
+            add_2(
+                panel, x, own, n, ahead, apart, step, sums, begins, ends, out, stride,
+                accumulate,
+            )  # fmt: skip
         elif n_rows <= 4:
-            add_4(panel, x, n, ahead, step, sums, begins, ends, out, stride, accumulate)
+            add_4(
+                panel, x, own, n, ahead, apart, step, sums, begins, ends, out, stride,
+                accumulate,
+            )  # fmt: skip
         else:
-            add_6(panel, x, n, ahead, step, sums, begins, ends, out, stride, accumulate)
+            add_6(
+                panel, x, own, n, ahead, apart, step, sums, begins, ends, out, stride,
+                accumulate,
+            )  # fmt: skip
 
     @inline
     def all_sixes(
-        panel: int, x: int, x_stride: int, n: int, ahead: int, sums: int, begins: bool,
-        ends: bool, out: int, stride: int, accumulate: int, n_rows: int,
+        panel: int, x: int, x_stride: int, own: int, n: int, ahead: int, apart: int, sums: int,
+        begins: bool, ends: bool, out: int, stride: int, accumulate: int, n_rows: int,
     ) -> None:  # fmt: skip
         """Multiply a panel with rows six by six, and ask for as much from ``ahead`` on."""
         n_sixes = (n_rows + ROWS - 1) // ROWS
         step = (block_bytes + n_sixes - 1) // n_sixes
         for six in range(n_sixes):
             six_rows(
-                panel, x + six * x_stride, n, ahead + six * n * step, step,
-                sums + six * SUMS_BYTES, begins, ends, out + ROWS * six * stride, stride,
+                panel, x + six * x_stride, own + six * own_stride, n, ahead + six * n * step,
+                apart, step,
+                sums + six * groups * SUMS_BYTES, begins, ends, out + ROWS * six * stride, stride,
                 accumulate, n_rows - ROWS * six,
             )  # fmt: skip
 
@@ -151,11 +181,11 @@ def rows_with_panel(panels: Panels) -> Callable[..., None]:
 def part_by_part(panels: Panels) -> Callable[..., None]:
     """Return what multiplies no more groups and rows than meet at once."""
     unpack, all_sixes, own = panels.unpack, rows_with_panel(panels), panels.own_rows
-    packed_bytes, blocks, part, x_bytes = (
-        panels.packed_bytes, panels.blocks, panels.part, panels.x_bytes
+    packed_bytes, blocks, part, x_bytes, groups = (
+        panels.packed_bytes, panels.blocks, panels.part, panels.x_bytes, panels.groups
     )  # fmt: skip
     has_own = own is not None
-    prepare, own_stride = own or OwnRows(_no_rows, 0)
+    prepare = own.prepare if own else _no_rows
 
     @inline
     def multiply(
@@ -166,18 +196,17 @@ def part_by_part(panels: Panels) -> Callable[..., None]:
         own_rows = sums + SUMS_BYTES * GROUPS_AT_ONCE * SIXES_AT_ONCE
         for block in range(0, n_blocks, part):
             n, data = min(part, n_blocks - block), m.data + block // blocks * packed_bytes
-            rows, rows_stride = x, x_stride
             if has_own:
                 prepare(x, x_stride, n, (n_rows + ROWS - 1) // ROWS, own_rows)
-                rows, rows_stride = own_rows, own_stride
-            for g in range(first, last):
-                p = data + g * m.bytes_a_group
-                unpack(p, panel, n // blocks)
-                ahead = p + m.bytes_a_group
-                if g + 1 == last and block + n < n_blocks:
-                    ahead = data + first * m.bytes_a_group + n // blocks * packed_bytes
+            apart = m.bytes_a_group
+            for g in range(first, last, groups):
+                p = data + g * apart
+                unpack(p, panel, n // blocks, apart)
+                ahead = p + groups * apart
+                if g + groups == last and block + n < n_blocks:
+                    ahead = data + first * apart + n // blocks * packed_bytes
                 all_sixes(
-                    panel, rows, rows_stride, n, ahead,
+                    panel, x, x_stride, own_rows, n, ahead, apart,
                     sums + (g - first) * SIXES_AT_ONCE * SUMS_BYTES, block == 0,
                     block + n == n_blocks, out + 64 * g, stride, accumulate, n_rows,
                 )  # fmt: skip
@@ -191,10 +220,38 @@ def _no_rows(_x: int, _x_stride: int, _n_blocks: int, _n_sixes: int, _out: int) 
     """Stand where panels multiply rows as they come."""
 
 
-def product_by_parts(panels: Panels, of_many: Panels | None = None) -> Callable[..., None]:
-    """Return what multiplies groups with all rows, or with ``of_many`` many where assembly is."""
-    differs, with_panels = of_many is not None, part_by_part(panels)
+def product_by_parts(
+    panels: Panels, of_many: Panels | None = None, of_pairs: Panels | None = None
+) -> Callable[..., None]:
+    """Return what multiplies groups with all rows.
+
+    CPUs that have ``sections.py`` take panels ``of_many`` for many rows, where a type has any, and
+    those that have ``pairs.py`` panels ``of_pairs`` of groups.
+    """
+    differs, paired, with_panels = of_many is not None, of_pairs is not None, part_by_part(panels)
     with_panels_of_many = part_by_part(of_many) if of_many else with_panels
+    with_panels_of_pairs = part_by_part(of_pairs) if of_pairs else with_panels
+
+    @inline
+    def multiply_some(
+        m: View, x: int, x_stride: int, n_rows: int, out: int, stride: int,
+        first: int, last: int, accumulate: int, panel: int, few: bool,
+    ) -> None:  # fmt: skip
+        """Multiply no more groups and rows than meet at once."""
+        if paired and has_pairs() and last - first > 1:
+            with_panels_of_pairs(
+                m, x, x_stride, n_rows, out, stride, first, last - (last - first) % 2, accumulate,
+                panel,
+            )  # fmt: skip
+            first = last - (last - first) % 2
+        if first == last:
+            return
+        if differs and has_assembly() and not few:
+            with_panels_of_many(
+                m, x, x_stride, n_rows, out, stride, first, last, accumulate, panel
+            )  # fmt: skip
+        else:
+            with_panels(m, x, x_stride, n_rows, out, stride, first, last, accumulate, panel)
 
     @inline
     def multiply(
@@ -202,17 +259,14 @@ def product_by_parts(panels: Panels, of_many: Panels | None = None) -> Callable[
         first: int, last: int, accumulate: int, panel: int,
     ) -> None:  # fmt: skip
         few, at_most = n_rows <= ROWS * FEW_SIXES, ROWS * SIXES_AT_ONCE
-        at_once = 1 if few else GROUPS_AT_ONCE
+        at_once = GROUPS_AT_ONCE
+        if few:
+            at_once = 2 if paired and has_pairs() else 1
         for g in range(first, last, at_once):
-            end = min(g + at_once, last)
             for row in range(0, n_rows, at_most):
-                rows, n = x + row // ROWS * x_stride, min(n_rows - row, at_most)
-                place = out + row * stride
-                if differs and has_assembly() and not few:
-                    with_panels_of_many(
-                        m, rows, x_stride, n, place, stride, g, end, accumulate, panel
-                    )  # fmt: skip
-                else:
-                    with_panels(m, rows, x_stride, n, place, stride, g, end, accumulate, panel)
+                multiply_some(
+                    m, x + row // ROWS * x_stride, x_stride, min(n_rows - row, at_most),
+                    out + row * stride, stride, g, min(g + at_once, last), accumulate, panel, few,
+                )  # fmt: skip
 
     return multiply

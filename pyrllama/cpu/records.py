@@ -96,7 +96,7 @@ TILED_ROWS = 24
 """Rows from which a product goes through matrix tiles, where there are any."""
 PANEL_BLOCKS = 16
 """Blocks of columns of a panel of bytes, which stays in a core's first cache: 8 to 13 KB."""
-PANEL_BYTES = 18 << 10
+PANEL_BYTES = 28 << 10
 """Room for a panel of any type, and behind it for sums that assembly leaves in memory."""
 FEW_SIXES = 4
 """Sixes of rows that are few: all of them meet a whole group before the next one."""

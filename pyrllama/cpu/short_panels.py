@@ -66,7 +66,7 @@ def widen_rows(x: int, x_stride: int, n_blocks: int, n_sixes: int, out: int) -> 
             target += shorts.BLOCK_BYTES
 
 
-def unpack_short_panel(format_: Format) -> Callable[[int, int, int], None]:
+def unpack_short_panel(format_: Format) -> Callable[[int, int, int, int], None]:
     """Return what makes a panel of a packed group of a signed type."""
     operands, unit, scale_of_run, *_ = blocks_of(format_)
     runs, blocks = format_.runs, format_.blocks
@@ -87,7 +87,7 @@ def unpack_short_panel(format_: Format) -> Callable[[int, int, int], None]:
     put_last = over_pairs(operands[-pairs:], len(operands) - pairs, put)
 
     @inline
-    def unpack(p: int, panel: int, n_packed: int) -> None:
+    def unpack(p: int, panel: int, n_packed: int, _apart: int) -> None:
         for _ in range(n_packed):
             for b in range(blocks):
                 q, i = p + head_bytes + b * level_bytes, runs * b
@@ -113,7 +113,15 @@ def multiply_short_panel(rows: int, format_: Format) -> MultiplyPanel:
         unit = load_f32x16(panel + weight_bytes)
         return scale_rows(totals, load_sums(rows, memory), unit, x + shorts.SCALES)
 
-    return over_panel(add_block, blocks, weight_bytes + 64, shorts.BLOCK_BYTES)
+    of_own_rows = over_panel(add_block, blocks, weight_bytes + 64, shorts.BLOCK_BYTES)
+
+    @inline
+    def multiply_own(
+        totals: Any, panel: int, _x: int, own: int, n: int, ahead: int, apart: int, step: int
+    ) -> Any:
+        return of_own_rows(totals, panel, own, own, n, ahead, apart, step)
+
+    return multiply_own
 
 
 def short_panels(format_: Format) -> Panels:

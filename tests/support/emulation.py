@@ -61,6 +61,8 @@ def with_emulations(text: str, here: Isa) -> str:
     if found and not here.has("avx512vnni"):
         text = re.sub(r"^declare .*vpdpbusd.*$", "", text, flags=re.MULTILINE)
         text = text.replace(found[0], "@vpdpbusd") + vpdpbusd(int(found[1]))
+    if not here.has("avx512vnni"):  # assembly cannot be emulated, so kernels must do without
+        text = re.sub(r'(rllama_has_pairs"\(\)[^}]*ret i64 )1', r"\g<1>0", text)
     if "pshuf.b.512" in text and not here.has("avx512bw"):
         text = re.sub(r"^declare .*pshuf\.b\.512.*$", "", text, flags=re.MULTILINE)
         text = text.replace('@"llvm.x86.avx512.pshuf.b.512"', "@pshufb") + PSHUFB
