@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pyrllama.cpu import activations as forms
 from pyrllama.cpu.formats import BLOCK
 from pyrllama.cpu.kernel import inline
-from pyrllama.cpu.parts import MultiplyPanel, Panels, over_panel
+from pyrllama.cpu.parts import AddPart, Panels, add_part, over_panel
 from pyrllama.cpu.row_vectors import fused_multiply_add_rows
 from pyrllama.cpu.simd import load_f32x16, store
 
@@ -48,8 +48,8 @@ def float_panels(column_bytes: int, weights: Callable[[int], Lanes]) -> Panels:
     """Return the panels of a float type, whose column of 16 rows has so many bytes."""
     x_bytes = BLOCK * forms.COLUMN_BYTES
 
-    def multiply(_rows: int) -> MultiplyPanel:
-        return over_panel(add_columns, 1, BLOCK * COLUMN_BYTES, x_bytes)
+    def add(rows: int) -> AddPart:
+        return add_part(rows, over_panel(add_columns, 1, BLOCK * COLUMN_BYTES, x_bytes))
 
     unpack = unpack_float_panel(column_bytes, weights)
-    return Panels(unpack, multiply, BLOCK * column_bytes, 1, PANEL_BLOCKS, x_bytes)
+    return Panels(unpack, add, BLOCK * column_bytes, 1, PANEL_BLOCKS, x_bytes)

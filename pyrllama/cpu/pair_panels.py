@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numba import types
 
 from pyrllama.cpu import activations as forms
 from pyrllama.cpu import pairs
-from pyrllama.cpu.instructions import machine_operation, unsigned_start
+from pyrllama.cpu.instructions import machine_operation, prefetch, unsigned_start
 from pyrllama.cpu.kernel import inline
-from pyrllama.cpu.panels import block_finisher, panel_block, unpack_panel
-from pyrllama.cpu.parts import ASKING_BLOCKS, MEMORY, MultiplyPanel, OwnRows, Panels, ask
+from pyrllama.cpu.panels import unpack_panel
+from pyrllama.cpu.parts import ASKING_BLOCKS, AddPart, OwnRows, Panels, finish_rows
 from pyrllama.cpu.records import PANEL_BLOCKS
-from pyrllama.cpu.row_vectors import load_rows, load_sums, store_rows
-from pyrllama.cpu.simd import load_f32x16, load_i32x16, store
+from pyrllama.cpu.row_vectors import load_rows, store_rows, zero_rows
+from pyrllama.cpu.simd import load_i32x16, store
 
 if TYPE_CHECKING:
     from pyrllama.cpu.formats import Format
-    from pyrllama.cpu.vectors import Lanes
 
 _OPERATIONS = {
     each: machine_operation(each.name, (types.int64,) * len(pairs.ARGUMENTS), types.void)
@@ -36,10 +35,10 @@ def pair_offset(format_: Format) -> int:
 
 def operation_for(format_: Format, rows: int) -> pairs.Pairs:
     """Return what multiplies a type's panels."""
-    end = pairs.End.WHOLE if format_.has_run_scales else pairs.End.NOWHERE
-    if format_.blocks == 1:
-        end = pairs.End.ADDEND if format_.has_addend else pairs.End.FLOAT
-    return pairs.Pairs(rows, format_.runs, pair_offset(format_) != 0, end)
+    starts, runs = pair_offset(format_) != 0, format_.runs
+    return pairs.Pairs(
+        rows, format_.blocks, runs, starts, format_.has_run_scales, format_.n_addends
+    )
 
 
 def starts_of(format_: Format) -> OwnRows:
@@ -62,78 +61,45 @@ def starts_of(format_: Format) -> OwnRows:
     return OwnRows(put, stride)
 
 
-def multiply_pair_panel(rows: int, format_: Format) -> MultiplyPanel:
-    """Return what adds the products of a panel to the totals of up to six rows."""
-    if format_.blocks == 1:
-        return multiply_blocks(rows, format_)
-    return multiply_super_blocks(rows, format_)
+def add_pair_part(rows: int, format_: Format) -> AddPart:
+    """Return what adds a part of two groups' columns to the sums of some rows.
 
-
-def multiply_blocks(rows: int, format_: Format) -> MultiplyPanel:
-    """Return the same for a type whose blocks of 32 columns have float scales."""
-    operation, n_totals = operation_for(format_, rows), pairs.GROUPS * rows
-    multiply, block_bytes, starts_bytes = (
-        _OPERATIONS[operation], operation.block_bytes, operation.starts_bytes
+    Sums are those of the rows with the first group, then with the second.
+    """
+    operation, blocks, n_sums = operation_for(format_, rows), format_.blocks, pairs.GROUPS * rows
+    multiply, starts_bytes, packed_bytes = (
+        _OPERATIONS[operation], operation.starts_bytes, operation.packed_bytes
     )  # fmt: skip
 
     @inline
-    def multiply_panel(
-        totals: Any, panel: int, x: int, own: int, n: int, ahead: int, apart: int, step: int
-    ) -> Any:
-        memory = panel + MEMORY
-        store_rows(memory, 64, totals)
+    def add(
+        panel: int, x: int, own: int, n: int, ahead: int, apart: int, step: int, sums: int,
+        begins: bool, ends: bool, out: int, stride: int, accumulate: int,
+    ) -> None:  # fmt: skip
+        if begins:
+            store_rows(sums, 64, zero_rows(n_sums))
         for first in range(0, n, ASKING_BLOCKS):
             last = min(first + ASKING_BLOCKS, n)
-            ask(ahead + first * step, ahead + last * step, apart, pairs.GROUPS)
+            for place in range(ahead + first * step, ahead + last * step, 64):
+                prefetch(place)
+                prefetch(place + apart)
             multiply(
-                panel + first * block_bytes, x + first * forms.BLOCK_BYTES,
-                own + first * starts_bytes, last - first, memory,
+                panel + first // blocks * packed_bytes, x + first * forms.BLOCK_BYTES,
+                own + first * starts_bytes, (last - first) // blocks, sums,
             )  # fmt: skip
-        return load_rows(n_totals, memory, 64)
+        if ends:
+            finish_rows(rows, out, stride, load_rows(rows, sums, 64), accumulate)
+            second = load_rows(rows, sums + 64 * rows, 64)
+            finish_rows(rows, out + 64, stride, second, accumulate)
 
-    return multiply_panel
-
-
-def multiply_super_blocks(rows: int, format_: Format) -> MultiplyPanel:
-    """Return the same for a type of super-blocks."""
-    operation, blocks = operation_for(format_, rows), format_.blocks
-    multiply, starts_bytes = _OPERATIONS[operation], blocks * operation.starts_bytes
-    _, scales, addends, block_bytes = panel_block(format_, pairs.GROUPS)
-
-    @inline
-    def unit(panel: int) -> Lanes:
-        return load_f32x16(panel + scales)
-
-    @inline
-    def addend(panel: int, i: int) -> Lanes:
-        return load_f32x16(panel + addends + pairs.LINE * i)
-
-    finish = block_finisher(format_, unit, addend)
-
-    @inline
-    def multiply_panel(
-        totals: Any, panel: int, x: int, own: int, n: int, ahead: int, apart: int, step: int
-    ) -> Any:
-        memory = panel + MEMORY
-        for first in range(0, n, blocks):
-            ask(ahead + first * step, ahead + (first + blocks) * step, apart, pairs.GROUPS)
-            multiply(panel, x, own, blocks, memory)
-            one = finish(totals[:rows], load_sums(rows, memory), panel, x)
-            other = finish(totals[rows:], load_sums(rows, memory + 64 * rows), panel + 64, x)
-            totals = one + other
-            panel += block_bytes
-            x += blocks * forms.BLOCK_BYTES
-            own += starts_bytes
-        return totals
-
-    return multiply_panel
+    return add
 
 
 def pair_panels(format_: Format) -> Panels:
     """Return the panels of two groups of a quantised type."""
     return Panels(
         unpack_panel(format_, pairs.GROUPS),
-        lambda rows: multiply_pair_panel(rows, format_),
+        lambda rows: add_pair_part(rows, format_),
         format_.bytes,
         format_.blocks,
         PANEL_BLOCKS,

@@ -6,16 +6,15 @@ Zen 5) load two vectors a cycle.  Six rows times two groups are twelve sums, whi
 wait for, and share every load with one of the other side: 8 loads for 12 products.
 
 A run is 16 or 32 columns.  What its sums begin with, to take the offset of unsigned weights off,
-is read from the activations and costs no arithmetic.  Sums of runs go, times their scales, to
-totals of 32 bits, which stay in registers for a super-block; where a block has one float16 scale,
-they go to totals of float32.
+is read from memory and costs no arithmetic.  Sums of runs go, times their scales, to totals of 32
+bits, which stay in registers for a super-block; those of packed blocks go to totals of float32,
+which wait in memory.
 
 Source of the instructions: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2.
 """
 
 from __future__ import annotations
 
-import enum
 import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -40,41 +39,33 @@ SCALES = WORDS * WORD_BYTES
 SCALED_SUMS = SCALES + (1 + SUMS) * WORD_BYTES
 
 
-class End(enum.Enum):
-    """Where the sums of runs go."""
-
-    NOWHERE = "plain"
-    """They are the totals."""
-    WHOLE = "whole"
-    """To totals of whole numbers, times scales of whole numbers."""
-    FLOAT = "float"
-    """To totals of float32, times the block's scales and the activations'."""
-    ADDEND = "addend"
-    """The same, and addends of the block times the sums of activations."""
-
-
 class Pairs(NamedTuple):
-    """An operation on ``(panel, x, starts, n, totals)``, over ``n`` blocks of 32 columns.
+    """An operation on ``(panel, x, starts, n, totals)``, over ``n`` packed blocks of columns.
 
-    Totals of float32 are added to, those of whole numbers written.
+    Their products are added to totals of float32 in memory, those of a group's rows side by side.
     """
 
     rows: int
+    blocks: int
+    """Of 32 columns in a packed block."""
     runs: int
     """Of 32 columns."""
     starts: bool
     """Whether sums of runs begin with the words at ``starts``, and not with zero."""
-    end: End
+    run_scales: bool
+    """Whether runs have scales of whole numbers."""
+    addends: int
+    """Of a packed block, which are multiplied with sums of activations and added."""
 
     @property
     def name(self) -> str:
         """Of the operation."""
-        return f"rllama_pairs_{self.rows}_{self.runs}_{self.starts:d}_{self.end.value}"
+        return "rllama_pairs_" + "_".join(str(int(each)) for each in self)
 
     @property
-    def to_float(self) -> bool:
-        """Whether totals are float32."""
-        return self.end in {End.FLOAT, End.ADDEND}
+    def columns_bytes(self) -> int:
+        """Bytes of 32 columns of both groups in a panel."""
+        return LEVEL_BYTES + (LINE * self.runs if self.run_scales else 0)
 
     @property
     def starts_bytes(self) -> int:
@@ -82,17 +73,19 @@ class Pairs(NamedTuple):
         return WORD_BYTES * self.runs if self.starts else 0
 
     @property
-    def block_bytes(self) -> int:
-        """Bytes of 32 columns of both groups in a panel."""
-        behind = {End.NOWHERE: 0, End.WHOLE: self.runs, End.FLOAT: 1, End.ADDEND: 2}
-        return LEVEL_BYTES + LINE * behind[self.end]
+    def packed_bytes(self) -> int:
+        """Bytes of a packed block of both groups in a panel."""
+        return self.blocks * self.columns_bytes + LINE * (1 + self.addends)
 
 
 def _all_pairs() -> Iterator[Pairs]:
+    super_block = 8
     for rows, starts in itertools.product((2, 4, ROWS_AT_ONCE), (False, True)):
-        for end in End:
-            yield Pairs(rows, 1, starts, end)
-        yield Pairs(rows, 2, starts, End.WHOLE)
+        yield from (Pairs(rows, 1, 1, starts, False, addends) for addends in (0, 1))
+        yield Pairs(rows, super_block, 1, starts, False, 0)
+        for runs, has_addends in itertools.product((1, 2), (False, True)):
+            addends = super_block * runs if has_addends else 0
+            yield Pairs(rows, super_block, runs, starts, True, addends)
 
 
 PAIRS = tuple(_all_pairs())
@@ -106,87 +99,124 @@ def pair_bodies(*, wide: bool) -> dict[str, Body]:
     return {pairs.name: assembly(ARGUMENTS, _instructions(pairs), 32) for pairs in PAIRS}
 
 
-_PANEL, _X, _STARTS, _BLOCKS = "%rax", "%rcx", "%rsi", "%rdx"
-_WEIGHTS, _WORD, _FACTOR = ("%zmm24", "%zmm25"), "%zmm26", "%zmm27"
+_PANEL, _X, _STARTS, _N = "%rax", "%rcx", "%rsi", "%rdx"
+_LEFT = "%rdi"
+_SHARED, _WORD, _FACTOR = ("%zmm24", "%zmm25"), "%zmm26", "%zmm27"
+"""What both groups' rows are multiplied with, a broadcast, and a product of scales."""
+_SUMS, _TOTALS = ([f"%zmm{first + i}" for i in range(12)] for first in (0, 12))
 
 
 def _instructions(pairs: Pairs) -> Iterator[str]:
-    """Yield a loop over blocks of 32 columns; a row has two registers of sums, two of totals."""
-    totals = [f"%zmm{12 + i}" for i in range(GROUPS * pairs.rows)]
-    places = [f"{64 * place}($4)" for place in _places(pairs)]
-    copies = (_PANEL, _X, _STARTS, _BLOCKS)
+    """Yield a loop over packed blocks, and inside of it one over blocks of 32 columns."""
+    copies = (_PANEL, _X, _STARTS, _N)
     yield from (f"mov ${i}, {copy}" for i, copy in enumerate(copies))
-    for place, total in zip(places, totals, strict=True):
-        yield (
-            f"vmovdqu64 {place}, {total}" if pairs.to_float else f"vpxord {total}, {total}, {total}"
-        )
+    stay = (
+        list(zip(_tile(pairs, _TOTALS), _places(pairs), strict=True)) if pairs.blocks == 1 else []
+    )
+    yield from (f"vmovups {place}, {total}" for total, place in stay)
     yield ".p2align 4"
     yield "1:"
-    sums = totals if pairs.end is End.NOWHERE else [f"%zmm{i}" for i in range(len(totals))]
+    if pairs.blocks > 1:
+        yield from (f"vpxord {total}, {total}, {total}" for total in _tile(pairs, _TOTALS))
+        yield f"mov $${pairs.blocks}, {_LEFT}"
+        yield ".p2align 4"
+        yield "2:"
     for run in range(pairs.runs):
-        yield from _start(pairs, run, sums)
-        yield from _products(run, pairs, sums)
-        yield from _end(pairs, run, sums, totals)
-    yield f"add $${pairs.block_bytes}, {_PANEL}"
+        yield from _start(pairs, run)
+        yield from _products(pairs, run)
+        if pairs.run_scales:
+            yield from _scale(pairs, run)
+    yield f"add $${pairs.columns_bytes}, {_PANEL}"
     yield f"add $${BLOCK_BYTES}, {_X}"
-    yield f"add $${pairs.starts_bytes}, {_STARTS}"
-    yield f"dec {_BLOCKS}"
+    if pairs.starts:
+        yield f"add $${pairs.starts_bytes}, {_STARTS}"
+    if pairs.blocks > 1:
+        yield f"dec {_LEFT}"
+        yield "jne 2b"
+    yield from _finish(pairs)
+    yield f"add $${LINE * (1 + pairs.addends)}, {_PANEL}"
+    yield f"dec {_N}"
     yield "jne 1b"
-    for place, total in zip(places, totals, strict=True):
-        yield f"vmovdqu64 {total}, {place}"
+    yield from (f"vmovups {total}, {place}" for total, place in stay)
 
 
-def _places(pairs: Pairs) -> list[int]:
-    """Return where the totals of each row and group stand: those of a group side by side."""
-    return [pairs.rows * group + row for row in range(pairs.rows) for group in range(GROUPS)]
+def _places(pairs: Pairs) -> list[str]:
+    """Return where the float32 totals of a tile's registers are."""
+    n = GROUPS * pairs.rows
+    return [f"{64 * (i % GROUPS * pairs.rows + i // GROUPS)}($4)" for i in range(n)]
 
 
-def _start(pairs: Pairs, run: int, sums: list[str]) -> Iterator[str]:
+def _tile(pairs: Pairs, registers: list[str]) -> list[str]:
+    """Return the registers of all rows, of each both groups."""
+    return registers[: GROUPS * pairs.rows]
+
+
+def _accumulators(pairs: Pairs) -> list[str]:
+    """Return the registers that products are added to."""
+    plain = pairs.blocks > 1 and not pairs.run_scales
+    return _tile(pairs, _TOTALS if plain else _SUMS)
+
+
+def _start(pairs: Pairs, run: int) -> Iterator[str]:
+    sums, plain = _accumulators(pairs), pairs.blocks > 1 and not pairs.run_scales
     for row in range(pairs.rows):
         start = f"{WORD_BYTES * run + 4 * row}({_STARTS})"
         first, second = sums[GROUPS * row : GROUPS * row + GROUPS]
-        if pairs.end is End.NOWHERE:
-            if pairs.starts:
-                yield f"vpaddd {start}{{1to16}}, {first}, {first}"
-                yield f"vpaddd {start}{{1to16}}, {second}, {second}"
+        if plain and pairs.starts:
+            yield f"vpaddd {start}{{1to16}}, {first}, {first}"
+            yield f"vpaddd {start}{{1to16}}, {second}, {second}"
         elif pairs.starts:
             yield f"vpbroadcastd {start}, {first}"
             yield f"vmovdqa64 {first}, {second}"
-        else:
+        elif not plain:
             yield f"vpxord {first}, {first}, {first}"
             yield f"vpxord {second}, {second}, {second}"
 
 
-def _products(run: int, pairs: Pairs, sums: list[str]) -> Iterator[str]:
-    words = WORDS // pairs.runs
+def _load_shared(place: int) -> Iterator[str]:
+    for group, register in enumerate(_SHARED):
+        yield f"vmovdqu64 {place + 64 * group}({_PANEL}), {register}"
+
+
+def _products(pairs: Pairs, run: int) -> Iterator[str]:
+    words, sums = WORDS // pairs.runs, _accumulators(pairs)
     for i in range(words * run, words * run + words):
-        for group, weights in enumerate(_WEIGHTS):
-            yield f"vmovdqu64 {LINE * i + 64 * group}({_PANEL}), {weights}"
+        yield from _load_shared(LINE * i)
         for row in range(pairs.rows):
             yield f"vpbroadcastd {WORD_BYTES * i + 4 * row}({_X}), {_WORD}"
-            for group, weights in enumerate(_WEIGHTS):
+            for group, weights in enumerate(_SHARED):
                 yield f"vpdpbusd {_WORD}, {weights}, {sums[GROUPS * row + group]}"
 
 
-def _end(pairs: Pairs, run: int, sums: list[str], totals: list[str]) -> Iterator[str]:
-    if pairs.end is End.NOWHERE:
-        return
-    behind = LEVEL_BYTES + LINE * run
-    for group, scales in enumerate(_WEIGHTS):
-        yield f"vmovdqu64 {behind + 64 * group}({_PANEL}), {scales}"
-    for i, (sum_, total) in enumerate(zip(sums, totals, strict=True)):
-        row, scales = i // GROUPS, _WEIGHTS[i % GROUPS]
-        if pairs.end is End.WHOLE:
-            yield f"vpmulld {scales}, {sum_}, {sum_}"
-            yield f"vpaddd {sum_}, {total}, {total}"
-            continue
-        yield f"vmulps {SCALES + 4 * row}({_X}){{1to16}}, {scales}, {_FACTOR}"
-        yield f"vcvtdq2ps {sum_}, {sum_}"
-        yield f"vfmadd231ps {_FACTOR}, {sum_}, {total}"
-    if pairs.end is not End.ADDEND:
-        return
-    for group, addends in enumerate(_WEIGHTS):
-        yield f"vmovdqu64 {behind + LINE + 64 * group}({_PANEL}), {addends}"
-    for i, total in enumerate(totals):
-        place = SCALED_SUMS + 4 * (i // GROUPS)
-        yield f"vfmadd231ps {place}({_X}){{1to16}}, {_WEIGHTS[i % GROUPS]}, {total}"
+def _scale(pairs: Pairs, run: int) -> Iterator[str]:
+    """Yield what adds sums times their run's scales to the totals."""
+    yield from _load_shared(LEVEL_BYTES + LINE * run)
+    totals = _tile(pairs, _TOTALS)
+    for i, (sum_, total) in enumerate(zip(_SUMS, totals, strict=False)):
+        yield f"vpmulld {_SHARED[i % GROUPS]}, {sum_}, {sum_}"
+        yield f"vpaddd {sum_}, {total}, {total}"
+
+
+def _finish(pairs: Pairs) -> Iterator[str]:
+    """Yield what adds a packed block to the totals in memory; both pointers are behind it."""
+    whole, floats = (_SUMS, _TOTALS) if pairs.blocks == 1 else (_TOTALS, _SUMS)
+    whole, floats = _tile(pairs, whole), _tile(pairs, floats)
+    waiting = list(zip(floats, _places(pairs), strict=True)) if pairs.blocks > 1 else []
+    back = BLOCK_BYTES * pairs.blocks
+    yield from _load_shared(0)
+    for i, (number, total) in enumerate(zip(whole, floats, strict=True)):
+        scale, unit = SCALES - back + 4 * (i // GROUPS), _SHARED[i % GROUPS]
+        yield f"vmulps {scale}({_X}){{1to16}}, {unit}, {_FACTOR}"
+        yield f"vcvtdq2ps {number}, {number}"
+        if waiting:
+            yield f"vmovups {waiting[i][1]}, {total}"
+        yield f"vfmadd231ps {_FACTOR}, {number}, {total}"
+    for addend in range(pairs.addends):
+        yield from _load_shared(LINE * (1 + addend))
+        block, run = divmod(addend, pairs.runs)
+        sums = SCALED_SUMS - back + BLOCK_BYTES * block + WORD_BYTES * (run + pairs.runs - 1)
+        for row in range(pairs.rows):
+            yield f"vbroadcastss {sums + 4 * row}({_X}), {_WORD}"
+            for group, addends in enumerate(_SHARED):
+                yield f"vfmadd231ps {_WORD}, {addends}, {floats[GROUPS * row + group]}"
+    yield from (f"vmovups {total}, {place}" for total, place in waiting)

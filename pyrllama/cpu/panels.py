@@ -16,7 +16,7 @@ from pyrllama.cpu.blocks import blocks_of
 from pyrllama.cpu.instructions import has_assembly, hide
 from pyrllama.cpu.kernel import inline
 from pyrllama.cpu.levels import PAIRS, Step, over_pairs
-from pyrllama.cpu.parts import MEMORY, MultiplyPanel, Panels, over_panel
+from pyrllama.cpu.parts import MEMORY, MultiplyPanel, Panels, add_part, over_panel
 from pyrllama.cpu.records import PANEL_BLOCKS
 from pyrllama.cpu.row_vectors import (
     fused_multiply_add_rows,
@@ -275,7 +275,7 @@ def byte_panels(format_: Format) -> Panels:
     """Return the panels of a quantised type, as bytes."""
     return Panels(
         unpack_panel(format_),
-        lambda rows: multiply_panel(rows, format_),
+        lambda rows: add_part(rows, multiply_panel(rows, format_)),
         format_.bytes,
         format_.blocks,
         PANEL_BLOCKS,

@@ -32,10 +32,15 @@ ASKING_BLOCKS = 8
 """Blocks of a panel that are multiplied between requests for what follows.  For two sixes of
 rows, eight blocks bring 18 lines of Q4_0, which a core can wait for at once."""
 
-MultiplyPanel = Callable[[Any, int, int, int, int, int, int, int], Any]
-"""``multiply(totals, panel, x, own, n, ahead, apart, step)``: the totals with ``n`` blocks of a
-panel and rows at ``x``, of which what the panels want of their own is at ``own``, while ``step``
-bytes a block are asked for from ``ahead`` on, and as many of a second group ``apart`` from it."""
+AddPart = Callable[..., None]
+"""``add(panel, x, own, n, ahead, apart, step, sums, begins, ends, out, stride, accumulate)``.
+
+Adds the products of ``n`` blocks of a panel with rows at ``x``, of which what the panels want of
+their own is at ``own``, to ``sums``, which they begin or end in ``out``.  ``step`` bytes a block
+are asked for from ``ahead`` on, and as many of a second group ``apart`` from it."""
+MultiplyPanel = Callable[[Any, int, int, int, int, int], Any]
+"""``multiply(totals, panel, x, n, ahead, step)``: the totals with ``n`` blocks of a panel, while
+``step`` bytes a block are asked for from ``ahead`` on."""
 AddBlock = Callable[[Any, int, int, int], Any]
 """``add(totals, panel, x, memory)``: the totals with a packed block; its sums may use memory."""
 
@@ -55,9 +60,8 @@ class Panels(NamedTuple):
     unpack: Callable[[int, int, int, int], None]
     """``unpack(p, panel, n_packed, apart)``: makes a panel of so many packed blocks of a group,
     or of two that are ``apart``."""
-    multiply: Callable[[int], MultiplyPanel]
-    """``multiply(rows)``: what multiplies a panel with two, four or six rows; the totals are those
-    of the rows with the first group, then with the second."""
+    add_part: Callable[[int], AddPart]
+    """``add_part(rows)``: what multiplies a panel with two, four or six rows."""
     packed_bytes: int
     """Of 16 rows of a packed block."""
     blocks: int
@@ -71,28 +75,16 @@ class Panels(NamedTuple):
     """That share a panel."""
 
 
-@inline
-def ask(place: int, end: int, apart: int, groups: int) -> None:
-    """Ask for memory that is read soon, of one or two groups."""
-    for line in range(place, end, 64):
-        prefetch(line)
-        if groups == 2:
-            prefetch(line + apart)
-
-
-def over_panel(
-    add: AddBlock, blocks: int, block_bytes: int, x_bytes: int, groups: int = 1
-) -> MultiplyPanel:
+def over_panel(add: AddBlock, blocks: int, block_bytes: int, x_bytes: int) -> MultiplyPanel:
     """Return what adds the packed blocks of a panel, each ``blocks`` times ``x_bytes`` of rows."""
 
     @inline
-    def multiply(
-        totals: Any, panel: int, x: int, _own: int, n: int, ahead: int, apart: int, step: int
-    ) -> Any:
+    def multiply(totals: Any, panel: int, x: int, n: int, ahead: int, step: int) -> Any:
         memory = panel + MEMORY
         for first in range(0, n, ASKING_BLOCKS):
             last = min(first + ASKING_BLOCKS, n)
-            ask(ahead + first * step, ahead + last * step, apart, groups)
+            for place in range(ahead + first * step, ahead + last * step, 64):
+                prefetch(place)
             for _ in range(first, last, blocks):
                 totals = add(totals, panel, x, memory)
                 panel += block_bytes
@@ -110,21 +102,21 @@ def finish_rows(rows: int, out: int, stride: int, totals: Any, accumulate: int) 
     store_rows(out, stride, totals)
 
 
-def add_part(rows: int, multiply: MultiplyPanel, groups: int) -> Callable[..., None]:
-    """Return what adds a part of the groups' columns to the sums of some rows."""
-    n = rows * groups
+def add_part(rows: int, multiply: MultiplyPanel, in_place: bool = True) -> AddPart:
+    """Return what adds a part of a group's columns to the sums of some rows.
+
+    Unless ``in_place``, what is multiplied are the panels' own rows.
+    """
 
     @inline
     def add(
-        panel: int, x: int, own: int, n_blocks: int, ahead: int, apart: int, step: int, sums: int,
+        panel: int, x: int, own: int, n: int, ahead: int, _apart: int, step: int, sums: int,
         begins: bool, ends: bool, out: int, stride: int, accumulate: int,
     ) -> None:  # fmt: skip
-        totals = zero_rows(n) if begins else load_rows(n, sums, 64)
-        totals = multiply(totals, panel, x, own, n_blocks, ahead, apart, step)
+        totals = zero_rows(rows) if begins else load_rows(rows, sums, 64)
+        totals = multiply(totals, panel, x if in_place else own, n, ahead, step)
         if ends:
-            finish_rows(rows, out, stride, totals[:rows], accumulate)
-            if groups == 2:
-                finish_rows(rows, out + 64, stride, totals[rows:], accumulate)
+            finish_rows(rows, out, stride, totals, accumulate)
         else:
             store_rows(sums, 64, totals)
 
@@ -134,7 +126,7 @@ def add_part(rows: int, multiply: MultiplyPanel, groups: int) -> Callable[..., N
 def rows_with_panel(panels: Panels) -> Callable[..., None]:
     """Return what multiplies a panel with all rows, six by six."""
     groups, own_stride = panels.groups, panels.own_rows.stride if panels.own_rows else 0
-    add_2, add_4, add_6 = (add_part(rows, panels.multiply(rows), groups) for rows in (2, 4, ROWS))
+    add_2, add_4, add_6 = (panels.add_part(rows) for rows in (2, 4, ROWS))
     block_bytes = panels.packed_bytes // panels.blocks
 
     @inline

@@ -17,7 +17,7 @@ from pyrllama.cpu.blocks import blocks_of
 from pyrllama.cpu.instructions import machine_operation, run_scale
 from pyrllama.cpu.kernel import inline
 from pyrllama.cpu.levels import over_pairs
-from pyrllama.cpu.parts import MultiplyPanel, OwnRows, Panels, over_panel
+from pyrllama.cpu.parts import MultiplyPanel, OwnRows, Panels, add_part, over_panel
 from pyrllama.cpu.records import PANEL_BLOCKS
 from pyrllama.cpu.row_vectors import load_sums, scale_rows
 from pyrllama.cpu.simd import load_f32x16, load_i8x64, splat_i32, store
@@ -113,22 +113,14 @@ def multiply_short_panel(rows: int, format_: Format) -> MultiplyPanel:
         unit = load_f32x16(panel + weight_bytes)
         return scale_rows(totals, load_sums(rows, memory), unit, x + shorts.SCALES)
 
-    of_own_rows = over_panel(add_block, blocks, weight_bytes + 64, shorts.BLOCK_BYTES)
-
-    @inline
-    def multiply_own(
-        totals: Any, panel: int, _x: int, own: int, n: int, ahead: int, apart: int, step: int
-    ) -> Any:
-        return of_own_rows(totals, panel, own, own, n, ahead, apart, step)
-
-    return multiply_own
+    return over_panel(add_block, blocks, weight_bytes + 64, shorts.BLOCK_BYTES)
 
 
 def short_panels(format_: Format) -> Panels:
     """Return the panels of a signed type of super-blocks, as numbers of 16 bits."""
     return Panels(
         unpack_short_panel(format_),
-        lambda rows: multiply_short_panel(rows, format_),
+        lambda rows: add_part(rows, multiply_short_panel(rows, format_), in_place=False),
         format_.bytes,
         format_.blocks,
         PANEL_BLOCKS,
