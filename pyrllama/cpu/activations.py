@@ -43,7 +43,6 @@ from pyrllama.cpu.simd import (
     narrow_to_i16,
     pair_sums,
     store,
-    sum_i32,
     truncate_to_i32,
 )
 
@@ -54,6 +53,8 @@ Activations = view(ACTIVATIONS)
 
 f32, i32 = np.float32, np.int32
 ZERO = f32(0.0)
+HIGH = i32(-65536)
+"""The upper 16 bits."""
 SMALLEST_BLOCK_MAXIMUM = f32(2.0**-100)
 """A block of activations below it counts as zeros: 127 over it must not overflow."""
 
@@ -106,16 +107,25 @@ def quantise_block(a: View, x: int, row: int, b: int, step: float, factor: float
     i = row * a.block_stride + 4 * b
     store(a.scales + i, step)
     sums, scaled_sums = a.sums + SUMS * i, a.scaled_sums + SUMS * i
-    store_sums(low + high, step, sums, scaled_sums)
-    store_sums(low, step, sums + 4, scaled_sums + 4)
-    store_sums(high, step, sums + 8, scaled_sums + 8)
+    first, last = pair_sums(low), pair_sums(high)
+    store_sums(add_pairs(first, last), step, sums, scaled_sums)
+    store_sums(first, step, sums + 4, scaled_sums + 4)
+    store_sums(last, step, sums + 8, scaled_sums + 8)
 
 
 @inline
-def store_sums(columns: Lanes, scale: float, place: int, scaled: int) -> None:
-    """Store the pair of sums of columns, and all of them together times the scale."""
-    store(place, pair_sums(columns))
-    store(scaled, f32(sum_i32(columns)) * scale)
+def add_pairs(one: int, other: int) -> Any:
+    """Add two pairs of 16 bits; what the lower halves carry stays out of the upper ones."""
+    upper = (one & HIGH) + (other & HIGH)
+    return i32(upper) | (i32(one + other) & i32(0xFFFF))
+
+
+@inline
+def store_sums(pair: Any, scale: float, place: int, scaled: int) -> None:
+    """Store a pair of sums of columns, and both together times the scale."""
+    low = i32(pair << 16)
+    store(place, i32(pair))
+    store(scaled, f32(i32(low >> 16) + i32(pair >> 16)) * scale)
 
 
 @part
