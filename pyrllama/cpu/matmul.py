@@ -2,9 +2,10 @@
 
 Groups of 16 rows of weights are unpacked once into panels, and rows of activations, six at a time,
 are multiplied with them (``parts.py``).  The twelve 256-bit halves of six vectors of sums are what
-sixteen registers hold beside their operands; wider registers need half of them.  Panels of
-quantised types hold bytes (``panels.py``), or numbers of 16 bits where signed ones gain by it
-(``short_panels.py``), and those of types with float32 activations float32 (``float_panels.py``).
+sixteen registers hold beside their operands; 32 wide ones hold those of two groups, which share a
+panel then (``pair_panels.py``).  Panels of quantised types hold bytes (``panels.py``), or numbers
+of 16 bits where signed ones gain by it (``short_panels.py``), and those of types with float32
+activations float32 (``float_panels.py``).
 
 Results are summed in the order of ``matvec.py``: a token has the same bits alone, in a batch
 and in a prompt.  ``out`` must have room for whole sixes of rows.
