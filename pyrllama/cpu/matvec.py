@@ -18,14 +18,7 @@ import numpy as np
 
 from pyrllama.cpu.blocks import blocks_of
 from pyrllama.cpu.formats import format_named
-from pyrllama.cpu.instructions import (
-    fused_multiply_add,
-    half_to_float,
-    has_pairs,
-    hide,
-    keep_order,
-    prefetch,
-)
+from pyrllama.cpu.instructions import fused_multiply_add, half_to_float, hide, keep_order, prefetch
 from pyrllama.cpu.kernel import KernelFunction, View, inline, kernel, view
 from pyrllama.cpu.levels import PAIRS, over_pairs
 from pyrllama.cpu.records import ACTIVATIONS, MATRIX, SUMS, WIDE_BYTES
@@ -52,8 +45,6 @@ Activations = view(ACTIVATIONS)
 
 PREFETCH = 1024
 """Bytes ahead of the weights in use that are asked for."""
-WIDE_PREFETCH = 1792
-"""The same with AVX-512, for quantised types of less than eight bits."""
 TAIL_COLUMNS, TAIL_FLOATS = 128, 16
 """Columns at the end of a group during which the beginning of the next ones is asked for, of
 quantised types and of floats."""
@@ -177,7 +168,6 @@ def quantised_product(format_: Format) -> KernelFunction:
     wide = format_.form == WIDE_BYTES
     add_first, add_last = (section_adder(format_, section) for section in (0, sections - 1))
     finish_block = block_finisher(format_)
-    wide_prefetch = WIDE_PREFETCH if format_.bits < 8 else PREFETCH
 
     @inline
     def add_block(n: Lanes, p: int, q: int, i: int, x: int, begin: Lanes, begin_1: Lanes) -> Lanes:
@@ -217,9 +207,8 @@ def quantised_product(format_: Format) -> KernelFunction:
             for line in range(0, asked_bytes, 64):
                 prefetch(p + to_next + line)
         else:
-            ahead = wide_prefetch if has_pairs() else PREFETCH
             for line in range(0, asked_bytes, 64):
-                prefetch(p + ahead + line)
+                prefetch(p + PREFETCH + line)
 
     @kernel
     def product(
