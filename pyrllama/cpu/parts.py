@@ -231,11 +231,11 @@ def product_by_parts(
     ) -> None:  # fmt: skip
         """Multiply no more groups and rows than meet at once."""
         if paired and has_pairs() and last - first > 1:
+            odd = last - (last - first) % 2
             with_panels_of_pairs(
-                m, x, x_stride, n_rows, out, stride, first, last - (last - first) % 2, accumulate,
-                panel,
+                m, x, x_stride, n_rows, out, stride, first, odd, accumulate, panel
             )  # fmt: skip
-            first = last - (last - first) % 2
+            first = odd
         if first == last:
             return
         if differs and has_assembly() and not few:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class Transfers:
     """Pinned host memory, mapped once, and copies from and to it in the order of a queue.
 
+    What ``begin_fetch`` reads goes through a queue of its own.
     What is sent must stay as it is until something sent or launched behind it was waited for.
     """
 

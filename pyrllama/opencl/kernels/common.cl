@@ -77,15 +77,18 @@ FUNCTION float sum8(float8 v) {
   return (four.x + four.y) + (four.z + four.w);
 }
 
+// A split's greatest score of a head, and behind it the sum of powers to that.
+FUNCTION __global const float *share_of(Source source, int s, int head) {
+  return (__global const float *)(source.shares + s * N_HEADS + head);
+}
+
 // Join what the splits of one row gathered for the head of a column, in powers of two.
 FUNCTION float joined(Source source, int column) {
   int head = min(column / HEAD_DIM, N_HEADS - 1);
   float top = -INFINITY, sum = 0.0f, value = 0.0f;
+  for (int s = 0; s < SPLITS; s++) top = fmax(top, load_shared(share_of(source, s, head)));
   for (int s = 0; s < SPLITS; s++) {
-    top = fmax(top, load_shared((__global const float *)(source.shares + s * N_HEADS + head)));
-  }
-  for (int s = 0; s < SPLITS; s++) {
-    __global const float *share = (__global const float *)(source.shares + s * N_HEADS + head);
+    __global const float *share = share_of(source, s, head);
     float weight = exp2(load_shared(share) - top);
     sum += weight * load_shared(share + 1);
     value += weight * load_shared(source.x + s * Q_STRIDE + column);
@@ -101,13 +104,13 @@ FUNCTION void put_factors(Source source, __local float *factors) {
     float tops[SPLITS], sums[SPLITS];
     UNROLL_ON_GPU
     for (int s = 0; s < SPLITS; s++) {
-      __global const float *share = (__global const float *)(source.shares + s * N_HEADS + head);
+      __global const float *share = share_of(source, s, head);
       tops[s] = load_shared(share);
       sums[s] = load_shared(share + 1);
     }
     UNROLL_ON_GPU
     for (int s = 0; s < SPLITS; s++) {
-      __global const float *share = (__global const float *)(source.shares + s * N_HEADS + head);
+      __global const float *share = share_of(source, s, head);
       tops[s] = await_one(tops[s], share, source.expected);
       sums[s] = await_one(sums[s], share + 1, source.expected);
     }

@@ -92,12 +92,6 @@ FUNCTION Matrix matrix_at(WEIGHTS_PARAMETERS, __constant const long *places, int
 #else
 #define MEETS(needed) 1
 #endif
-#define MEET                                                                                      \
-  NOTE_CAME                                                                                       \
-  grid_barrier(words, round + 1);                                                                 \
-  NOTE_LEFT                                                                                       \
-  round++;
-
 // Where results are stamped, nobody waits between products but for the numbers themselves. The
 // residual stream changes its stamp twice a layer, all else once.
 #ifdef STAMPED
@@ -105,26 +99,24 @@ FUNCTION Matrix matrix_at(WEIGHTS_PARAMETERS, __constant const long *places, int
 #define STAMP_ATTENDED STAMP(0)
 #define STAMP_WHOLE STAMP(1)
 #define STAMP_BEFORE STAMP(1)  // of all places before the first layer
-#define ARRIVE                                                                                    \
-  NOTE_CAME                                                                                       \
-  come(words);
+#define COME come(words)
 // Attention looks at few numbers, and for them alone.
-#define AWAIT(role)                                                                               \
-  if (role != ROLE_QKV) await_most(words, round + 1);                                             \
-  NOTE_LEFT                                                                                       \
-  round++;
+#define LOOK(role)                                                                                \
+  if (role != ROLE_QKV) await_most(words, round + 1)
 #else
 #define STAMP_OF_LAYER UNSTAMPED
 #define STAMP_ATTENDED UNSTAMPED
 #define STAMP_WHOLE UNSTAMPED
+#define COME join_grid(words)
+#define LOOK(role) await_grid(words, round + 1)
+#endif
 #define ARRIVE                                                                                    \
   NOTE_CAME                                                                                       \
-  join_grid(words);
+  COME;
 #define AWAIT(role)                                                                               \
-  await_grid(words, round + 1);                                                                    \
+  LOOK(role);                                                                                     \
   NOTE_LEFT                                                                                       \
   round++;
-#endif
 
 // Stamp n numbers anew, of all groups' work-items this one's.
 FUNCTION void stamp_anew(__global float *numbers, int n, int stamp) {
@@ -168,7 +160,10 @@ __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void persistent_step
   stamp_anew((__global float *)shares, 2 * SPLITS * N_HEADS, STAMP_BEFORE);
 #endif
 #if EMBEDS
-  MEET
+  NOTE_CAME
+  grid_barrier(words, 1);
+  NOTE_LEFT
+  round++;
 #elif defined(STAMPED)
   grid_barrier(words, 1);
 #endif
