@@ -20,8 +20,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from random_gguf import random_checkpoint
 
-from pyrllama.checkpoints.random import SHAPES, RandomCheckpoint
+from pyrllama.checkpoints.random import SHAPES
 from pyrllama.core import Batch, Chunk, TopLogits, blocks_for
 from pyrllama.errors import RllamaError
 from pyrllama.opencl import choose_devices
@@ -51,18 +52,17 @@ def main() -> None:
     config = SHAPES[arguments.shape]
     if arguments.layers:
         config = dataclasses.replace(config, n_layers=arguments.layers)
-    kind = TensorType[arguments.type.upper()]
     context = max(arguments.contexts)
     config = dataclasses.replace(config, context_length=max(context, config.context_length))
-    print(f"{device}, {device.driver}; {arguments.shape} {kind.name}")
+    print(f"{device}, {device.driver}; {arguments.shape} {arguments.type}")
     copy = copy_bandwidth(device)
     print(f"copy bandwidth {copy / 1e12:.3f} TB/s", flush=True)
     n_blocks = blocks_for(context) * max(arguments.sequences, default=1)
     sizes = Sizes(context, n_blocks, min(512, context), TensorType.F16)
     part = Part(range(config.n_layers), embeds=True, ends=True)
     start = time.perf_counter()
-    stage = Stage(device, RandomCheckpoint(config, kind), part, sizes, wanted=None,
-                  progress=lambda _: None)  # fmt: skip
+    checkpoint = random_checkpoint(config, arguments.type)
+    stage = Stage(device, checkpoint, part, sizes, wanted=None, progress=lambda _: None)
     print(f"loaded {stage.weight_bytes / 1e9:.2f} GB in {time.perf_counter() - start:.1f} s")
     base = dataclasses.replace(stage.tuning, **fields(arguments.base))
     for tuning, changed in variants(base, arguments.decode):
@@ -84,7 +84,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", type=int)
     parser.add_argument("--shape", choices=list(SHAPES), default="7b")
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
-    parser.add_argument("--type", default="q4_0")
+    parser.add_argument("--type", default="q4_0", help="of all weights, or a mixture's name")
     parser.add_argument("--base", default="", help="what all variants have: name=value ...")
     parser.add_argument(
         "--decode", action="append", default=[], help="variants of decoding; '' is the default"

@@ -2,8 +2,9 @@
 
 Speed does not depend on the values of the weights, and real ones may not be passed on.  Without
 ``--vocabulary`` the file has none, which llama.cpp's ``llama-bench`` accepts; what makes text
-needs one of the same size, taken from another GGUF.  With ``--mixture`` the type is the name of a
-mixture, and each matrix has the type that it gets there; else all have the same.
+needs one of the same size, taken from another GGUF.  Where the type is the name of a mixture, each
+matrix has the type that it gets there.  With ``--mixture`` that is meant where a type is called so,
+too, as Q6_K; else all have the same.
 
     python bench/random_gguf.py 1b q4_0 /tmp/1b-q4_0.gguf
     python bench/random_gguf.py 1b q4_0 /tmp/1b-q4_0.gguf --vocabulary Llama-3.2-1B.gguf
@@ -21,12 +22,11 @@ from pyrllama.checkpoints.gguf_file import GgufFile
 from pyrllama.checkpoints.gguf_writer import PendingTensor, write_gguf
 from pyrllama.checkpoints.random import SHAPES, RandomCheckpoint
 from pyrllama.errors import SettingError
-from pyrllama.mixtures import Mixture, parse_mixture, tensor_types
+from pyrllama.mixtures import parse_mixture, tensor_types
 from pyrllama.quants import WRITABLE
 
 if TYPE_CHECKING:
     from pyrllama.model_config import ModelConfig
-    from pyrllama.tensors import TensorType
 
 
 TYPES = {type_.name.lower(): type_ for type_ in sorted(WRITABLE)}
@@ -64,26 +64,24 @@ def vocabulary_of(path: Path, size: int) -> dict[str, Any]:
     return keys
 
 
-def random_tensors(
-    config: ModelConfig, type_: TensorType, mixture: Mixture | None
-) -> list[PendingTensor]:
-    """Return a model's tensors, its matrices of one type or, with a mixture, of that one's."""
-    checkpoints = {type_: RandomCheckpoint(config, type_)}
-    tensors = checkpoints[type_].tensors
-    types = dict.fromkeys(tensors, type_)
-    if mixture:
-        types = tensor_types(config, tensors, mixture)
-    pending = []
-    for name in tensors:
-        chosen = type_ if len(tensors[name].shape) == 1 else types[name]
-        source = checkpoints.setdefault(chosen, RandomCheckpoint(config, chosen))
-        pending.append(
-            PendingTensor(
-                source.tensors[name],
-                lambda name=name, source=source: iter([source.read(name).data]),  # type: ignore[misc]
-            )
-        )
-    return pending
+def random_checkpoint(config: ModelConfig, name: str, *, mixture: bool = False) -> RandomCheckpoint:
+    """Return a model whose matrices have a type or, also if ``mixture``, those of a mixture.
+
+    Raises ``SettingError`` for a name of neither.
+    """
+    if name.lower() in TYPES and not mixture:
+        return RandomCheckpoint(config, TYPES[name.lower()])
+    chosen = parse_mixture(name)
+    types = tensor_types(config, RandomCheckpoint(config, chosen.type).tensors, chosen)
+    return RandomCheckpoint(config, chosen.type, types=types)
+
+
+def pending(checkpoint: RandomCheckpoint) -> list[PendingTensor]:
+    """Return a model's tensors, to be written."""
+    return [
+        PendingTensor(info, lambda name=name: iter([checkpoint.read(name).data]))  # type: ignore[misc]
+        for name, info in checkpoint.tensors.items()
+    ]
 
 
 def main() -> None:
@@ -100,12 +98,10 @@ def main() -> None:
     if arguments.vocabulary:
         metadata |= vocabulary_of(arguments.vocabulary, config.vocab_size)
     try:
-        mixture = parse_mixture(arguments.type) if arguments.mixture else None
-        type_ = mixture.type if mixture else TYPES[arguments.type]
-    except (SettingError, KeyError) as error:
-        parser.error(f"{arguments.type}: no such type ({error})")
-    tensors = random_tensors(config, type_, mixture)
-    write_gguf(arguments.path, metadata, tensors)
+        checkpoint = random_checkpoint(config, arguments.type, mixture=arguments.mixture)
+    except SettingError as error:
+        parser.error(str(error))
+    write_gguf(arguments.path, metadata, pending(checkpoint))
 
 
 if __name__ == "__main__":

@@ -107,22 +107,35 @@ class RandomCheckpoint(Checkpoint):
     Weights are normally distributed with variance ``1 / cols``, which keeps activations
     finite.  The same ``seed`` gives the same weights in whatever order they are read.
     ``tied`` leaves the output projection out; None does so for the shapes published like that.
+    ``types`` are those of single tensors that differ, as in a mixture.
 
     Raises ``SettingError`` for a type that cannot be made, or whose blocks do not fit the rows.
     """
 
     def __init__(
-        self, config: ModelConfig, type_: TensorType, seed: int = 0, *, tied: bool | None = None
+        self,
+        config: ModelConfig,
+        type_: TensorType,
+        seed: int = 0,
+        *,
+        tied: bool | None = None,
+        types: Mapping[str, TensorType] = MappingProxyType({}),
     ) -> None:
-        if type_ not in WRITABLE:
-            raise SettingError("the tensor type", type_.name, f"one of {names_of(WRITABLE)}")
+        for wanted in (type_, *types.values()):
+            if wanted not in WRITABLE:
+                raise SettingError("the tensor type", wanted.name, f"one of {names_of(WRITABLE)}")
         self.path = Path("random weights")
         self.format = f"random weights, {type_.name}"
         self.config = config
         self.metadata: Mapping[str, Any] = MappingProxyType({"seed": seed})
         if tied is None:
             tied = config in _TIED
-        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(_tensors(config, type_, tied))
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(
+            {
+                name: dataclasses.replace(info, type=types.get(name, info.type))
+                for name, info in _tensors(config, type_, tied).items()
+            }
+        )
         self._seed = seed
         self._numbers = {name: number for number, name in enumerate(self.tensors)}
         self._pools: dict[tuple[TensorType, int], NDArray[np.uint8]] = {}

@@ -107,3 +107,17 @@ def test_types_that_cannot_be() -> None:
 def test_a_tensor_that_is_not_there() -> None:
     with pytest.raises(TensorError, match="no tensor rope_freqs"):
         RandomCheckpoint(CONFIG, TensorType.F32).read("rope_freqs.weight")
+
+
+def test_single_tensors_may_have_types_of_their_own() -> None:
+    types = {"output.weight": TensorType.Q6_K, "blk.0.attn_v.weight": TensorType.Q8_0}
+    config = tiny_config(dim=256, n_heads=4, n_kv_heads=4)
+    checkpoint = RandomCheckpoint(config, TensorType.F16, types=types)
+    found = {name: info.type for name, info in checkpoint.tensors.items()}
+    assert {name: found[name] for name in types} == types
+    assert found["blk.0.attn_k.weight"] is TensorType.F16
+    assert found["output_norm.weight"] is TensorType.F32
+    rows = config.vocab_size, row_bytes(TensorType.Q6_K, 256)
+    assert checkpoint.read("output.weight").data.shape == rows
+    with pytest.raises(SettingError, match="IQ2_S"):
+        RandomCheckpoint(config, TensorType.F16, types={"output.weight": TensorType.IQ2_S})
