@@ -42,7 +42,7 @@ def defines(
         "GROUP": tuning.group,
         "TOP_PART": top_part(config.vocab_size),
         "LOADS": tuning.loads,
-        "FIRST_LOADS": min(tuning.first_loads, tuning.loads),
+        "SECOND_LOADS": min(tuning.second_loads, tuning.loads),
         "SPLITS": tuning.splits,
         "ATTENTION_GROUP": ATTENTION_GROUP,
         "ATTENTION_ROWS": tuning.attention_rows,

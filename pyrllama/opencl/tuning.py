@@ -51,9 +51,9 @@ class Tuning:
     groups: int = 64
     """Work-groups that a product of one token takes at most."""
     loads: int = 4
-    first_loads: int = 4
-    """Of those, how many it asks for before all groups have met."""
-    """16-byte loads of a work-item on their way at a time."""
+    """16-byte loads of a work-item for a task, of which two are on their way at a time."""
+    second_loads: int = 4
+    """How many it asks for of the second task before it has what they are multiplied with."""
     heads: int = 1
     """Heads that share keys from which a team attends at a time."""
     splits: int = 2
@@ -74,8 +74,8 @@ class Tuning:
     persistent: bool = False
     """Whether a step of one token is one kernel that waits across the grid."""
     copies: bool = False
-    """Whether it has a copy of its code for each product of a layer, where layers are alike, which
-    compilers for CPUs take minutes for; otherwise its products are in a table."""
+    """Whether it has a copy of its code for each product of a layer, where layers are of few forms,
+    which compilers for CPUs take minutes for; otherwise its products are in a table."""
     stamped: bool = False
     """Whether its groups wait for numbers, not for each other, where a model allows that."""
     phase_times: bool = False

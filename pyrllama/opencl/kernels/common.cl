@@ -37,15 +37,20 @@ typedef struct {
   int n;
 } Place;
 
-// What a lane has asked for of a product.
+// What a lane has asked for of a task.
 typedef struct {
   uint4 unit[LOADS];
   ushort scale[LOADS];
   Side side[LOADS];  // of types that are cut into planes
-  Place place;       // of a product's first task
-  uint holders;      // of what the work-item finishes, and what it is added to; see shares.cl
-  float before;
 } Task;
+
+// Of a product that begins: the team's first two tasks, and where they stand.
+typedef struct {
+  Task first, second;
+  Place second_at;
+  uint holders;  // of what the work-item finishes, and what it is added to; see shares.cl
+  float before;
+} Begun;
 
 // Where a product's activations come from: a row of floats, or the parts that attention left.
 typedef struct {

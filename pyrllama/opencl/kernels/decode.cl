@@ -8,10 +8,10 @@
   __local float scratch[SCRATCH_FLOATS];                                                          \
   Matrix m = {units, scales, rows, n_units};                                                      \
   Target target = {to, adds, UNSTAMPED};                                                          \
-  Task task;                                                                                      \
-  KIND(begin)(&task, m, pairs);                                                                   \
-  KIND(product)(&task, m, source, target, pairs, memory, scratch);                                \
-  KIND(finish)(&task, m, source, target, pairs, scratch);
+  Begun begun;                                                                                    \
+  KIND(begin)(&begun, m, pairs);                                                                   \
+  KIND(product)(&begun, m, source, target, pairs, memory, scratch);                                \
+  KIND(finish)(&begun, m, source, target, pairs, scratch);
 
 // out = matrix * RMSNorm(x)
 __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void KIND(norm_product)(

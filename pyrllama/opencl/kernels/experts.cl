@@ -41,10 +41,10 @@ __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void KIND(expert_swi
   const Matrix m = KIND(chosen_expert)(units, scales, rows, n_units, chosen);
   Source source = {x, weight, 0, n, eps, 1};
   Target target = {out + get_group_id(1) * out_stride, 0, UNSTAMPED};
-  Task task;
-  KIND(begin)(&task, m, 1);
-  KIND(product)(&task, m, source, target, 1, memory, scratch);
-  KIND(finish)(&task, m, source, target, 1, scratch);
+  Begun begun;
+  KIND(begin)(&begun, m, 1);
+  KIND(product)(&begun, m, source, target, 1, memory, scratch);
+  KIND(finish)(&begun, m, source, target, 1, scratch);
 }
 
 // For each expert of a token, out = matrix * its row of x.
@@ -57,10 +57,10 @@ __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void KIND(expert_pro
   const Matrix m = KIND(chosen_expert)(units, scales, rows, n_units, chosen);
   Source source = {x + get_group_id(1) * x_stride, 0, 0, 0, 0, 0};
   Target target = {out + get_group_id(1) * out_stride, 0, UNSTAMPED};
-  Task task;
-  KIND(begin)(&task, m, 0);
-  KIND(product)(&task, m, source, target, 0, memory, scratch);
-  KIND(finish)(&task, m, source, target, 0, scratch);
+  Begun begun;
+  KIND(begin)(&begun, m, 0);
+  KIND(product)(&begun, m, source, target, 0, memory, scratch);
+  KIND(finish)(&begun, m, source, target, 0, scratch);
 }
 
 // For each expert, a tile product with its run of the rows of x, which stand sorted; out gets them

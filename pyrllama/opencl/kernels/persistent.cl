@@ -38,10 +38,10 @@ FUNCTION Matrix matrix_at(WEIGHTS_PARAMETERS, __constant const long *places, int
 #define AT(index) matrix_at(w0, w1, w2, w3, w4, w5, places, index)
 #define WORD_AT(index, word) ((int)places[PLACE_WORDS * (index) + (word)])
 #define KIND_AT(index) WORD_AT(index, PLACE_KIND)
-#define BEGIN(kind) begin_##kind(&task, m, 0)
-#define BEGIN_PAIRS(kind) begin_##kind(&task, m, 1)
-#define COMPUTE(kind) product_##kind(&task, m, source, target, pairs, memory, scratch)
-#define FINISH(kind) finish_##kind(&task, m, source, target, pairs, scratch)
+#define BEGIN(kind) begin_##kind(&begun, m, 0)
+#define BEGIN_PAIRS(kind) begin_##kind(&begun, m, 1)
+#define COMPUTE(kind) product_##kind(&begun, m, source, target, pairs, memory, scratch)
+#define FINISH(kind) finish_##kind(&begun, m, source, target, pairs, scratch)
 
 // Ask for what a phase reads first, before it can begin: weights, or of the cache, where all of a
 // sequence but its newest token stands since before the step. CALL calls a function of the type.
@@ -139,7 +139,7 @@ __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void persistent_step
   __local float scratch[SCRATCH_FLOATS];
   const int group = get_group_id(0), n_groups = N_GROUPS;
   int round = 0, nth = 0;
-  Task task;
+  Begun begun;
   Item item;
   Slice slice;
   Matrix m = AT(0);

@@ -1,7 +1,7 @@
 // Matrix times one row of activations, for one storage type (see weights.cl and shares.cl).
 //
-// The next task is always asked for before the present one is computed, so that memory never waits
-// for arithmetic, and the first one before the activations are there.
+// Two tasks are always on their way, so that memory never waits for arithmetic, the first ones before
+// the activations are there.
 
 #undef SEGMENT_UNITS
 #undef SEGMENTED
@@ -35,20 +35,32 @@ FUNCTION void KIND(fetch)(Task *task, Matrix m, Place at, const int from, const 
   }
 }
 
-// Ask for a team's first task of a round, `loads` of its units.
-FUNCTION void KIND(first)(
-    Task *task, Matrix m, Columns columns, Span span, const int pairs, const int loads) {
+// Ask for a team's first task of a round.
+FUNCTION void KIND(first)(Begun *begun, Matrix m, Columns columns, Span span, const int pairs) {
   Cursor cursor = cursor_at(columns, span.begin);
-  task->place = next_place(m, columns, span, &cursor, span.begin);
-  KIND(fetch)(task, m, task->place, 0, loads);
-  put_holders(task, span, columns, pairs);
+  KIND(fetch)(&begun->first, m, next_place(m, columns, span, &cursor, span.begin), 0, LOADS);
+  put_holders(begun, span, columns, pairs);
 }
 
-// Ask for a team's first task of a product, not for all of it: what all groups ask for at once stands
-// before the results for which they wait, and beyond FIRST_LOADS it makes them wait for longer.
-FUNCTION void KIND(begin)(Task *task, Matrix m, const int pairs) {
+// Ask for a team's first task of a product.
+FUNCTION void KIND(begin)(Begun *begun, Matrix m, const int pairs) {
   const Columns columns = columns_from(0, min(m.n_units, SEGMENT_UNITS));
-  KIND(first)(task, m, columns, span_of(m.rows, pairs, columns, 0), pairs, FIRST_LOADS);
+  KIND(first)(begun, m, columns, span_of(m.rows, pairs, columns, 0), pairs);
+}
+
+// Find the second task of a round, and ask for SECOND_LOADS of its units. What all groups ask for at
+// once stands before the results for which they wait, so this comes behind the request for those.
+FUNCTION void KIND(second)(Begun *begun, Matrix m, Columns columns, Span span) {
+  Cursor cursor = cursor_at(columns, span.begin);
+  advance(&cursor, columns);
+  begun->second_at = next_place(m, columns, span, &cursor, span.begin + 1);
+  KIND(fetch)(&begun->second, m, begun->second_at, 0, SECOND_LOADS);
+}
+
+// The same for a product's first round.
+FUNCTION void KIND(begin_second)(Begun *begun, Matrix m, const int pairs) {
+  const Columns columns = columns_from(0, min(m.n_units, SEGMENT_UNITS));
+  KIND(second)(begun, m, columns, span_of(m.rows, pairs, columns, 0));
 }
 
 // --- activations in local memory --------------------------------------------------------------
@@ -148,7 +160,8 @@ FUNCTION float KIND(dot)(const Task *task, int j, int unit, __local const uint4 
 // Bring columns [first, first + n) of a row of floats into local memory; returns the sum of the
 // squares that the work-item has seen, of what the norm's weights have not yet scaled.
 FUNCTION float KIND(load_row)(
-    Source source, int first, int n, __local uint4 *memory, __local float *scratch) {
+    Begun *begun, Matrix m, const int pairs, Source source, int first, int n,
+    __local uint4 *memory, __local float *scratch) {
   float squares = 0.0f;
   #pragma unroll 1
   for (int start = 0; start < n / 8; start += EIGHTS_AT_ONCE * GROUP) {
@@ -160,6 +173,7 @@ FUNCTION float KIND(load_row)(
       v[k] = load_shared8(source.x + first + 8 * quad);
       if (source.norm) weight[k] = load_float8(source.weight + first + 8 * quad);
     }
+    if (first + start == 0) KIND(begin_second)(begun, m, pairs);
     UNROLL_ON_GPU
     for (int k = 0; k < EIGHTS_AT_ONCE; k++) {
       const int quad = start + k * GROUP + (int)get_local_id(0);
@@ -176,11 +190,11 @@ FUNCTION float KIND(load_row)(
   return squares;
 }
 
-// Bring columns [first, first + n) of the source into local memory; n is a multiple of 32. With
-// `measure` their squares are summed in SQUARES.
+// Bring columns [first, first + n) of the source into local memory; n is a multiple of 32. The first
+// ones asked for, some of m's second task is. With `measure` their squares are summed in SQUARES.
 FUNCTION void KIND(load)(
-    Source source, int first, int n, const int measure, __local uint4 *memory,
-    __local float *scratch) {
+    Begun *begun, Matrix m, const int pairs, Source source, int first, int n, const int measure,
+    __local uint4 *memory, __local float *scratch) {
   LOCAL_FENCE;  // the products before are done with the memory
   if (source.shares) {
     __local float *factors = scratch + FACTORS;
@@ -189,6 +203,7 @@ FUNCTION void KIND(load)(
       const int quad = start + (int)get_local_id(0), column = first + 8 * min(quad, n / 8 - 1);
       float8 parts[SPLITS];
       load_parts(source, column, parts);  // on their way while the factors come
+      if (first + start == 0) KIND(begin_second)(begun, m, pairs);
       if (start == 0) {
         put_factors(source, factors);
         LOCAL_FENCE;
@@ -197,7 +212,7 @@ FUNCTION void KIND(load)(
       KIND(put)(quad, quad < n / 8, joined8(parts, column, factors), memory, scratch);
     }
   } else {
-    const float squares = KIND(load_row)(source, first, n, memory, scratch);
+    const float squares = KIND(load_row)(begun, m, pairs, source, first, n, memory, scratch);
     if (measure) {
       const float of_team = team_sum(squares, scratch);
       if (lane_id() == 0) scratch[SQUARES + team_in_group()] = of_team;
@@ -221,41 +236,59 @@ FUNCTION void KIND(measure)(Source source, int n, __local float *scratch) {
 
 // --- the product ------------------------------------------------------------------------------
 
-// Compute a team's run of tasks. What it has of a row goes to SUMS, or, where the row begins with an
-// earlier team, to CARRIES.
+// Add the products of a task to what a team has of a row so far. At the row's or the run's end that
+// goes to SUMS, or, where the row began with an earlier team, to CARRIES.
+FUNCTION void KIND(add)(
+    const Task *task, Columns columns, Span span, int nth, Cursor *at, int *target, float *total,
+    __local const uint4 *memory, __local float *scratch) {
+  #pragma unroll
+  for (int j = 0; j < LOADS; j++) {
+    // Behind the row's end the weights are zeros; the activations must be numbers too.
+    const int unit = (at->column * LOADS + j) * LANES + lane_id();
+    *total += KIND(dot)(task, j, min(unit, columns.n - 1), memory);
+  }
+  advance(at, columns);
+  if (at->column == 0 || nth + 1 == span.end) {
+    team_keep(*total, scratch + *target);
+    *total = 0.0f;
+    *target = SUMS + at->row * KEPT;
+  }
+}
+
+// Ask for a task of a team's run if it has one, the one that the cursor is at. Asking for nothing
+// would take its time behind the last task, where the whole group waits.
+FUNCTION void KIND(ask_next)(
+    Task *task, Matrix m, Columns columns, Span span, Cursor *ahead, int nth) {
+  if (nth < span.end) {
+    KIND(fetch)(task, m, next_place(m, columns, span, ahead, nth), 0, LOADS);
+  }
+}
+
+// Compute a team's run of tasks, two by two: while one is computed, the other is on its way.
 FUNCTION void KIND(run)(
-    Task *task, Matrix m, Columns columns, Span span, __local const uint4 *memory,
+    Begun *begun, Matrix m, Columns columns, Span span, __local const uint4 *memory,
     __local float *scratch) {
   Cursor at = cursor_at(columns, span.begin), ahead = at;
+  advance(&ahead, columns);
   advance(&ahead, columns);
   int target = at.column ? CARRIES + team_in_group() * KEPT : SUMS + at.row * KEPT;
   float total = 0.0f;
   #pragma unroll 1
-  for (int nth = span.begin; nth < span.end; nth++) {
-    const Task present = *task;
-    KIND(fetch)(task, m, next_place(m, columns, span, &ahead, nth + 1), 0, LOADS);
-    #pragma unroll
-    for (int j = 0; j < LOADS; j++) {
-      // Behind the row's end the weights are zeros; the activations must be numbers too.
-      const int unit = (at.column * LOADS + j) * LANES + lane_id();
-      total += KIND(dot)(&present, j, min(unit, columns.n - 1), memory);
-    }
-    advance(&at, columns);
-    if (at.column == 0 || nth + 1 == span.end) {
-      team_keep(total, scratch + target);
-      total = 0.0f;
-      target = SUMS + at.row * KEPT;
-    }
+  for (int nth = span.begin; nth < span.end; nth += 2) {
+    KIND(add)(&begun->first, columns, span, nth, &at, &target, &total, memory, scratch);
+    if (nth + 1 == span.end) break;
+    KIND(ask_next)(&begun->first, m, columns, span, &ahead, nth + 2);
+    KIND(add)(&begun->second, columns, span, nth + 1, &at, &target, &total, memory, scratch);
+    KIND(ask_next)(&begun->second, m, columns, span, &ahead, nth + 3);
   }
 }
 
-// Compute a group's rows of m up to where `finish` writes the last of them. `task` holds its
-// teams' first ones, as `begin` leaves them.
+// Compute a group's rows of m up to where `finish` writes the last of them. `begun` is as `begin`
+// leaves it.
 FUNCTION void KIND(product)(
-    Task *task, Matrix m, Source source, Target target, const int pairs, __local uint4 *memory,
+    Begun *begun, Matrix m, Source source, Target target, const int pairs, __local uint4 *memory,
     __local float *scratch) {
   const int n_rounds = rounds_of(m.rows, pairs);
-  KIND(fetch)(task, m, task->place, FIRST_LOADS, LOADS);
 #if SEGMENTED
   if (source.norm) KIND(measure)(source, m.n_units * UNIT_COLS, scratch);
   for (int first = 0; first < m.n_units; first += SEGMENT_UNITS)
@@ -264,20 +297,24 @@ FUNCTION void KIND(product)(
 #endif
   {
     const Columns columns = columns_from(first, min(m.n_units - first, SEGMENT_UNITS));
-    KIND(load)(source, first * UNIT_COLS, columns.n * UNIT_COLS, !SEGMENTED && source.norm,
-               memory, scratch);
+    KIND(load)(begun, m, pairs, source, first * UNIT_COLS, columns.n * UNIT_COLS,
+               !SEGMENTED && source.norm, memory, scratch);
     MARK(LOADED)
     #pragma unroll 1
     for (int round = 0; round < n_rounds; round++) {
       const Span span = span_of(m.rows, pairs, columns, round);
-      if (first || round) KIND(first)(task, m, columns, span, pairs, LOADS);
+      if (first || round) {
+        KIND(first)(begun, m, columns, span, pairs);
+        KIND(second)(begun, m, columns, span);
+      }
+      KIND(fetch)(&begun->second, m, begun->second_at, SECOND_LOADS, LOADS);
       const int goes_on = first + SEGMENT_UNITS < m.n_units;
       const Target part = part_of(target, first, goes_on);
-      put_before(task, span, part);
-      KIND(run)(task, m, columns, span, memory, scratch);
+      put_before(begun, span, part);
+      KIND(run)(begun, m, columns, span, memory, scratch);
       MARK(COMPUTED)
       if (round + 1 < n_rounds || goes_on) {
-        finish_round(task, source, columns, span, part, pairs, scratch);
+        finish_round(begun, source, columns, span, part, pairs, scratch);
         LOCAL_FENCE;  // the sums are read
       }
     }
@@ -288,10 +325,10 @@ FUNCTION void KIND(product)(
 //
 // With `pairs` the rows are a half of gates and a half of ups, and the target gets silu(gate) * up.
 FUNCTION void KIND(finish)(
-    const Task *task, Matrix m, Source source, Target target, const int pairs,
+    const Begun *begun, Matrix m, Source source, Target target, const int pairs,
     __local float *scratch) {
   const int first = SEGMENTED ? (m.n_units - 1) / SEGMENT_UNITS * SEGMENT_UNITS : 0;
   const Columns columns = columns_from(first, m.n_units - first);
   const Span span = span_of(m.rows, pairs, columns, rounds_of(m.rows, pairs) - 1);
-  finish_round(task, source, columns, span, part_of(target, first, 0), pairs, scratch);
+  finish_round(begun, source, columns, span, part_of(target, first, 0), pairs, scratch);
 }

@@ -166,17 +166,17 @@ FUNCTION uint own_holders(Span span, Columns columns, const int pairs) {
 
 // On NVIDIA's GPUs it is known before a product begins, while groups wait for each other: behind the
 // last task it would be a chain of operations. Elsewhere that is code for compilers to take long for.
-FUNCTION void put_holders(Task *task, Span span, Columns columns, const int pairs) {
+FUNCTION void put_holders(Begun *begun, Span span, Columns columns, const int pairs) {
 #ifdef NVIDIA
   uint holders = own_holders(span, columns, pairs);
   FORGET(holders);
-  task->holders = holders;
+  begun->holders = holders;
 #endif
 }
 
-FUNCTION uint holders_put(const Task *task, Span span, Columns columns, const int pairs) {
+FUNCTION uint holders_put(const Begun *begun, Span span, Columns columns, const int pairs) {
 #ifdef NVIDIA
-  return task->holders;
+  return begun->holders;
 #else
   return own_holders(span, columns, pairs);
 #endif
@@ -212,19 +212,19 @@ FUNCTION Target part_of(Target target, int first, int goes_on) {
 
 // What a work-item's result will be added to is on its way while the tasks are computed. It is the
 // work-item's own, or of before the groups met.
-FUNCTION void put_before(Task *task, Span span, Target target) {
+FUNCTION void put_before(Begun *begun, Span span, Target target) {
   const int i = get_local_id(0);
-  task->before = 0.0f;
-  if (target.add && i < span.n) task->before = load_shared(target.out + span.first + i);
+  begun->before = 0.0f;
+  if (target.add && i < span.n) begun->before = load_shared(target.out + span.first + i);
 }
 
 // See `finish` of product.cl; every work-item has at most one result. What does not need the sums
 // comes before them: a group waits there for its last team.
 FUNCTION void finish_round(
-    const Task *task, Source source, Columns columns, Span span, Target target, const int pairs,
+    const Begun *begun, Source source, Columns columns, Span span, Target target, const int pairs,
     __local float *scratch) {
   const int i = get_local_id(0), there = i < span.n;
-  const uint holders = holders_put(task, span, columns, pairs);
+  const uint holders = holders_put(begun, span, columns, pairs);
   float factor = source.norm ? norm_factor(source, scratch) : 1.0f;
   FORGET_FLOAT(factor);
   LOCAL_FENCE;
@@ -232,5 +232,5 @@ FUNCTION void finish_round(
   if (!there) return;
   float total = row_total(i, holders, scratch) * factor;
   if (pairs) total = swiglu(total, row_total(span.n + i, holders >> 16, scratch) * factor);
-  put_stamped(target.out + span.first + i, task->before + total, target.stamp);
+  put_stamped(target.out + span.first + i, begun->before + total, target.stamp);
 }
