@@ -1,4 +1,4 @@
-"""The source of the one-kernel step: code for each product where layers are alike, else a table."""
+"""The source of the one-kernel step: code for each product of few forms of layers, else a table."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from pyrllama.opencl.persistent import (
     can_persist,
     can_stamp,
     gives_pairs,
-    layers_alike,
     n_barriers,
+    places,
+)
+from pyrllama.opencl.persistent_source import (
+    can_copy,
+    layer_forms,
     persistent_defines,
     persistent_source,
-    places,
 )
 from pyrllama.opencl.tuning import Tuning
 from pyrllama.opencl.weights import Matrix
@@ -38,22 +41,22 @@ ROOM = LocalMemory(segment_floats=CONFIG.ffn_dim, segment_blocks=CONFIG.ffn_dim 
 
 def matrices_of(
     part: Part,
-    changed: str = "",
+    *changed: str,
     kind: TensorType = TensorType.F16,
     config: ModelConfig = CONFIG,
 ) -> dict[str, list[Matrix]]:
-    """Return a part's matrices in a type, and in F32 those of the group that is named."""
+    """Return a part's matrices in a type, and in F32 those of the groups that are named."""
     checkpoint = MemoryCheckpoint(config, random_weights(config))
     found = {}
     for held in (kind, TensorType.F32):
         for group, stacks in stage_stacks(checkpoint, part, held).items():
-            if held is kind or group == changed:
+            if held is kind or group in changed:
                 found[group] = [Matrix(stack.extent, None, None, 0, 0) for stack in stacks]
     return found
 
 
 def source(matrices: Mapping[str, list[Matrix]], part: Part, *, copies: bool = True) -> str:
-    copies = copies and layers_alike(matrices, part)
+    copies = copies and can_copy(matrices, part)
     return persistent_source(
         matrices, CONFIG, part, n_buffers=1, copies=copies, activation_bytes=512
     )
@@ -74,16 +77,33 @@ def test_layers_that_are_alike_have_code_for_each_product(ends: bool) -> None:
     assert text.count(f"ASK(nth + 1, 4, 96, {64 // 8}, CALL_F16)") == ends
 
 
-@pytest.mark.parametrize("changed", ["0.qkv", "2.ffn_down"])
-def test_a_layer_of_another_type_makes_all_of_them_a_table(changed: str) -> None:
-    matrices = matrices_of(WHOLE, changed)
+@pytest.mark.parametrize(
+    ("changed", "forms"),
+    [(["0.qkv"], [0, 1, 1]), (["2.ffn_down"], [0, 0, 1]), (["0.qkv", "2.qkv"], [0, 1, 0])],
+)
+def test_layers_of_two_forms_have_code_for_both(changed: list[str], forms: list[int]) -> None:
+    matrices = matrices_of(WHOLE, *changed)
+    assert layer_forms(matrices, WHOLE)[1] == forms
+    text = source(matrices, WHOLE)
+    assert f"FORMS[] = {{{', '.join(map(str, forms))}}};" in text
+    assert text.count('\n#line 1 "step.cl"') == 2 * 4 + 1
+    assert text.count("if (FORMS[layer] == 0)") == 1
+    # The last product of either form asks for what the next layer begins with, where that differs.
+    differ = changed[0].endswith("qkv")
+    first = f"ASK(nth + 1, 0, {CONFIG.q_dim + 2 * CONFIG.kv_dim}, {64 // 4}, CALL_F32)"
+    assert text.count(f"if (FORMS[layer + 1] == 0) {{{first}}}") == 2 * differ
+    assert text.count("if (layer + 1 < n_layers)") == 2
+
+
+def test_layers_of_many_forms_make_all_of_them_a_table() -> None:
+    matrices = matrices_of(WHOLE, "0.qkv", "2.ffn_down")
     assert can_persist(matrices, WHOLE, 1, ROOM)
     text = source(matrices, WHOLE)
     assert text.count('#line 1 "step.cl"') == 1
     assert "#define STEP_ROWS WORD_AT(nth, PLACE_ROWS)" in text
     assert "if (kind == 0) CALL(f32); else CALL(f16)\n" in text
     kinds = places(matrices, WHOLE)[:-1, 5].tolist()  # but for the embedding, which is no product
-    assert (len(kinds), kinds.count(0)) == (3 * 4 + 1, 1)
+    assert (len(kinds), kinds.count(0)) == (3 * 4 + 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -111,14 +131,15 @@ def test_gates_and_ups_of_two_types_give_no_pairs() -> None:
     assert not can_persist(matrices, WHOLE, 1, ROOM)
 
 
-@pytest.mark.parametrize("changed", ["", "0.qkv", "2.ffn_down"])
-def test_sizes_are_known_where_layers_are_alike(changed: str) -> None:
-    copies = layers_alike(matrices_of(WHOLE, changed), WHOLE)
+@pytest.mark.parametrize("changed", [[], ["0.qkv"], ["0.qkv", "2.ffn_down"]])
+def test_sizes_are_known_where_layers_are_of_few_forms(changed: list[str]) -> None:
+    copies = can_copy(matrices_of(WHOLE, *changed), WHOLE)
+    assert copies is (len(changed) < 2)
     words = persistent_defines(
         Tuning(groups=7, loads=8), [TensorType.F16], copies=copies, stamped=False
     )
     known = {"SIZES_KNOWN": 1, "WORKED_OUT_ANEW": 1}
-    assert words == {"GROUPS": 7, "EARLY": 1} | ({} if changed else known)
+    assert words == {"GROUPS": 7, "EARLY": 1} | (known if copies else {})
     words = persistent_defines(
         Tuning(groups=24, loads=4), [TensorType.Q4_0], copies=True, stamped=True
     )

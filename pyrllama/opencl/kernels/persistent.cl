@@ -1,10 +1,11 @@
 // A whole step of one token as one kernel: the phases of decode.cl with a barrier across the grid
 // after each. All groups must run at once; the host sizes the grid so that they do.
 //
-// What it does of each product is in step.cl. Where all layers are alike, there is a copy of that for
-// each product of a layer, its sizes known: working them out would be a long chain of operations
-// before the first load. Elsewhere one copy runs over a table of all products.
-// START and STEPS are what persistent.py puts there: asking for the first weights, and all products.
+// What it does of each product is in step.cl. Where layers are of few forms, there is a copy of that
+// for each product of a form, its sizes known: working them out would be a long chain of operations
+// before the first load. FORMS has the form of every layer. Elsewhere one copy runs over a table of
+// all products.
+// START and STEPS are what persistent_source.py puts there: asking for the first weights, and all products.
 // BY_KIND(kind, CALL) expands CALL with the name of a storage type; EMBEDDING(name) gives a kernel
 // function of the embedding's type.
 
