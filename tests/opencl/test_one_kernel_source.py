@@ -135,15 +135,23 @@ def test_gates_and_ups_of_two_types_give_no_pairs() -> None:
 def test_sizes_are_known_where_layers_are_of_few_forms(changed: list[str]) -> None:
     copies = can_copy(matrices_of(WHOLE, *changed), WHOLE)
     assert copies is (len(changed) < 2)
-    words = persistent_defines(
-        Tuning(groups=7, loads=8), [TensorType.F16], copies=copies, stamped=False
-    )
+    tuning = Tuning(groups=7, loads=8, copies=True)
+    words = persistent_defines(tuning, [TensorType.F16], copies=copies, stamped=True)
     known = {"SIZES_KNOWN": 1, "WORKED_OUT_ANEW": 1}
     assert words == {"GROUPS": 7, "EARLY": 1} | (known if copies else {})
-    words = persistent_defines(
-        Tuning(groups=24, loads=4), [TensorType.Q4_0], copies=True, stamped=True
-    )
-    assert words == {"GROUPS": 24, "EARLY": 4, "SIZES_KNOWN": 1, "STAMPED": 1}
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+@pytest.mark.parametrize("copies", [False, True])
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_table_in_place_of_copies_has_no_stamps(
+    wanted: bool, copies: bool, allowed: bool
+) -> None:
+    tuning = Tuning(groups=24, loads=4, copies=wanted, stamped=True)
+    words = persistent_defines(tuning, [TensorType.Q4_0], copies=copies, stamped=allowed)
+    assert ("STAMPED" in words) is (allowed and copies == wanted)
+    assert ("SIZES_KNOWN" in words, "WORKED_OUT_ANEW" in words) == (copies, False)
+    assert words["EARLY"] == 4
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,9 @@
 // What it does of each product is in step.cl. Where layers are of few forms, there is a copy of that
 // for each product of a form, its sizes known: working them out would be a long chain of operations
 // before the first load. FORMS has the form of every layer. Elsewhere one copy runs over a table of
-// all products.
-// START and STEPS are what persistent_source.py puts there: asking for the first weights, and all products.
-// BY_KIND(kind, CALL) expands CALL with the name of a storage type; EMBEDDING(name) gives a kernel
-// function of the embedding's type.
+// all products. START and STEPS are what persistent_source.py puts there: asking for the first
+// weights, and all products. BY_KIND(kind, CALL) expands CALL with the name of a storage type;
+// EMBEDDING(name) gives a kernel function of the embedding's type.
 
 enum { ROLE_QKV, ROLE_ATTN_OUTPUT, ROLE_GATE_UP, ROLE_FFN_DOWN, ROLE_OUTPUT, ROLE_ATTENTION,
        PHASES_A_LAYER = 5 };
