@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyrllama.cpu.kernel import View, inline, kernel, part, view
-from pyrllama.cpu.norm import absolute, round_to_even
+from pyrllama.cpu.norm import round_to_even
 from pyrllama.cpu.records import (
     ACTIVATIONS,
     BLOCK_WORDS,
@@ -34,6 +34,7 @@ from pyrllama.cpu.records import (
     WIDE_BYTES,
 )
 from pyrllama.cpu.simd import (
+    absolute,
     as_i32,
     load_f32x16,
     load_i32,

@@ -16,8 +16,8 @@ from pyrllama.cpu.formats import FORMATS
 from pyrllama.cpu.instructions import float_to_half, fused_multiply_add, half_to_float
 from pyrllama.cpu.kernel import KernelFunction, inline, kernel
 from pyrllama.cpu.layout import interleave_head, values_of
-from pyrllama.cpu.norm import absolute
 from pyrllama.cpu.simd import (
+    absolute,
     as_i32,
     first_lane,
     load_f32,

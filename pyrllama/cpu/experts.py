@@ -38,6 +38,7 @@ from pyrllama.cpu.simd import (
     store,
     sum_f32,
 )
+from pyrllama.cpu.sixes import prepare_rows
 
 Matrix = view(MATRIX)
 Mixture = view(MIXTURE)
@@ -268,7 +269,7 @@ def inner_products(s: View, layer: View, m: View, counter: int, worker: int) -> 
             swiglu(gate + place, up + place, x, 16 * width)
             add_hidden(s, layer, e, a.x + r * a.x_stride, first, last)
             weigh(x, 16 * width, load_f32(m.row_weights + 4 * (start + r)))
-            prepare(hidden, r, form, first // 2, (last + 1) // 2)
+        prepare_rows(hidden, n, form, first // 2, (last + 1) // 2)
         item = take(counter, 1)
 
 

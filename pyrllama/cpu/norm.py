@@ -42,12 +42,6 @@ def round_to_even(x: Lanes) -> Lanes:
 
 
 @inline
-def absolute(x: Lanes) -> Lanes:
-    """Clear the sign bits."""
-    return as_f32(as_i32(x) & 0x7FFFFFFF)
-
-
-@inline
 def exponential(x: Lanes) -> Lanes:
     """Return e^x with a relative error under 3e-7; x is held to -87.3 to 88, where e^x is finite.
 

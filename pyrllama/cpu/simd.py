@@ -226,6 +226,16 @@ def minimum(_typing: Any, a: Any, b: Any) -> Any:
 
 
 @instruction
+def absolute(_typing: Any, vector: Any) -> Any:
+    """Clear the sign bits of an ``f32x16``."""
+
+    def build(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        return call_llvm(builder, "llvm.fabs.v16f32", f32x16.llvm, list(args))
+
+    return f32x16(f32x16), build
+
+
+@instruction
 def square_root(_typing: Any, number: Any) -> Any:
     """Return the correctly rounded square root of a float32 scalar."""
 

@@ -27,6 +27,7 @@ from pyrllama.cpu.records import (
     STEP,
 )
 from pyrllama.cpu.simd import load_i64
+from pyrllama.cpu.sixes import prepare_rows, prepare_six
 from pyrllama.cpu.squares import add_squares
 
 Matrix = view(MATRIX)
@@ -65,6 +66,17 @@ def rows_at_once(n_rows: int, n_threads: int) -> int:
     return ROWS_AT_ONCE if n_rows >= ROWS_AT_ONCE * n_threads else 1
 
 
+@inline
+def prepare_some(
+    activations: int, first: int, at_once: int, n_rows: int, forms: int, n_blocks: int
+) -> None:
+    """Bring as many rows as a thread prepares in turn into the forms asked for."""
+    if at_once == 1:
+        prepare(activations, first, forms, 0, n_blocks)
+    else:
+        prepare_six(activations, first, n_rows, forms, 0, n_blocks)
+
+
 @part
 def normalise_all(s: View, weight: int, forms: int, worker: int) -> int:
     """Normalise every token's row; return the row at which this thread's products begin."""
@@ -76,7 +88,7 @@ def normalise_all(s: View, weight: int, forms: int, worker: int) -> int:
     for first in range(at_once * worker, s.n_tokens, at_once * s.n_threads):
         for t in range(first, min(first + at_once, s.n_tokens)):
             rms_norm(s.x + t * s.x_stride, weight, a.x + t * a.x_stride, s.dim, s.norm_eps)
-            prepare(s.normed, t, forms, 0, a.n_cols // 32)
+        prepare_some(s.normed, first, at_once, s.n_tokens, forms, a.n_cols // 32)
     barrier(s.team, s.n_threads)
     return 0
 
@@ -138,8 +150,7 @@ def prepare_attended(s: View, form: int, worker: int) -> int:
         return 0 if form == FLOATS else worker
     at_once = rows_at_once(s.n_tokens, s.n_threads)
     for first in range(at_once * worker, s.n_tokens, at_once * s.n_threads):
-        for t in range(first, min(first + at_once, s.n_tokens)):
-            prepare(s.attended, t, form, 0, n_blocks)
+        prepare_some(s.attended, first, at_once, s.n_tokens, form, n_blocks)
     barrier(s.team, s.n_threads)
     return 0
 
@@ -192,10 +203,7 @@ def activate(s: View, first: int, last: int, form: int) -> None:
     for t in range(s.n_tokens):
         start = t * s.ffn_stride + 64 * first
         swiglu(s.gate + start, s.up + start, a.x + t * a.x_stride + 64 * first, 16 * (last - first))
-        if s.n_tokens > 1:
-            prepare(s.hidden, t, form, first_block, last_block)
-        else:
-            quantise(s.hidden, t, t, form, first_block, last_block)
+    prepare_rows(s.hidden, s.n_tokens, form, first_block, last_block)
 
 
 @part

@@ -143,6 +143,43 @@ def test_rows_are_interleaved_six_by_six(isa: Isa, n_rows: int) -> None:
 
 
 @each_isa
+@pytest.mark.parametrize("case", [*activation_cases(), "seventeen rows", "no number"])
+def test_six_rows_at_once_equal_each_alone(isa: Isa, case: str) -> None:
+    rng = np.random.default_rng(7)
+    x = activation_cases().get(case, rng.normal(0, 1, (17, 512)).astype(F32))
+    rows = np.zeros((max(len(x), 2), 512), F32)
+    rows[: len(x), : x.shape[1]] = x
+    if case == "no number":
+        rows[3, 40] = np.nan
+    six, alone = ActivationArrays(rows), ActivationArrays(rows)
+    six.prepare_sixes(isa, FLOATS | BYTES | WIDE_BYTES | TILES, 0, 8)
+    six.prepare_sixes(isa, FLOATS | BYTES | WIDE_BYTES | TILES, 8, 16)
+    alone.prepare(isa)
+    np.testing.assert_array_equal(six.floats, alone.floats)
+    np.testing.assert_array_equal(six.tiles, alone.tiles)
+    for got, expected in ((six.blocks, alone.blocks), (six.super_blocks, alone.super_blocks)):
+        ours, theirs = (a.bytes.reshape(-1, 16, 15, 6).copy() for a in (got, expected))
+        if case == "no number":
+            # A factor of zero: only the scale tells.
+            for words in (ours, theirs):
+                words[0, ..., 3] = np.isnan(words[0, :, 8:9, 3].view(F32))
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@each_isa
+def test_only_the_blocks_asked_for_of_six_rows_are_prepared(isa: Isa) -> None:
+    x = np.random.default_rng(8).normal(0, 1, (7, 768)).astype(F32)
+    part, whole = ActivationArrays(x), ActivationArrays(x)
+    part.prepare_sixes(isa, BYTES | WIDE_BYTES, 8, 16)
+    whole.prepare(isa, BYTES | WIDE_BYTES)
+    for got, expected in ((part.blocks, whole.blocks), (part.super_blocks, whole.super_blocks)):
+        ours, theirs = (a.bytes.reshape(2, 24, 15, 6) for a in (got, expected))
+        np.testing.assert_array_equal(ours[:, 8:16], theirs[:, 8:16])
+        assert not ours[:, :8].any()
+        assert not ours[:, 16:].any()
+
+
+@each_isa
 @pytest.mark.parametrize("n_rows", [1, 16, 37])
 def test_rows_are_rounded_to_bfloat16_in_tiles(isa: Isa, n_rows: int) -> None:
     x = np.random.default_rng(5).normal(0, 1, (n_rows, 96)).astype(F32)

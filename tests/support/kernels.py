@@ -292,11 +292,13 @@ class ActivationArrays:
         rows, cols = x.shape
         self.n_cols = round_up(cols, 32)
         sixes = -(-rows // ROWS_AT_ONCE)
-        self._x = Guarded((rows, self.n_cols), np.float32)
+        self._x = Guarded((sixes * ROWS_AT_ONCE, self.n_cols), np.float32)
         self._floats = Guarded((sixes, self.n_cols, ROWS_AT_ONCE), np.float32)
         self._tiles = Guarded((spare_rows(rows), self.n_cols), np.uint16)
-        self._x.array[:, :cols] = x
-        self.x, self.floats, self.tiles = self._x.array, self._floats.array, self._tiles.array
+        self._x.array[:rows, :cols] = x
+        self.x, self.floats, self.tiles = (
+            self._x.array[:rows], self._floats.array, self._tiles.array
+        )  # fmt: skip
         self.blocks, self.super_blocks = (QuantisedArrays(rows, self.n_cols) for _ in range(2))
         self._records = Records(ACTIVATIONS, 2)
         for index, quantised in enumerate((self.blocks, self.super_blocks)):
@@ -321,10 +323,21 @@ class ActivationArrays:
 
     def prepare(self, isa: Isa, forms: int | None = None) -> None:
         """Bring every row into all forms with the kernel, which must stay inside its arrays."""
+        wanted = self.forms if forms is None else forms
         for row in range(len(self.x)):
             kernel = compiler.load("activations.prepare_kernel", isa)
-            wanted = self.forms if forms is None else forms
             kernel.call(self.address, row, wanted, 0, self.n_cols // 32)
+        self.check()
+
+    def prepare_sixes(self, isa: Isa, forms: int, first: int, last: int) -> None:
+        """Bring blocks of all rows, six by six, into some forms."""
+        compiler.load("sixes.prepare_kernel", isa).call(
+            self.address, len(self.x), forms, first, last
+        )
+        self.check()
+
+    def check(self) -> None:
+        """Fail if anything outside the arrays was written."""
         for guarded in (self._x, self._floats, self._tiles, self.blocks, self.super_blocks):
             guarded.check()
 
