@@ -112,10 +112,9 @@ def paired_scale(p: int, i: int) -> Lanes:
 
 
 @inline
-def paired_addend(p: int, i: int) -> Lanes:
-    """Return the addends of a run, the high four bits of a byte."""
-    m = (widen_i8(load_i8x16(p + 64 + 16 * i)) >> 4) & 15
-    return half_at_row(p + 32) * f32(-1.0) * to_f32(m)
+def paired_minimum(p: int, i: int) -> Lanes:
+    """Return the minimums of a run, the high four bits of a byte."""
+    return (widen_i8(load_i8x16(p + 64 + 16 * i)) >> 4) & 15
 
 
 @inline
@@ -125,10 +124,31 @@ def byte_pair_scale(p: int, i: int) -> Lanes:
 
 
 @inline
-def byte_pair_addend(p: int, i: int) -> Lanes:
-    """Return the addends of a run of Q4_K and Q5_K."""
-    minus = half_at_row(p + 32) * f32(-1.0)  # made once for all runs
-    return minus * to_f32(widen_i8(load_i8x16(p + 80 + 32 * i)))
+def byte_pair_minimum(p: int, i: int) -> Lanes:
+    """Return the minimums of a run of Q4_K and Q5_K."""
+    return widen_i8(load_i8x16(p + 80 + 32 * i))
+
+
+@inline
+def no_minimum(_p: int, _i: int) -> Lanes:
+    """Return zeros: nothing is taken off."""
+    return splat_i32(0)
+
+
+@inline
+def minus_at_row(p: int) -> Lanes:
+    """Return what a minimum of every row adds."""
+    return half_at_row(p + 32) * f32(-1.0)
+
+
+def addend_of(minimum: Callable[[int, int], Lanes]) -> Callable[[int, int], Lanes]:
+    """Return what reads the addends that minimums are."""
+
+    @inline
+    def addend(p: int, i: int) -> Lanes:
+        return minus_at_row(p) * to_f32(minimum(p, i))
+
+    return addend
 
 
 # --- all that a format needs ------------------------------------------------------------------
@@ -162,6 +182,9 @@ class Blocks(NamedTuple):
     """``run_scale(p, i)``: those of a run in such units, 16 int32."""
     addend: Callable[[int, int], Lanes]
     """``addend(p, i)``: 16 float32."""
+    minimum: Callable[[int, int], Lanes]
+    """``minimum(p, i)``: the addends of a run, where they are whole numbers, in units of
+    ``minus_at_row``."""
     products: Products
 
     @property
@@ -181,7 +204,9 @@ def blocks_of(format_: Format) -> Blocks:
     """Return how a format's blocks are read."""
     operands = tuple(_operands(format_, i) for i in range(PAIRS))
     unit = power_of_two if format_.head is Head.EXPONENT else scaled_half(format_.factor)
-    return Blocks(operands, unit, _run_scale(format_), _addend(format_), _PRODUCTS[format_.dot])
+    minimum = _minimum(format_)
+    addend = addend_of(minimum) if format_.has_minimums else _addend(format_)
+    return Blocks(operands, unit, _run_scale(format_), addend, minimum, _PRODUCTS[format_.dot])
 
 
 def _operands(format_: Format, i: int) -> Read:
@@ -218,12 +243,18 @@ def _addend(format_: Format) -> Callable[[int, int], Lanes]:
     match format_.head:
         case Head.SCALE_AND_ADDEND:
             return one_addend
-        case Head.NIBBLE_PAIRS:
-            return paired_addend
-        case Head.BYTE_PAIRS:
-            return byte_pair_addend
         case _:
             return no_addend
+
+
+def _minimum(format_: Format) -> Callable[[int, int], Lanes]:
+    match format_.head:
+        case Head.NIBBLE_PAIRS:
+            return paired_minimum
+        case Head.BYTE_PAIRS:
+            return byte_pair_minimum
+        case _:
+            return no_minimum
 
 
 @inline

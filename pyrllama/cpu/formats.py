@@ -190,6 +190,11 @@ class Format:
         return self.head in {Head.SCALE_AND_ADDEND, Head.NIBBLE_PAIRS, Head.BYTE_PAIRS}
 
     @property
+    def has_minimums(self) -> bool:
+        """Whether addends are whole numbers of runs, in units of the block's."""
+        return self.has_addend and self.has_run_scales
+
+    @property
     def form(self) -> int:
         """The form of activations that products read: their scales go by packed blocks."""
         return WIDE_BYTES if self.columns == SUPER_BLOCK else BYTES

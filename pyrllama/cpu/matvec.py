@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyrllama.cpu.blocks import blocks_of
+from pyrllama.cpu.finishing import finisher
 from pyrllama.cpu.formats import format_named
 from pyrllama.cpu.instructions import fused_multiply_add, half_to_float, hide, keep_order, prefetch
 from pyrllama.cpu.kernel import KernelFunction, View, inline, kernel, view
@@ -32,7 +33,6 @@ from pyrllama.cpu.simd import (
     splat_f32,
     splat_i32,
     store,
-    to_f32,
     widen_u16,
 )
 from pyrllama.cpu.vectors import Lanes
@@ -127,35 +127,6 @@ def section_adder(format_: Format, section: int) -> Section:
     return add
 
 
-Finish = Callable[[Lanes, Lanes, int, int, int], Lanes]
-"""``finish(total, n, p, scale_x, sums_x)``: the total with the packed block at ``p``."""
-
-
-def block_finisher(format_: Format) -> Finish:
-    """Return what adds a packed block's integer total and its addends to a float one."""
-    blocks, runs, has_addend = blocks_of(format_), format_.runs, format_.has_addend
-    unit, addend, n_blocks = blocks.unit, blocks.addend, format_.blocks
-
-    @inline
-    def add_addend(total: Lanes, p: int, i: int, sum_x: int) -> Lanes:
-        return fused_multiply_add(addend(p, i), splat_f32(load_f32(sum_x)), total)
-
-    @inline
-    def finish_block(total: Lanes, n: Lanes, p: int, scale_x: int, sums_x: int) -> Lanes:
-        total = fused_multiply_add(to_f32(n), unit(p) * load_f32(scale_x), total)
-        if has_addend:
-            for b in range(n_blocks):
-                place = sums_x + 4 * SUMS * b
-                if runs == 1:
-                    total = add_addend(total, p, b, place)
-                else:
-                    total = add_addend(total, p, 2 * b, place + 4)
-                    total = add_addend(total, p, 2 * b + 1, place + 8)
-        return total
-
-    return finish_block
-
-
 def quantised_product(format_: Format) -> KernelFunction:
     """Return the product kernel of a quantised type."""
     start, offset = blocks_of(format_).products.start, np.int32(format_.offset)
@@ -167,7 +138,7 @@ def quantised_product(format_: Format) -> KernelFunction:
     asked_bytes = packed_bytes // blocks
     wide = format_.form == WIDE_BYTES
     add_first, add_last = (section_adder(format_, section) for section in (0, sections - 1))
-    finish_block = block_finisher(format_)
+    finish_block, has_minimums = finisher(format_), format_.has_minimums
 
     @inline
     def add_block(n: Lanes, p: int, q: int, i: int, x: int, begin: Lanes, begin_1: Lanes) -> Lanes:
@@ -190,7 +161,8 @@ def quantised_product(format_: Format) -> KernelFunction:
         """Multiply one group."""
         total = splat_f32(0.0)
         for _ in range(n_packed):
-            n, scale_x, sums_x = splat_i32(0), a.scales + at, a.scaled_sums + SUMS * at
+            n, scale_x = splat_i32(0), a.scales + at
+            sums_x = (a.sums if has_minimums else a.scaled_sums) + SUMS * at
             for b in range(blocks):
                 begin, begin_1 = begins(a.sums + SUMS * at)
                 n = add_block(n, p, p + head_bytes + b * level_bytes, runs * b, x, begin, begin_1)
@@ -219,7 +191,8 @@ def quantised_product(format_: Format) -> KernelFunction:
         if wide:
             a = Activations(a.wide)
         row_x, row_at = a.q + row * a.q_stride, row * a.block_stride
-        scales, sums, scaled_sums = a.scales, a.sums, a.scaled_sums
+        scales, sums = a.scales, a.sums
+        sums_of_addends = sums if has_minimums else a.scaled_sums
         size, n_packed = m.bytes_a_group, m.n_cols // columns
         to_next = 3 * size + tail * packed_bytes
         for g in range(first, last - 3, 4):
@@ -227,7 +200,7 @@ def quantised_product(format_: Format) -> KernelFunction:
             t0, t1, t2, t3 = splat_f32(0.0), splat_f32(0.0), splat_f32(0.0), splat_f32(0.0)
             for left in range(n_packed, 0, -1):
                 p0, p1, p2, p3 = hide(p), hide(p + size), hide(p + 2 * size), hide(p + 3 * size)
-                scale_x, sums_x = hide(scales + at), hide(scaled_sums + SUMS * at)
+                scale_x, sums_x = hide(scales + at), hide(sums_of_addends + SUMS * at)
                 n0, n1, n2, n3 = splat_i32(0), splat_i32(0), splat_i32(0), splat_i32(0)
                 for b in range(blocks):
                     q, i, y = (

@@ -9,6 +9,7 @@ from numba import types
 
 from pyrllama.cpu import activations as forms
 from pyrllama.cpu import pairs
+from pyrllama.cpu.finishing import MINUS_ONE
 from pyrllama.cpu.instructions import machine_operation, prefetch, unsigned_start
 from pyrllama.cpu.kernel import inline
 from pyrllama.cpu.panels import unpack_panel
@@ -35,10 +36,46 @@ def pair_offset(format_: Format) -> int:
 
 def operation_for(format_: Format, rows: int) -> pairs.Pairs:
     """Return what multiplies a type's panels."""
+    minimums = format_.n_addends // 2 if format_.has_minimums else 0
+    addends = 0 if minimums else format_.n_addends
     starts, runs = pair_offset(format_) != 0, format_.runs
     return pairs.Pairs(
-        rows, format_.blocks, runs, starts, format_.has_run_scales, format_.n_addends
+        rows, format_.blocks, runs, starts, format_.has_run_scales, addends, minimums
     )
+
+
+def own_rows_of(format_: Format) -> OwnRows | None:
+    """Return what makes of sums of activations what the products want, if they want anything."""
+    if pair_offset(format_):
+        return starts_of(format_)
+    return pairs_of_sums(format_) if format_.has_minimums else None
+
+
+def pairs_of_sums(format_: Format) -> OwnRows:
+    """Return what writes sums of two runs as a word, for minimums to be multiplied with."""
+    runs, packed_bytes = format_.runs, format_.blocks * forms.BLOCK_BYTES
+    per_packed, blocks = format_.n_addends, format_.blocks
+    stride = forms.COLUMN_BYTES * runs // 2 * PANEL_BLOCKS
+    one = np.int32(MINUS_ONE)
+
+    @inline
+    def put(x: int, x_stride: int, n_blocks: int, n_sixes: int, out: int) -> None:
+        for six in range(n_sixes):
+            source, target = x + six * x_stride + forms.SUMS_OF_ROWS, out + six * stride
+            for _ in range(n_blocks // blocks):
+                for i in range(0, per_packed, 2):
+                    low = source + i // runs * forms.BLOCK_BYTES
+                    high = low + (forms.BLOCK_BYTES if runs == 1 else 2 * forms.COLUMN_BYTES)
+                    if runs == 2:
+                        low += forms.COLUMN_BYTES
+                    first = unsigned_start(load_i32x16(low), one)
+                    second = unsigned_start(load_i32x16(high), one)
+                    # Lines go beyond a word of six rows, into what is still to be written.
+                    store(target, (first & 0xFFFF) | (second << 16))
+                    target += forms.COLUMN_BYTES
+                source += packed_bytes
+
+    return OwnRows(put, stride)
 
 
 def starts_of(format_: Format) -> OwnRows:
@@ -67,8 +104,8 @@ def add_pair_part(rows: int, format_: Format) -> AddPart:
     Sums are those of the rows with the first group, then with the second.
     """
     operation, blocks, n_sums = operation_for(format_, rows), format_.blocks, pairs.GROUPS * rows
-    multiply, starts_bytes, packed_bytes = (
-        _OPERATIONS[operation], operation.starts_bytes, operation.packed_bytes
+    multiply, own_bytes, packed_bytes = (
+        _OPERATIONS[operation], operation.own_bytes, operation.packed_bytes
     )  # fmt: skip
 
     @inline
@@ -85,7 +122,7 @@ def add_pair_part(rows: int, format_: Format) -> AddPart:
                 prefetch(place + apart)
             multiply(
                 panel + first // blocks * packed_bytes, x + first * forms.BLOCK_BYTES,
-                own + first * starts_bytes, (last - first) // blocks, sums,
+                own + first // blocks * own_bytes, (last - first) // blocks, sums,
             )  # fmt: skip
         if ends:
             finish_rows(rows, out, stride, load_rows(rows, sums, 64), accumulate)
@@ -104,6 +141,6 @@ def pair_panels(format_: Format) -> Panels:
         format_.blocks,
         PANEL_BLOCKS,
         forms.BLOCK_BYTES,
-        starts_of(format_) if pair_offset(format_) else None,
+        own_rows_of(format_),
         pairs.GROUPS,
     )

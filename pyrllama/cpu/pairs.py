@@ -15,7 +15,6 @@ Source of the instructions: Intel 64 and IA-32 Architectures Software Developer'
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyrllama.cpu.lowering import I64, assembly
@@ -56,6 +55,9 @@ class Pairs(NamedTuple):
     """Whether runs have scales of whole numbers."""
     addends: int
     """Of a packed block, which are multiplied with sums of activations and added."""
+    minimums: int
+    """Of a packed block: words of those of two runs, which are multiplied with the words of sums at
+    ``starts``."""
 
     @property
     def name(self) -> str:
@@ -73,19 +75,30 @@ class Pairs(NamedTuple):
         return WORD_BYTES * self.runs if self.starts else 0
 
     @property
+    def own_bytes(self) -> int:
+        """Bytes at ``starts`` for a packed block."""
+        return self.blocks * self.starts_bytes + self.minimums * WORD_BYTES
+
+    @property
+    def lines(self) -> int:
+        """Vectors behind the columns of a packed block in a panel, of each group."""
+        return 1 + self.addends + (1 + self.minimums if self.minimums else 0)
+
+    @property
     def packed_bytes(self) -> int:
         """Bytes of a packed block of both groups in a panel."""
-        return self.blocks * self.columns_bytes + LINE * (1 + self.addends)
+        return self.blocks * self.columns_bytes + LINE * self.lines
 
 
 def _all_pairs() -> Iterator[Pairs]:
     super_block = 8
-    for rows, starts in itertools.product((2, 4, ROWS_AT_ONCE), (False, True)):
-        yield from (Pairs(rows, 1, 1, starts, False, addends) for addends in (0, 1))
-        yield Pairs(rows, super_block, 1, starts, False, 0)
-        for runs, has_addends in itertools.product((1, 2), (False, True)):
-            addends = super_block * runs if has_addends else 0
-            yield Pairs(rows, super_block, runs, starts, True, addends)
+    for rows in (2, 4, ROWS_AT_ONCE):
+        for starts in (False, True):
+            yield from (Pairs(rows, 1, 1, starts, False, addends, 0) for addends in (0, 1))
+            yield Pairs(rows, super_block, 1, starts, False, 0, 0)
+            yield from (Pairs(rows, super_block, runs, starts, True, 0, 0) for runs in (1, 2))
+        for runs in (1, 2):
+            yield Pairs(rows, super_block, runs, False, True, 0, super_block * runs // 2)
 
 
 PAIRS = tuple(_all_pairs())
@@ -133,8 +146,10 @@ def _instructions(pairs: Pairs) -> Iterator[str]:
     if pairs.blocks > 1:
         yield f"dec {_LEFT}"
         yield "jne 2b"
-    yield from _finish(pairs)
-    yield f"add $${LINE * (1 + pairs.addends)}, {_PANEL}"
+    yield from _finish_with_minimums(pairs) if pairs.minimums else _finish(pairs)
+    yield f"add $${LINE * pairs.lines}, {_PANEL}"
+    if pairs.minimums:
+        yield f"add $${pairs.own_bytes}, {_STARTS}"
     yield f"dec {_N}"
     yield "jne 1b"
     yield from (f"vmovups {total}, {place}" for total, place in stay)
@@ -199,24 +214,52 @@ def _scale(pairs: Pairs, run: int) -> Iterator[str]:
 
 def _finish(pairs: Pairs) -> Iterator[str]:
     """Yield what adds a packed block to the totals in memory; both pointers are behind it."""
-    whole, floats = (_SUMS, _TOTALS) if pairs.blocks == 1 else (_TOTALS, _SUMS)
+    in_memory = pairs.blocks > 1
+    whole, floats = (_TOTALS, _TOTALS) if in_memory else (_SUMS, _TOTALS)
     whole, floats = _tile(pairs, whole), _tile(pairs, floats)
-    waiting = list(zip(floats, _places(pairs), strict=True)) if pairs.blocks > 1 else []
-    back = BLOCK_BYTES * pairs.blocks
+    scales = SCALES - BLOCK_BYTES * pairs.blocks
     yield from _load_shared(0)
-    for i, (number, total) in enumerate(zip(whole, floats, strict=True)):
-        scale, unit = SCALES - back + 4 * (i // GROUPS), _SHARED[i % GROUPS]
+    for i, (number, total, place) in enumerate(zip(whole, floats, _places(pairs), strict=True)):
+        scale, unit = scales + 4 * (i // GROUPS), _SHARED[i % GROUPS]
         yield f"vmulps {scale}({_X}){{1to16}}, {unit}, {_FACTOR}"
         yield f"vcvtdq2ps {number}, {number}"
-        if waiting:
-            yield f"vmovups {waiting[i][1]}, {total}"
-        yield f"vfmadd231ps {_FACTOR}, {number}, {total}"
+        if in_memory:
+            yield f"vfmadd213ps {place}, {_FACTOR}, {number}"
+            yield f"vmovups {number}, {place}"
+        else:
+            yield f"vfmadd231ps {_FACTOR}, {number}, {total}"
     for addend in range(pairs.addends):
         yield from _load_shared(LINE * (1 + addend))
-        block, run = divmod(addend, pairs.runs)
-        sums = SCALED_SUMS - back + BLOCK_BYTES * block + WORD_BYTES * (run + pairs.runs - 1)
         for row in range(pairs.rows):
-            yield f"vbroadcastss {sums + 4 * row}({_X}), {_WORD}"
+            yield f"vbroadcastss {SCALED_SUMS - BLOCK_BYTES + 4 * row}({_X}), {_WORD}"
             for group, addends in enumerate(_SHARED):
                 yield f"vfmadd231ps {_WORD}, {addends}, {floats[GROUPS * row + group]}"
-    yield from (f"vmovups {total}, {place}" for total, place in waiting)
+
+
+def _finish_with_minimums(pairs: Pairs) -> Iterator[str]:
+    """Yield the same for a packed block with minimums.
+
+    Their products with sums of activations are whole numbers, and two of them one instruction.
+    """
+    whole, minimums = _tile(pairs, _TOTALS), _tile(pairs, _SUMS)
+    yield from (f"vpxord {register}, {register}, {register}" for register in minimums)
+    for word in range(pairs.minimums):
+        yield from _load_shared(LINE * (2 + word))
+        for row in range(pairs.rows):
+            yield f"vpbroadcastd {WORD_BYTES * word + 4 * row}({_STARTS}), {_WORD}"
+            for group, shared in enumerate(_SHARED):
+                yield f"vpdpwssd {_WORD}, {shared}, {minimums[GROUPS * row + group]}"
+    yield from _load_shared(0)
+    for i, number in enumerate(whole):
+        yield f"vcvtdq2ps {number}, {number}"
+        yield f"vmulps {_SHARED[i % GROUPS]}, {number}, {number}"
+    yield from _load_shared(LINE)
+    scales = SCALES - BLOCK_BYTES * pairs.blocks
+    places = iter(zip(whole, minimums, _places(pairs), strict=True))
+    for row in range(pairs.rows):
+        yield f"vbroadcastss {scales + 4 * row}({_X}), {_WORD}"
+        for group, (number, minimum, place) in zip(range(GROUPS), places, strict=False):
+            yield f"vcvtdq2ps {minimum}, {minimum}"
+            yield f"vfmadd231ps {_SHARED[group]}, {minimum}, {number}"
+            yield f"vfmadd213ps {place}, {_WORD}, {number}"
+            yield f"vmovups {number}, {place}"

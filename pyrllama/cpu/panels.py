@@ -12,19 +12,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyrllama.cpu import activations as forms
-from pyrllama.cpu.blocks import blocks_of
+from pyrllama.cpu.blocks import blocks_of, minus_at_row
+from pyrllama.cpu.finishing import rows_finisher
 from pyrllama.cpu.instructions import has_assembly, hide
 from pyrllama.cpu.kernel import inline
 from pyrllama.cpu.levels import PAIRS, Step, over_pairs
 from pyrllama.cpu.parts import MEMORY, MultiplyPanel, Panels, add_part, over_panel
 from pyrllama.cpu.records import PANEL_BLOCKS
-from pyrllama.cpu.row_vectors import (
-    fused_multiply_add_rows,
-    load_sums,
-    scale_rows,
-    zero_rows,
-    zero_sums,
-)
+from pyrllama.cpu.row_vectors import load_sums, zero_rows, zero_sums
 from pyrllama.cpu.section_sums import OPERANDS_BYTES, no_sums, sums_of_sections
 from pyrllama.cpu.sections import OFFSET
 from pyrllama.cpu.simd import load_f32x16, load_i8x64, load_i32x16, splat_i32, store
@@ -54,7 +49,7 @@ class PanelBlock(NamedTuple):
     scales: int
     """Before the float32 scales."""
     addends: int
-    """Before the addends."""
+    """Before the addends, or the unit of minimums and these."""
     size: int
 
 
@@ -62,8 +57,18 @@ def panel_block(format_: Format, groups: int = 1) -> PanelBlock:
     """Return where things stand in a panel's blocks, of one group or of two line by line."""
     columns = OPERANDS_BYTES + (64 * format_.runs if format_.has_run_scales else 0)
     scales = format_.blocks * columns
-    size = scales + 64 + 64 * format_.n_addends
+    size = scales + 64 + 64 * addend_lines(format_, groups)
     return PanelBlock(*(groups * place for place in (columns, scales, scales + 64, size)))
+
+
+def addend_lines(format_: Format, groups: int) -> int:
+    """Return the vectors of 16 rows' addends, or of the unit of minimums and of these.
+
+    Those of two runs share the words of a panel of two groups.
+    """
+    if not format_.has_minimums:
+        return format_.n_addends
+    return 1 + format_.n_addends // groups
 
 
 def steps_of_packed(format_: Format) -> Steps:
@@ -132,41 +137,24 @@ def columns_adder(rows: int, format_: Format, steps: Steps, scale: ScaleOfRun) -
     return add
 
 
-Finish = Callable[[Any, Any, int, int], Any]
-"""``finish(totals, sums, p, x)``: float32 totals with the integer ones of a packed block."""
-
-
-def block_finisher(
-    format_: Format, unit: Callable[[int], Lanes], addend: Callable[[int, int], Lanes]
-) -> Finish:
-    """Return what ends a packed block: both scales, then the addends."""
-    blocks, runs, has_addend = format_.blocks, format_.runs, format_.has_addend
-
-    @inline
-    def finish(totals: Any, sums: Any, p: int, x: int) -> Any:
-        totals = scale_rows(totals, sums, unit(p), x + forms.SCALES)
-        if has_addend:
-            for i in range(blocks * runs):
-                place = x + i // runs * forms.BLOCK_BYTES + forms.SCALED_SUMS
-                place += forms.COLUMN_BYTES * (i % runs + runs - 1)
-                totals = fused_multiply_add_rows(totals, addend(p, i), place)
-        return totals
-
-    return finish
-
-
 def multiply_packed(rows: int, format_: Format) -> Multiply:
     """Return what multiplies a packed group with a few rows."""
     of_blocks, runs, blocks = blocks_of(format_), format_.runs, format_.blocks
     packed_bytes, head_bytes, level_bytes = format_.bytes, format_.head_bytes, format_.level_bytes
-    run_scale, as_scale = of_blocks.run_scale, of_blocks.products.scale
+    run_scale, minimum_of_run = of_blocks.run_scale, of_blocks.minimum
+    as_scale = of_blocks.products.scale
 
     @inline
     def scale(p: int, i: int) -> Lanes:
         return as_scale(run_scale(p, i))
 
+    @inline
+    def minimum(p: int, i: int) -> Lanes:
+        return as_scale(minimum_of_run(p, i))
+
     add = columns_adder(rows, format_, steps_of_packed(format_), scale)
-    finish = block_finisher(format_, of_blocks.unit, of_blocks.addend)
+    addend = minimum if format_.has_minimums else of_blocks.addend
+    finish = rows_finisher(rows, format_, of_blocks.unit, addend, minus_at_row)
 
     @inline
     def multiply(p: int, x: int, n_packed: int) -> Any:
@@ -202,8 +190,16 @@ def multiply_panel(rows: int, format_: Format) -> MultiplyPanel:
     def addend(panel: int, i: int) -> Lanes:
         return load_f32x16(panel + addends + 64 * i)
 
+    @inline
+    def minus(panel: int) -> Lanes:
+        return load_f32x16(panel + addends)
+
+    @inline
+    def minimum(panel: int, i: int) -> Lanes:
+        return load_i32x16(panel + addends + 64 + 64 * i)
+
     add = columns_adder(rows, format_, steps_of_panel, scale)
-    finish = block_finisher(format_, unit, addend)
+    finish = rows_finisher(rows, format_, unit, minimum if format_.has_minimums else addend, minus)
     in_sections = sums_in_sections(format_)
     put_sums = sums_of_sections(rows, format_, columns_bytes) if in_sections else no_sums
 
@@ -226,8 +222,8 @@ def unpack_panel(format_: Format, groups: int = 1) -> Callable[[int, int, int, i
 
     Signed operands of two groups have 128 added, as ``pairs.py`` wants it.
     """
-    operands, unit, run_scale, addend, products = blocks_of(format_)
-    runs, blocks, n_addends = format_.runs, format_.blocks, format_.n_addends
+    operands, unit, run_scale, _, _, products = blocks_of(format_)
+    runs, blocks, put_addends = format_.runs, format_.blocks, put_addends_of(format_, groups)
     has_run_scales, as_scale = format_.has_run_scales, products.scale
     packed_bytes, head_bytes, level_bytes = format_.bytes, format_.head_bytes, format_.level_bytes
     columns_bytes, scales, addends, block_bytes = panel_block(format_, groups)
@@ -255,8 +251,7 @@ def unpack_panel(format_: Format, groups: int = 1) -> Callable[[int, int, int, i
                         scale = as_scale(run_scale(p, runs * b + run))
                         store(q + behind_operands + line * run, scale)
             store(panel + scales, unit(p))
-            for i in range(n_addends):
-                store(panel + addends + line * i, addend(p, i))
+            put_addends(p, panel + addends)
             panel += block_bytes
             p += packed_bytes
 
@@ -269,6 +264,34 @@ def unpack_panel(format_: Format, groups: int = 1) -> Callable[[int, int, int, i
             unpack_group(p + apart, panel + 64, n_packed)
 
     return unpack
+
+
+def put_addends_of(format_: Format, groups: int) -> Callable[[int, int], None]:
+    """Return what writes the addends of a packed block, as ``addend_lines`` counts them."""
+    blocks, n_addends, line = blocks_of(format_), format_.n_addends, 64 * groups
+    addend, minimum, as_scale = blocks.addend, blocks.minimum, blocks.products.scale
+
+    @inline
+    def put_floats(p: int, place: int) -> None:
+        for i in range(n_addends):
+            store(place + line * i, addend(p, i))
+
+    @inline
+    def put_minimums(p: int, place: int) -> None:
+        store(place, minus_at_row(p))
+        for i in range(n_addends):
+            store(place + line + line * i, as_scale(minimum(p, i)))
+
+    @inline
+    def put_pairs_of_minimums(p: int, place: int) -> None:
+        store(place, minus_at_row(p))
+        for i in range(0, n_addends, 2):
+            pair = minimum(p, i) | (minimum(p, i + 1) << 16)
+            store(place + line + line * (i // 2), pair)
+
+    if not format_.has_minimums:
+        return put_floats
+    return put_minimums if groups == 1 else put_pairs_of_minimums
 
 
 def byte_panels(format_: Format) -> Panels:

@@ -230,6 +230,31 @@ def signed_end_rows(_typing: Any, totals: Any, sums: Any, scale: Any) -> Any:
 
 
 @instruction
+def scale_rows_with_minimums(
+    _typing: Any, totals: Any, sums: Any, scale: Any, minimums: Any, minus: Any, x: Any
+) -> Any:
+    """Do the same for integer sums times a scale of the lanes and minimums times another one."""
+
+    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        count = sig.return_type.count
+        sums, minimums = (cgutils.unpack_tuple(builder, args[i], count) for i in (1, 3))
+        scalars = _row_scalars(builder, args[5], F32, count)
+
+        def change(row: int, total: Any) -> Any:
+            whole, taken = (
+                builder.sitofp(vectors[row], f32x16.llvm) for vectors in (sums, minimums)
+            )
+            scaled = [taken, args[4], builder.fmul(whole, args[2])]
+            scaled = call_llvm(builder, "rllama_fma", f32x16.llvm, scaled)
+            factor = spread(builder, scalars[row], f32x16.llvm)
+            return call_llvm(builder, "rllama_fma", f32x16.llvm, [scaled, factor, total])
+
+        return _each_row(context, builder, sig, args[0], change)
+
+    return totals(totals, sums, scale, minimums, minus, types.int64), build
+
+
+@instruction
 def scale_rows(_typing: Any, totals: Any, sums: Any, scale: Any, x: Any) -> Any:
     """Add to each row its integer sums, times the scale of the lanes, times a float32 at ``x``."""
 
