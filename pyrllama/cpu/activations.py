@@ -37,14 +37,18 @@ from pyrllama.cpu.simd import (
     absolute,
     as_i32,
     load_f32x16,
+    load_i8x16,
     load_i32,
+    magnitudes,
     max_f32,
     maximum,
     narrow_to_i8,
     narrow_to_i16,
     pair_sums,
     store,
+    sum_i32,
     truncate_to_i32,
+    widen_i8,
 )
 
 if TYPE_CHECKING:
@@ -65,6 +69,10 @@ COLUMN_BYTES = 4 * ROWS
 SCALES, SUMS_OF_ROWS, SCALED_SUMS = (word * COLUMN_BYTES for word in (8, 9, 9 + SUMS))
 BLOCK_BYTES = BLOCK_WORDS * COLUMN_BYTES
 """A block of six rows as bytes: eight words of each row, then scales and sums of all rows."""
+GREATEST, SUMS_OF_HALVES, SUMS_OF_BLOCKS = (SCALED_SUMS + i * COLUMN_BYTES for i in range(3))
+"""Words of the wide form, whose products want no scaled sums: the greatest sum of magnitudes of 16
+columns of the super-block, in its first block; the sums of the first and the last 16 columns, 16
+bits each; in every second block, from the first on, the sums of it and of the next."""
 
 
 @inline
@@ -160,21 +168,65 @@ def quantise(activations: int, source: int, row: int, forms: int, first: int, la
         quantise_super_blocks(Activations(activations).wide, source, row, first, last)
 
 
+@inline
+def interleave_block(a: View, row: int, b: int) -> int:
+    """Put block ``b`` of a quantised row, up to its sums, among six; return where it begins."""
+    block: int = a.bytes + row // ROWS * a.bytes_stride + row % ROWS * 4 + b * BLOCK_BYTES
+    q, i = a.q + row * a.q_stride + 32 * b, row * a.block_stride + 4 * b
+    for word in range(8):
+        store(block + word * COLUMN_BYTES, load_i32(q + 4 * word))
+    store(block + SCALES, load_i32(a.scales + i))
+    for part_ in range(SUMS):
+        place = block + SUMS_OF_ROWS + COLUMN_BYTES * part_
+        store(place, load_i32(a.sums + SUMS * i + 4 * part_))
+    return block
+
+
 @part
 def interleave_bytes(activations: int, row: int, first: int, last: int) -> None:
     """Put blocks ``first`` to ``last`` of a quantised row into its place among six."""
     a = Activations(activations)
-    starts = row * a.block_stride
-    out = a.bytes + row // ROWS * a.bytes_stride + row % ROWS * 4
     for b in range(first, last):
-        q, i, block = a.q + row * a.q_stride + 32 * b, starts + 4 * b, out + b * BLOCK_BYTES
-        for word in range(8):
-            store(block + word * COLUMN_BYTES, load_i32(q + 4 * word))
-        store(block + SCALES, load_i32(a.scales + i))
+        block, i = interleave_block(a, row, b), row * a.block_stride + 4 * b
         for part_ in range(SUMS):
-            place, source = COLUMN_BYTES * part_, SUMS * i + 4 * part_
-            store(block + SUMS_OF_ROWS + place, load_i32(a.sums + source))
-            store(block + SCALED_SUMS + place, load_i32(a.scaled_sums + source))
+            place = block + SCALED_SUMS + COLUMN_BYTES * part_
+            store(place, load_i32(a.scaled_sums + SUMS * i + 4 * part_))
+
+
+@inline
+def whole_sum(pair: int) -> Any:
+    """Return both sums of a pair together."""
+    words = load_i32(pair)
+    return i32(i32(words << 16) >> 16) + i32(words >> 16)
+
+
+@inline
+def in_a_word(first: Any, second: Any) -> Any:
+    """Return two numbers as 16 bits each."""
+    return i32(i32(first & i32(0xFFFF)) | i32(second << 16))
+
+
+@part
+def interleave_wide_bytes(activations: int, row: int, first: int, last: int) -> None:
+    """Do the same for the wide form and super-blocks, with what that has behind the sums."""
+    a = Activations(activations)
+    for start in range(first, last, 8):
+        most = i32(0)
+        for b in range(start, start + 8):
+            block = interleave_block(a, row, b)
+            q, sums = (
+                a.q + row * a.q_stride + 32 * b,
+                a.sums + SUMS * (row * a.block_stride + 4 * b),
+            )
+            for half in range(2):
+                size = sum_i32(magnitudes(widen_i8(load_i8x16(q + 16 * half))))
+                most = max(most, size)
+            store(block + SUMS_OF_HALVES, in_a_word(whole_sum(sums + 4), whole_sum(sums + 8)))
+            if b % 2 == 0:
+                following = whole_sum(sums + 4 * SUMS)
+                store(block + SUMS_OF_BLOCKS, in_a_word(whole_sum(sums), following))
+        place = a.bytes + row // ROWS * a.bytes_stride + row % ROWS * 4 + start * BLOCK_BYTES
+        store(place + GREATEST, i32(most))
 
 
 @part
@@ -216,7 +268,7 @@ def prepare(activations: int, row: int, forms: int, first: int, last: int) -> No
     if forms & BYTES:
         interleave_bytes(activations, row, first, last)
     if forms & WIDE_BYTES:
-        interleave_bytes(Activations(activations).wide, row, first, last)
+        interleave_wide_bytes(Activations(activations).wide, row, first, last)
 
 
 @kernel

@@ -195,6 +195,15 @@ class Format:
         return self.has_addend and self.has_run_scales
 
     @property
+    def shared_limit(self) -> int:
+        """Up to which sum of magnitudes of 16 activations sums of a run surely fit 16 bits.
+
+        Two of them may share a word then.  Zero for types of which it is too seldom so.
+        """
+        limit = (2**15 - 1) // self._most * 16 // self.run
+        return limit if self.has_run_scales and limit >= _USUAL_MAGNITUDES else 0
+
+    @property
     def form(self) -> int:
         """The form of activations that products read: their scales go by packed blocks."""
         return WIDE_BYTES if self.columns == SUPER_BLOCK else BYTES
@@ -251,6 +260,8 @@ class Format:
 
 # Half of the columns go to one of a lane's two 16-bit sums, each up to 127 times a value.
 _MOST_OF_32, _MOST_OF_16 = ((2**15 - 1) // (columns // 2 * 127) for columns in (32, 16))
+_USUAL_MAGNITUDES = 16 * 60
+"""What 16 activations, the greatest of their super-block being 127, hardly ever exceed."""
 _SCALES_OF_RUNS = {Head.BYTES, Head.NIBBLE_PAIRS, Head.BYTE_PAIRS}
 
 

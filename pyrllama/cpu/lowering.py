@@ -70,10 +70,12 @@ def assembly(arguments: Sequence[Any], instructions: Iterable[str], registers: i
     """Return what runs some instructions, in AT&T's order of operands, for x86 with AVX2.
 
     ``$0`` and on are registers with the arguments.  The first vector ``registers``, 16 or with
-    AVX-512 32, and ``rax``, ``rcx``, ``rdx``, ``rsi`` and ``rdi`` may change.
+    AVX-512 32, and ``rax``, ``rcx``, ``rdx``, ``rsi`` and ``rdi`` may
+    change, and with AVX-512 ``k1``.
     """
     vectors = (f"xmm{i}" for i in range(registers))
-    changed = (*vectors, "rax", "rcx", "rdx", "rsi", "rdi", "cc", "memory")
+    masks = ("k1",) if registers > 16 else ()
+    changed = (*vectors, *masks, "rax", "rcx", "rdx", "rsi", "rdi", "cc", "memory")
     constraints = ["r"] * len(arguments) + [f"~{{{name}}}" for name in changed]
     kind = ir.FunctionType(ir.VoidType(), arguments)
     text = "\n\t".join(instructions)

@@ -9,17 +9,17 @@ from numba import types
 
 from pyrllama.cpu import activations as forms
 from pyrllama.cpu import pairs
-from pyrllama.cpu.finishing import MINUS_ONE
 from pyrllama.cpu.instructions import machine_operation, prefetch, unsigned_start
 from pyrllama.cpu.kernel import inline
 from pyrllama.cpu.panels import unpack_panel
 from pyrllama.cpu.parts import ASKING_BLOCKS, AddPart, OwnRows, Panels, finish_rows
-from pyrllama.cpu.records import PANEL_BLOCKS
+from pyrllama.cpu.records import PANEL_BLOCKS, ROWS_AT_ONCE
 from pyrllama.cpu.row_vectors import load_rows, store_rows, zero_rows
-from pyrllama.cpu.simd import load_i32x16, store
+from pyrllama.cpu.simd import as_f32, as_i32, keep_first, load_i32x16, splat_i32, store
 
 if TYPE_CHECKING:
     from pyrllama.cpu.formats import Format
+    from pyrllama.cpu.vectors import Lanes
 
 _OPERATIONS = {
     each: machine_operation(each.name, (types.int64,) * len(pairs.ARGUMENTS), types.void)
@@ -40,47 +40,32 @@ def operation_for(format_: Format, rows: int) -> pairs.Pairs:
     addends = 0 if minimums else format_.n_addends
     starts, runs = pair_offset(format_) != 0, format_.runs
     return pairs.Pairs(
-        rows, format_.blocks, runs, starts, format_.has_run_scales, addends, minimums
+        rows,
+        format_.blocks,
+        runs,
+        starts,
+        format_.has_run_scales,
+        format_.shared_limit > 0,
+        addends,
+        minimums,
     )
 
 
-def own_rows_of(format_: Format) -> OwnRows | None:
-    """Return what makes of sums of activations what the products want, if they want anything."""
-    if pair_offset(format_):
-        return starts_of(format_)
-    return pairs_of_sums(format_) if format_.has_minimums else None
-
-
-def pairs_of_sums(format_: Format) -> OwnRows:
-    """Return what writes sums of two runs as a word, for minimums to be multiplied with."""
-    runs, packed_bytes = format_.runs, format_.blocks * forms.BLOCK_BYTES
-    per_packed, blocks = format_.n_addends, format_.blocks
-    stride = forms.COLUMN_BYTES * runs // 2 * PANEL_BLOCKS
-    one = np.int32(MINUS_ONE)
-
-    @inline
-    def put(x: int, x_stride: int, n_blocks: int, n_sixes: int, out: int) -> None:
-        for six in range(n_sixes):
-            source, target = x + six * x_stride + forms.SUMS_OF_ROWS, out + six * stride
-            for _ in range(n_blocks // blocks):
-                for i in range(0, per_packed, 2):
-                    low = source + i // runs * forms.BLOCK_BYTES
-                    high = low + (forms.BLOCK_BYTES if runs == 1 else 2 * forms.COLUMN_BYTES)
-                    if runs == 2:
-                        low += forms.COLUMN_BYTES
-                    first = unsigned_start(load_i32x16(low), one)
-                    second = unsigned_start(load_i32x16(high), one)
-                    # Lines go beyond a word of six rows, into what is still to be written.
-                    store(target, (first & 0xFFFF) | (second << 16))
-                    target += forms.COLUMN_BYTES
-                source += packed_bytes
-
-    return OwnRows(put, stride)
+@inline
+def sign_of_first(b: int, runs: int) -> Lanes:
+    """Return the sign bit of 16 in the lanes of six rows that belong to the first of two runs."""
+    bit = splat_i32(0x8000)
+    if runs == 1:
+        return bit * (1 - b % 2)
+    return as_i32(keep_first(as_f32(bit), ROWS_AT_ONCE, np.float32(0.0)))
 
 
 def starts_of(format_: Format) -> OwnRows:
-    """Return what writes what the sums of runs begin with: the offset times the activations'."""
-    runs, offset = format_.runs, np.int32(pair_offset(format_))
+    """Return what writes what the sums of runs begin with: the offset times the activations'.
+
+    The first of two runs whose sums may share words has the sign bit of 16 beside.
+    """
+    runs, offset, shared = format_.runs, np.int32(pair_offset(format_)), format_.shared_limit > 0
     block_bytes = forms.COLUMN_BYTES * runs
     stride = block_bytes * PANEL_BLOCKS
     first = forms.SUMS_OF_ROWS + forms.COLUMN_BYTES * (runs - 1)
@@ -89,9 +74,12 @@ def starts_of(format_: Format) -> OwnRows:
     def put(x: int, x_stride: int, n_blocks: int, n_sixes: int, out: int) -> None:
         for six in range(n_sixes):
             source, target = x + six * x_stride + first, out + six * stride
-            for _ in range(n_blocks):
+            for b in range(n_blocks):
+                start = unsigned_start(load_i32x16(source), offset)
+                if shared:
+                    start = start + sign_of_first(b, runs)
                 # Lines go beyond a block's sums, into what is still to be written.
-                store(target, unsigned_start(load_i32x16(source), offset))
+                store(target, start)
                 source += forms.BLOCK_BYTES
                 target += block_bytes
 
@@ -104,8 +92,9 @@ def add_pair_part(rows: int, format_: Format) -> AddPart:
     Sums are those of the rows with the first group, then with the second.
     """
     operation, blocks, n_sums = operation_for(format_, rows), format_.blocks, pairs.GROUPS * rows
-    multiply, own_bytes, packed_bytes = (
-        _OPERATIONS[operation], operation.own_bytes, operation.packed_bytes
+    multiply, starts_bytes, packed_bytes, limit = (
+        _OPERATIONS[operation], operation.starts_bytes, operation.packed_bytes,
+        format_.shared_limit,
     )  # fmt: skip
 
     @inline
@@ -122,7 +111,7 @@ def add_pair_part(rows: int, format_: Format) -> AddPart:
                 prefetch(place + apart)
             multiply(
                 panel + first // blocks * packed_bytes, x + first * forms.BLOCK_BYTES,
-                own + first // blocks * own_bytes, (last - first) // blocks, sums,
+                own + first * starts_bytes, (last - first) // blocks, sums, limit,
             )  # fmt: skip
         if ends:
             finish_rows(rows, out, stride, load_rows(rows, sums, 64), accumulate)
@@ -141,6 +130,6 @@ def pair_panels(format_: Format) -> Panels:
         format_.blocks,
         PANEL_BLOCKS,
         forms.BLOCK_BYTES,
-        own_rows_of(format_),
+        starts_of(format_) if pair_offset(format_) else None,
         pairs.GROUPS,
     )

@@ -15,6 +15,7 @@ Source of the instructions: Intel 64 and IA-32 Architectures Software Developer'
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyrllama.cpu.lowering import I64, assembly
@@ -36,10 +37,12 @@ WORD_BYTES = 4 * ROWS_AT_ONCE
 BLOCK_BYTES = WORD_BYTES * BLOCK_WORDS
 SCALES = WORDS * WORD_BYTES
 SCALED_SUMS = SCALES + (1 + SUMS) * WORD_BYTES
+GREATEST, SUMS_OF_HALVES, SUMS_OF_BLOCKS = (SCALED_SUMS + i * WORD_BYTES for i in range(3))
+"""In blocks of the wide form, see ``activations.py``."""
 
 
 class Pairs(NamedTuple):
-    """An operation on ``(panel, x, starts, n, totals)``, over ``n`` packed blocks of columns.
+    """An operation on ``(panel, x, starts, n, totals, limit)``, over ``n`` packed blocks.
 
     Their products are added to totals of float32 in memory, those of a group's rows side by side.
     """
@@ -53,11 +56,14 @@ class Pairs(NamedTuple):
     """Whether sums of runs begin with the words at ``starts``, and not with zero."""
     run_scales: bool
     """Whether runs have scales of whole numbers."""
+    shared: bool
+    """Whether the sums of two runs may share words: those of super-blocks do whose activations are
+    no greater than ``limit``.  Both scales share words too."""
     addends: int
     """Of a packed block, which are multiplied with sums of activations and added."""
     minimums: int
-    """Of a packed block: words of those of two runs, which are multiplied with the words of sums at
-    ``starts``."""
+    """Of a packed block: words of those of two runs, which are multiplied with sums of activations
+    that share words."""
 
     @property
     def name(self) -> str:
@@ -65,19 +71,20 @@ class Pairs(NamedTuple):
         return "rllama_pairs_" + "_".join(str(int(each)) for each in self)
 
     @property
-    def columns_bytes(self) -> int:
-        """Bytes of 32 columns of both groups in a panel."""
-        return LEVEL_BYTES + (LINE * self.runs if self.run_scales else 0)
+    def step_blocks(self) -> int:
+        """Blocks of 32 columns whose products are taken at a time."""
+        return 2 // self.runs if self.shared else 1
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of a step of both groups in a panel: levels, then scales."""
+        lines = 1 if self.shared else self.runs
+        return self.step_blocks * LEVEL_BYTES + (LINE * lines if self.run_scales else 0)
 
     @property
     def starts_bytes(self) -> int:
         """Bytes of the starts of 32 columns."""
         return WORD_BYTES * self.runs if self.starts else 0
-
-    @property
-    def own_bytes(self) -> int:
-        """Bytes at ``starts`` for a packed block."""
-        return self.blocks * self.starts_bytes + self.minimums * WORD_BYTES
 
     @property
     def lines(self) -> int:
@@ -87,22 +94,24 @@ class Pairs(NamedTuple):
     @property
     def packed_bytes(self) -> int:
         """Bytes of a packed block of both groups in a panel."""
-        return self.blocks * self.columns_bytes + LINE * self.lines
+        return self.blocks // self.step_blocks * self.step_bytes + LINE * self.lines
 
 
 def _all_pairs() -> Iterator[Pairs]:
     super_block = 8
     for rows in (2, 4, ROWS_AT_ONCE):
         for starts in (False, True):
-            yield from (Pairs(rows, 1, 1, starts, False, addends, 0) for addends in (0, 1))
-            yield Pairs(rows, super_block, 1, starts, False, 0, 0)
-            yield from (Pairs(rows, super_block, runs, starts, True, 0, 0) for runs in (1, 2))
-        for runs in (1, 2):
-            yield Pairs(rows, super_block, runs, False, True, 0, super_block * runs // 2)
+            yield from (Pairs(rows, 1, 1, starts, False, False, addends, 0) for addends in (0, 1))
+            yield Pairs(rows, super_block, 1, starts, False, False, 0, 0)
+        for runs, shared in itertools.product((1, 2), (False, True)):
+            minimums = super_block * runs // 2
+            yield Pairs(rows, super_block, runs, False, True, shared, 0, 0)
+            yield Pairs(rows, super_block, runs, True, True, shared, 0, 0)
+            yield Pairs(rows, super_block, runs, False, True, shared, 0, minimums)
 
 
 PAIRS = tuple(_all_pairs())
-ARGUMENTS = (I64,) * 5
+ARGUMENTS = (I64,) * 6
 
 
 def pair_bodies(*, wide: bool) -> dict[str, Body]:
@@ -113,14 +122,20 @@ def pair_bodies(*, wide: bool) -> dict[str, Body]:
 
 
 _PANEL, _X, _STARTS, _N = "%rax", "%rcx", "%rsi", "%rdx"
-_LEFT = "%rdi"
+_LEFT, _LEFT_32 = "%rdi", "%edi"
 _SHARED, _WORD, _FACTOR = ("%zmm24", "%zmm25"), "%zmm26", "%zmm27"
 """What both groups' rows are multiplied with, a broadcast, and a product of scales."""
+_SIGN, _LIMIT = "%zmm28", "%zmm29"
+"""The sign of the lower 16 bits, and the greatest sum of magnitudes with which runs share words."""
 _SUMS, _TOTALS = ([f"%zmm{first + i}" for i in range(12)] for first in (0, 12))
 
 
 def _instructions(pairs: Pairs) -> Iterator[str]:
     """Yield a loop over packed blocks, and inside of it one over blocks of 32 columns."""
+    if pairs.shared:
+        yield f"mov $$0x8000, {_LEFT_32}"
+        yield f"vpbroadcastd {_LEFT_32}, {_SIGN}"
+        yield f"vpbroadcastd ${{5:k}}, {_LIMIT}"
     copies = (_PANEL, _X, _STARTS, _N)
     yield from (f"mov ${i}, {copy}" for i, copy in enumerate(copies))
     stay = (
@@ -131,28 +146,38 @@ def _instructions(pairs: Pairs) -> Iterator[str]:
     yield "1:"
     if pairs.blocks > 1:
         yield from (f"vpxord {total}, {total}, {total}" for total in _tile(pairs, _TOTALS))
-        yield f"mov $${pairs.blocks}, {_LEFT}"
-        yield ".p2align 4"
-        yield "2:"
-    for run in range(pairs.runs):
-        yield from _start(pairs, run)
-        yield from _products(pairs, run)
-        if pairs.run_scales:
-            yield from _scale(pairs, run)
-    yield f"add $${pairs.columns_bytes}, {_PANEL}"
-    yield f"add $${BLOCK_BYTES}, {_X}"
-    if pairs.starts:
-        yield f"add $${pairs.starts_bytes}, {_STARTS}"
-    if pairs.blocks > 1:
-        yield f"dec {_LEFT}"
-        yield "jne 2b"
+    if pairs.shared:
+        yield f"vmovdqu64 {GREATEST}({_X}), {_WORD}"
+        yield f"vpcmpgtd {_LIMIT}, {_WORD}, %k1"
+        yield f"kmovw %k1, {_LEFT_32}"
+        yield f"test $${(1 << pairs.rows) - 1}, {_LEFT_32}"
+        yield "jne 4f"
+        yield from _loop(pairs, "2", _shared_step(pairs))
+        yield "jmp 5f"
+        yield from _loop(pairs, "4", _step(pairs))
+        yield "5:"
+    elif pairs.blocks > 1:
+        yield from _loop(pairs, "2", _step(pairs))
+    else:
+        yield from _step(pairs)
     yield from _finish_with_minimums(pairs) if pairs.minimums else _finish(pairs)
     yield f"add $${LINE * pairs.lines}, {_PANEL}"
-    if pairs.minimums:
-        yield f"add $${pairs.own_bytes}, {_STARTS}"
     yield f"dec {_N}"
     yield "jne 1b"
     yield from (f"vmovups {total}, {place}" for total, place in stay)
+
+
+def _loop(pairs: Pairs, label: str, step: Iterator[str]) -> Iterator[str]:
+    """Yield what takes a step until a packed block is through."""
+    inner = "3" if label == "4" else label
+    if inner != label:
+        yield f"{label}:"
+    yield f"mov $${pairs.blocks // pairs.step_blocks}, {_LEFT}"
+    yield ".p2align 4"
+    yield f"{inner}:"
+    yield from step
+    yield f"dec {_LEFT}"
+    yield f"jne {inner}b"
 
 
 def _places(pairs: Pairs) -> list[str]:
@@ -172,6 +197,44 @@ def _accumulators(pairs: Pairs) -> list[str]:
     return _tile(pairs, _TOTALS if plain else _SUMS)
 
 
+def _step(pairs: Pairs) -> Iterator[str]:
+    """Yield the products of a step's columns, run by run."""
+    for run in range(pairs.step_blocks * pairs.runs):
+        yield from _start(pairs, run)
+        yield from _products(pairs, run)
+        if pairs.run_scales:
+            yield from _scale(pairs, run)
+    yield from _go_on(pairs)
+
+
+def _shared_step(pairs: Pairs) -> Iterator[str]:
+    """Yield the products of two runs, of which each sum takes one half of a word.
+
+    The second run's are raised to the upper half, from which a negative sum in the lower one takes
+    1.  Adding the lower half's sign bit gives that back, and turns this bit round.  What the first
+    run starts with has it already, and comes last, when nothing waits for it.
+    """
+    sums, totals = _tile(pairs, _SUMS), _tile(pairs, _TOTALS)
+    yield from _start(pairs, 1)
+    yield from _products(pairs, 1)
+    yield from (f"vpslld $$16, {sum_}, {sum_}" for sum_ in sums)
+    yield from _products(pairs, 0)
+    yield from _load_shared(pairs.step_blocks * LEVEL_BYTES)
+    for i, (sum_, total) in enumerate(zip(sums, totals, strict=True)):
+        start = f"{4 * (i // GROUPS)}({_STARTS}){{1to16}}" if pairs.starts else _SIGN
+        yield f"vpaddd {start}, {sum_}, {sum_}"
+        yield f"vpxord {_SIGN}, {sum_}, {sum_}"
+        yield f"vpdpwssd {_SHARED[i % GROUPS]}, {sum_}, {total}"
+    yield from _go_on(pairs)
+
+
+def _go_on(pairs: Pairs) -> Iterator[str]:
+    yield f"add $${pairs.step_bytes}, {_PANEL}"
+    yield f"add $${BLOCK_BYTES * pairs.step_blocks}, {_X}"
+    if pairs.starts:
+        yield f"add $${pairs.starts_bytes * pairs.step_blocks}, {_STARTS}"
+
+
 def _start(pairs: Pairs, run: int) -> Iterator[str]:
     sums, plain = _accumulators(pairs), pairs.blocks > 1 and not pairs.run_scales
     for row in range(pairs.rows):
@@ -182,6 +245,8 @@ def _start(pairs: Pairs, run: int) -> Iterator[str]:
             yield f"vpaddd {start}{{1to16}}, {second}, {second}"
         elif pairs.starts:
             yield f"vpbroadcastd {start}, {first}"
+            if pairs.shared and run == 0:
+                yield f"vpsubd {_SIGN}, {first}, {first}"
             yield f"vmovdqa64 {first}, {second}"
         elif not plain:
             yield f"vpxord {first}, {first}, {first}"
@@ -194,18 +259,27 @@ def _load_shared(place: int) -> Iterator[str]:
 
 
 def _products(pairs: Pairs, run: int) -> Iterator[str]:
+    """Yield the products of a run of a step."""
+    block, run = divmod(run, pairs.runs)
     words, sums = WORDS // pairs.runs, _accumulators(pairs)
     for i in range(words * run, words * run + words):
-        yield from _load_shared(LINE * i)
+        yield from _load_shared(LEVEL_BYTES * block + LINE * i)
         for row in range(pairs.rows):
-            yield f"vpbroadcastd {WORD_BYTES * i + 4 * row}({_X}), {_WORD}"
+            place = BLOCK_BYTES * block + WORD_BYTES * i + 4 * row
+            yield f"vpbroadcastd {place}({_X}), {_WORD}"
             for group, weights in enumerate(_SHARED):
                 yield f"vpdpbusd {_WORD}, {weights}, {sums[GROUPS * row + group]}"
 
 
 def _scale(pairs: Pairs, run: int) -> Iterator[str]:
-    """Yield what adds sums times their run's scales to the totals."""
-    yield from _load_shared(LEVEL_BYTES + LINE * run)
+    """Yield what adds sums times their run's scale to the totals."""
+    lines = 0 if pairs.shared else run
+    yield from _load_shared(LEVEL_BYTES * pairs.step_blocks + LINE * lines)
+    if pairs.shared:
+        for scale in _SHARED:
+            if run == 0:
+                yield f"vpslld $$16, {scale}, {scale}"
+            yield f"vpsrad $$16, {scale}, {scale}"
     totals = _tile(pairs, _TOTALS)
     for i, (sum_, total) in enumerate(zip(_SUMS, totals, strict=False)):
         yield f"vpmulld {_SHARED[i % GROUPS]}, {sum_}, {sum_}"
@@ -243,10 +317,13 @@ def _finish_with_minimums(pairs: Pairs) -> Iterator[str]:
     """
     whole, minimums = _tile(pairs, _TOTALS), _tile(pairs, _SUMS)
     yield from (f"vpxord {register}, {register}, {register}" for register in minimums)
+    back = BLOCK_BYTES * pairs.blocks
+    sums, every = (SUMS_OF_BLOCKS, 2) if pairs.runs == 1 else (SUMS_OF_HALVES, 1)
     for word in range(pairs.minimums):
         yield from _load_shared(LINE * (2 + word))
         for row in range(pairs.rows):
-            yield f"vpbroadcastd {WORD_BYTES * word + 4 * row}({_STARTS}), {_WORD}"
+            place = sums + every * word * BLOCK_BYTES - back + 4 * row
+            yield f"vpbroadcastd {place}({_X}), {_WORD}"
             for group, shared in enumerate(_SHARED):
                 yield f"vpdpwssd {_WORD}, {shared}, {minimums[GROUPS * row + group]}"
     yield from _load_shared(0)
@@ -258,8 +335,8 @@ def _finish_with_minimums(pairs: Pairs) -> Iterator[str]:
     places = iter(zip(whole, minimums, _places(pairs), strict=True))
     for row in range(pairs.rows):
         yield f"vbroadcastss {scales + 4 * row}({_X}), {_WORD}"
-        for group, (number, minimum, place) in zip(range(GROUPS), places, strict=False):
+        for group, (number, minimum, where) in zip(range(GROUPS), places, strict=False):
             yield f"vcvtdq2ps {minimum}, {minimum}"
             yield f"vfmadd231ps {_SHARED[group]}, {minimum}, {number}"
-            yield f"vfmadd213ps {place}, {_WORD}, {number}"
-            yield f"vmovups {number}, {place}"
+            yield f"vfmadd213ps {where}, {_WORD}, {number}"
+            yield f"vmovups {number}, {where}"

@@ -45,7 +45,7 @@ class PanelBlock(NamedTuple):
     """Bytes of 16 rows of a packed block in a panel."""
 
     columns: int
-    """Of 32 columns: operands, scales of runs."""
+    """Of 32 columns, or those of two runs: operands, scales of runs."""
     scales: int
     """Before the float32 scales."""
     addends: int
@@ -55,10 +55,22 @@ class PanelBlock(NamedTuple):
 
 def panel_block(format_: Format, groups: int = 1) -> PanelBlock:
     """Return where things stand in a panel's blocks, of one group or of two line by line."""
-    columns = OPERANDS_BYTES + (64 * format_.runs if format_.has_run_scales else 0)
-    scales = format_.blocks * columns
+    step = blocks_a_step(format_, groups)
+    lines = 1 if scales_share_words(format_, groups) else format_.runs
+    columns = step * OPERANDS_BYTES + (64 * lines if format_.has_run_scales else 0)
+    scales = format_.blocks // step * columns
     size = scales + 64 + 64 * addend_lines(format_, groups)
     return PanelBlock(*(groups * place for place in (columns, scales, scales + 64, size)))
+
+
+def scales_share_words(format_: Format, groups: int) -> bool:
+    """Whether scales of two runs share words in a panel, as ``pairs.py`` wants it."""
+    return groups == 2 and format_.shared_limit > 0
+
+
+def blocks_a_step(format_: Format, groups: int) -> int:
+    """Return the blocks of 32 columns behind which scales stand in a panel."""
+    return 2 // format_.runs if scales_share_words(format_, groups) else 1
 
 
 def addend_lines(format_: Format, groups: int) -> int:
@@ -229,7 +241,8 @@ def unpack_panel(format_: Format, groups: int = 1) -> Callable[[int, int, int, i
     columns_bytes, scales, addends, block_bytes = panel_block(format_, groups)
     in_sections, minus_offset = sums_in_sections(format_), (-format_.offset & 0xFFFF) * 0x10001
     line, flip = 64 * groups, 128 if groups == 2 and format_.is_signed else 0
-    behind_operands = groups * OPERANDS_BYTES
+    operands_bytes, step = groups * OPERANDS_BYTES, blocks_a_step(format_, groups)
+    shared = scales_share_words(format_, groups)
 
     @inline
     def put(state: int, first: Lanes, second: Lanes, place: int, i: int) -> int:
@@ -244,12 +257,17 @@ def unpack_panel(format_: Format, groups: int = 1) -> Callable[[int, int, int, i
     def unpack_group(p: int, panel: int, n_packed: int) -> None:
         for _ in range(n_packed):
             for b in range(blocks):
-                q = panel + b * columns_bytes
+                q = panel + b // step * columns_bytes + b % step * operands_bytes
                 put_all(0, p + head_bytes + b * level_bytes, q)
-                if has_run_scales:
+                if shared:
+                    if b % step == step - 1:
+                        last = runs * b + runs - 1
+                        pair = (run_scale(p, last - 1) & 0xFFFF) | (run_scale(p, last) << 16)
+                        store(q + operands_bytes, pair)
+                elif has_run_scales:
                     for run in range(runs):
                         scale = as_scale(run_scale(p, runs * b + run))
-                        store(q + behind_operands + line * run, scale)
+                        store(q + operands_bytes + line * run, scale)
             store(panel + scales, unit(p))
             put_addends(p, panel + addends)
             panel += block_bytes

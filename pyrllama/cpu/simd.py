@@ -236,6 +236,16 @@ def absolute(_typing: Any, vector: Any) -> Any:
 
 
 @instruction
+def magnitudes(_typing: Any, vector: Any) -> Any:
+    """Return the magnitudes of an ``i32x16``."""
+
+    def build(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        return call_llvm(builder, "llvm.abs.v16i32", i32x16.llvm, [args[0], ir.IntType(1)(0)])
+
+    return i32x16(i32x16), build
+
+
+@instruction
 def square_root(_typing: Any, number: Any) -> Any:
     """Return the correctly rounded square root of a float32 scalar."""
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
 
-from pyrllama.cpu.activations import COLUMN_BYTES, SCALED_SUMS, SCALES, SUMS_OF_ROWS
+from pyrllama.cpu.activations import (
+    BLOCK_BYTES,
+    COLUMN_BYTES,
+    SCALED_SUMS,
+    SCALES,
+    SUMS_OF_BLOCKS,
+    SUMS_OF_HALVES,
+    SUMS_OF_ROWS,
+)
 from pyrllama.cpu.norm import ROUNDER
 from pyrllama.cpu.records import ROWS_AT_ONCE
 from pyrllama.cpu.vectors import (
@@ -16,8 +24,10 @@ from pyrllama.cpu.vectors import (
     I16,
     I32,
     I64,
+    call_llvm,
     constant,
     f32x16,
+    i32x16,
     instruction,
     pointer,
     shuffle,
@@ -101,18 +111,63 @@ def _sums_of_halves(builder: Any, vectors: Sequence[Any]) -> list[Any]:
     return sums
 
 
-def _scaled(builder: Any, pairs: Any, scales: Any) -> Any:
-    """Return both sums of every pair together, times the row's scale."""
+def _magnitudes(builder: Any, words: Any) -> Any:
+    """Return the magnitudes of bytes."""
+    kind = ir.VectorType(I8, 64)
+    arguments = [builder.bitcast(words, kind), ir.IntType(1)(0)]
+    return builder.bitcast(call_llvm(builder, "llvm.abs.v64i8", kind, arguments), words.type)
+
+
+def _whole(builder: Any, pairs: Any) -> Any:
+    """Return both sums of every pair together."""
     half = ir.Constant(_I32X8, [I32(16)] * 8)
     low = builder.ashr(builder.shl(pairs, half), half)
-    whole = builder.add(low, builder.ashr(pairs, half))
-    return builder.fmul(builder.sitofp(whole, _F32X8), scales)
+    return builder.add(low, builder.ashr(pairs, half))
+
+
+def _in_words(builder: Any, first: Any, second: Any) -> Any:
+    """Return two vectors of numbers as 16 bits each."""
+    low = builder.and_(first, ir.Constant(_I32X8, [I32(0xFFFF)] * 8))
+    return builder.or_(low, builder.shl(second, ir.Constant(_I32X8, [I32(16)] * 8)))
+
+
+def _greater(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.icmp_signed(">", a, b), a, b)
 
 
 def _store_rows(builder: Any, vector: Any, place: Any) -> None:
     """Store the lanes of six rows and nothing behind them."""
     lanes = shuffle(builder, vector, vector, list(range(ROWS)))
     builder.store(lanes, pointer(builder, place, lanes.type), align=4)
+
+
+class _Block(NamedTuple):
+    """Of six rows, in registers; of every sum a lane for each row."""
+
+    words: list[Any]
+    first: Any
+    """Pairs of sums of the first 16 columns."""
+    last: Any
+    both: Any
+
+
+def _put(builder: Any, x: Any, stride: Any, factors: Any, scale: Any, out: Any) -> _Block:
+    """Write a block up to the pairs of sums."""
+    rows = []
+    for row in range(ROWS):
+        place = pointer(builder, builder.add(factors, I64(4 * row)), F32)
+        source = builder.add(x, builder.mul(stride, I64(row)))
+        rows.append(_bytes_of_row(builder, source, builder.load(place, align=4)))
+    vectors = _interleaved(builder, rows)
+    for i, words in enumerate(vectors):
+        place = builder.add(out, I64(64 * i))
+        builder.store(words, pointer(builder, place, _I32X16), align=4)
+    first, last = _sums_of_halves(builder, vectors)
+    both = _add_halves(builder, first, last)
+    _store_rows(builder, scale, builder.add(out, I64(SCALES)))
+    for i, sums in enumerate((both, first, last)):
+        _store_rows(builder, sums, builder.add(out, I64(SUMS_OF_ROWS + i * COLUMN_BYTES)))
+    return _Block(vectors, first, last, both)
 
 
 @instruction
@@ -124,23 +179,54 @@ def put_block(_typing: Any, x: Any, stride: Any, factors: Any, scales: Any, out:
 
     def build(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
         x, stride, factors, scales, out = args
-        rows = []
-        for row in range(ROWS):
-            place = pointer(builder, builder.add(factors, I64(4 * row)), F32)
-            source = builder.add(x, builder.mul(stride, I64(row)))
-            rows.append(_bytes_of_row(builder, source, builder.load(place, align=4)))
-        vectors = _interleaved(builder, rows)
-        for i, words in enumerate(vectors):
-            place = builder.add(out, I64(64 * i))
-            builder.store(words, pointer(builder, place, _I32X16), align=4)
         scale = builder.load(pointer(builder, scales, _F32X8), align=4)
-        first, last = _sums_of_halves(builder, vectors)
-        _store_rows(builder, scale, builder.add(out, I64(SCALES)))
-        for i, sums in enumerate((_add_halves(builder, first, last), first, last)):
-            place = builder.add(out, I64(i * COLUMN_BYTES))
-            _store_rows(builder, sums, builder.add(place, I64(SUMS_OF_ROWS)))
-            scaled = _scaled(builder, sums, scale)
-            _store_rows(builder, scaled, builder.add(place, I64(SCALED_SUMS)))
+        block = _put(builder, x, stride, factors, scale, out)
+        for i, pairs in enumerate((block.both, block.first, block.last)):
+            scaled = builder.fmul(builder.sitofp(_whole(builder, pairs), _F32X8), scale)
+            _store_rows(builder, scaled, builder.add(out, I64(SCALED_SUMS + i * COLUMN_BYTES)))
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 5), build
+
+
+@instruction
+def put_wide_blocks(
+    _typing: Any, x: Any, stride: Any, factors: Any, scales: Any, out: Any, most: Any
+) -> Any:
+    """Write two neighbouring blocks of the wide form.
+
+    Returns the greater ones of the first six lanes of ``most`` and of the sums of magnitudes of 16
+    columns, an ``i32x16``.
+    """
+
+    def build(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        x, stride, factors, scales, out, most = args
+        scale = builder.load(pointer(builder, scales, _F32X8), align=4)
+        most, sums = shuffle(builder, most, most, list(range(8))), []
+        for i in range(2):
+            source, place = builder.add(x, I64(128 * i)), builder.add(out, I64(BLOCK_BYTES * i))
+            block = _put(builder, source, stride, factors, scale, place)
+            halves = [_whole(builder, pairs) for pairs in (block.first, block.last)]
+            words = _in_words(builder, halves[0], halves[1])
+            _store_rows(builder, words, builder.add(place, I64(SUMS_OF_HALVES)))
+            sums.append(builder.add(halves[0], halves[1]))
+            sizes = [_magnitudes(builder, words) for words in block.words]
+            for pairs in _sums_of_halves(builder, sizes):
+                most = _greater(builder, most, _whole(builder, pairs))
+        _store_rows(
+            builder, _in_words(builder, sums[0], sums[1]), builder.add(out, I64(SUMS_OF_BLOCKS))
+        )
+        return shuffle(builder, most, most, [*range(8), *range(8)])
+
+    return i32x16(*[types.int64] * 5, i32x16), build
+
+
+@instruction
+def store_six(_typing: Any, place: Any, vector: Any) -> Any:
+    """Store the first six lanes of an ``i32x16``."""
+
+    def build(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        _store_rows(builder, args[1], args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, i32x16), build

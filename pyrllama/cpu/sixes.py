@@ -7,10 +7,9 @@ between the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from pyrllama.cpu.activations import (
     BLOCK_BYTES,
+    GREATEST,
     factor_of,
     greatest_magnitude,
     interleave_floats,
@@ -20,37 +19,47 @@ from pyrllama.cpu.activations import (
 )
 from pyrllama.cpu.kernel import inline, kernel, part, view
 from pyrllama.cpu.records import ACTIVATIONS, BYTES, FLOATS, ROWS_AT_ONCE, TILES, WIDE_BYTES
-from pyrllama.cpu.simd import scratch, store
-from pyrllama.cpu.six_vectors import put_block
+from pyrllama.cpu.simd import scratch, splat_i32, store
+from pyrllama.cpu.six_vectors import put_block, put_wide_blocks, store_six
 
 Activations = view(ACTIVATIONS)
 
 ROWS = ROWS_AT_ONCE
-Quantise = Callable[[int, int, int, int], None]
-"""``quantise(activations, first_row, first, last)``: blocks of six rows."""
 
 
-def quantise_six(blocks: int) -> Quantise:
-    """Return what quantises six rows, so many blocks with one scale."""
-
-    @part
-    def quantise_rows(activations: int, first_row: int, first: int, last: int) -> None:
-        a = Activations(activations)
-        x, stride = a.x + first_row * a.x_stride, a.x_stride
-        out = a.bytes + first_row // ROWS * a.bytes_stride
-        scales, factors = scratch(64), scratch(64)
-        for start in range(first, last, blocks):
-            for row in range(ROWS):
-                greatest = greatest_magnitude(x + row * stride + 128 * start, 128 * blocks)
-                store(scales + 4 * row, scale_of(greatest))
-                store(factors + 4 * row, factor_of(greatest))
-            for b in range(start, start + blocks):
-                put_block(x + 128 * b, stride, factors, scales, out + b * BLOCK_BYTES)
-
-    return quantise_rows
+@inline
+def put_scales(x: int, stride: int, n_bytes: int, scales: int, factors: int) -> None:
+    """Write the scales of six rows' float32 and their inverses."""
+    for row in range(ROWS):
+        greatest = greatest_magnitude(x + row * stride, n_bytes)
+        store(scales + 4 * row, scale_of(greatest))
+        store(factors + 4 * row, factor_of(greatest))
 
 
-quantise_blocks_of_six, quantise_super_blocks_of_six = quantise_six(1), quantise_six(8)
+@part
+def quantise_six_blocks(activations: int, first_row: int, first: int, last: int) -> None:
+    """Quantise blocks ``first`` to ``last`` of six rows."""
+    a = Activations(activations)
+    x, out = a.x + first_row * a.x_stride, a.bytes + first_row // ROWS * a.bytes_stride
+    scales, factors = scratch(64), scratch(64)
+    for b in range(first, last):
+        put_scales(x + 128 * b, a.x_stride, 128, scales, factors)
+        put_block(x + 128 * b, a.x_stride, factors, scales, out + b * BLOCK_BYTES)
+
+
+@part
+def quantise_six_super_blocks(activations: int, first_row: int, first: int, last: int) -> None:
+    """Quantise the super-blocks of which blocks ``first`` to ``last`` of six rows are made."""
+    a = Activations(activations)
+    x, out = a.x + first_row * a.x_stride, a.bytes + first_row // ROWS * a.bytes_stride
+    scales, factors = scratch(64), scratch(64)
+    for start in range(first, last, 8):
+        put_scales(x + 128 * start, a.x_stride, 1024, scales, factors)
+        most = splat_i32(0)
+        for b in range(start, start + 8, 2):
+            block = out + b * BLOCK_BYTES
+            most = put_wide_blocks(x + 128 * b, a.x_stride, factors, scales, block, most)
+        store_six(out + start * BLOCK_BYTES + GREATEST, most)
 
 
 @inline
@@ -68,9 +77,9 @@ def prepare_six(
         if forms & FLOATS:
             interleave_floats(activations, row, first, last)
     if forms & BYTES:
-        quantise_blocks_of_six(activations, first_row, first, last)
+        quantise_six_blocks(activations, first_row, first, last)
     if forms & WIDE_BYTES:
-        quantise_super_blocks_of_six(Activations(activations).wide, first_row, first, last)
+        quantise_six_super_blocks(Activations(activations).wide, first_row, first, last)
 
 
 @inline

@@ -126,6 +126,18 @@ def in_sixes(rows: NDArray[np.generic], count: int) -> NDArray[np.generic]:
     return padded.reshape(count, ROWS_AT_ONCE, -1).transpose(0, 2, 1)
 
 
+def words_of_super_blocks(q: NDArray[np.int8]) -> NDArray[np.int32]:
+    """Return what the wide form has behind its sums: ``(rows, blocks, 3)``."""
+    runs = q.reshape(len(q), -1, 8, 2, 16).astype(np.int32)  # super-blocks, blocks, halves
+    words = np.zeros((*runs.shape[:3], 3), np.int32)
+    words[:, :, 0, 0] = np.abs(runs).sum(axis=4).max(axis=(2, 3))
+    halves = runs.sum(axis=4)
+    words[..., 1] = (halves[..., 0] & 0xFFFF) | (halves[..., 1] << 16)
+    blocks = halves.sum(axis=3)
+    words[:, :, ::2, 2] = (blocks[:, :, ::2] & 0xFFFF) | (blocks[:, :, 1::2] << 16)
+    return words.reshape(len(q), -1, 3)
+
+
 @each_isa
 @pytest.mark.parametrize("n_rows", [1, 6, 7, 17])
 def test_rows_are_interleaved_six_by_six(isa: Isa, n_rows: int) -> None:
@@ -134,8 +146,12 @@ def test_rows_are_interleaved_six_by_six(isa: Isa, n_rows: int) -> None:
     activations.prepare(isa, FLOATS | BYTES | WIDE_BYTES)
     sixes = len(activations.floats)
     np.testing.assert_array_equal(activations.floats, in_sixes(x, sixes))
-    for got in (activations.blocks, activations.super_blocks):
-        parts = (got.q, got.scales, got.sums, got.scaled_sums)
+    wide = activations.super_blocks
+    for got, last in (
+        (activations.blocks, activations.blocks.scaled_sums),
+        (wide, words_of_super_blocks(wide.q)),
+    ):
+        parts = (got.q, got.scales, got.sums, last)
         blocks = [part.view(np.int32).reshape(n_rows, 8, -1) for part in parts]
         words = in_sixes(np.concatenate(blocks, axis=2).reshape(n_rows, -1), sixes)
         np.testing.assert_array_equal(got.bytes.reshape(words.shape), words)
