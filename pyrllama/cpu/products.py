@@ -23,6 +23,35 @@ def whole_blocks(chunk: int, form: int) -> int:
 
 
 @inline
+def most_at_once(n_groups: int, n_rows: int, n_threads: int) -> int:
+    """Return the most groups that a thread takes at a time.
+
+    A row alone only streams weights, which each new run of groups interrupts; results of several
+    rows must stay in caches, too.
+    """
+    return n_groups if n_rows == 1 else chunk_of(n_groups, n_threads)
+
+
+@inline
+def share_of(left: int, most: int, n_threads: int, least: int) -> int:
+    """Return how many of the groups that are left a thread takes: half of its part of them.
+
+    So threads take few only at the end, where they would wait for each other otherwise.
+    """
+    return max(min(left // (2 * n_threads * least), most // least) * least, least)
+
+
+@inline
+def begin_of(
+    n_shares: int, first: int, n_groups: int, most: int, n_threads: int, least: int
+) -> int:  # fmt: skip
+    """Return where the share begins that is so many behind the one that begins at ``first``."""
+    for _ in range(n_shares):
+        first += share_of(n_groups - first, most, n_threads, least)
+    return first
+
+
+@inline
 def multiply_groups(
     s: View, matrix: int, activations: int, row: int, n_rows: int,
     out: int, out_stride: int, first: int, last: int, accumulate: int, worker: int,
@@ -71,14 +100,17 @@ def multiply(
     s: View, matrix: int, activations: int, row: int, n_rows: int,
     out: int, out_stride: int, counter: int, worker: int, accumulate: int, bias: int,
 ) -> None:  # fmt: skip
-    """Do this thread's share of a matrix product, to which a ``bias`` is added unless it is 0."""
+    """Do this thread's shares of a matrix product, to which a ``bias`` is added unless it is 0."""
     m = Matrix(matrix)
-    chunk = chunk_of(m.n_groups, s.n_threads)
+    n_groups, threads, least = m.n_groups, s.n_threads, 4
+    most = most_at_once(n_groups, n_rows, threads)
     add = 1 if bias else accumulate
-    g = take(counter, chunk)
-    while g < m.n_groups:
-        last = min(g + chunk, m.n_groups)
+    nth = take(counter, 1)
+    g = begin_of(nth, 0, n_groups, most, threads, least)
+    while g < n_groups:
+        last = min(g + share_of(n_groups - g, most, threads, least), n_groups)
         if bias:
             begin_with(bias, out, out_stride, n_rows, g, last)
         multiply_groups(s, matrix, activations, row, n_rows, out, out_stride, g, last, add, worker)
-        g = take(counter, chunk)
+        taken, nth = nth, take(counter, 1)
+        g = begin_of(nth - taken, g, n_groups, most, threads, least)

@@ -13,7 +13,15 @@ from pyrllama.cpu.barrier import barrier, take
 from pyrllama.cpu.experts import mix_experts
 from pyrllama.cpu.kernel import View, call, inline, kernel, part, view
 from pyrllama.cpu.norm import rms_norm, swiglu
-from pyrllama.cpu.products import chunk_of, form_for, multiply, multiply_groups, whole_blocks
+from pyrllama.cpu.products import (
+    begin_of,
+    form_for,
+    most_at_once,
+    multiply,
+    multiply_groups,
+    share_of,
+    whole_blocks,
+)
 from pyrllama.cpu.records import (
     ACTIVATIONS,
     COUNTERS_A_LAYER,
@@ -164,15 +172,17 @@ def feed_forward(s: View, layer: View, counters: int, worker: int) -> None:
     row = normalise_all(s, layer.ffn_norm, forms, worker)
     add_squares(s.normed, row, n, layer.ffn_squares, worker, s.n_threads)
     form = form_for(layer.ffn_down, n)
-    n_groups = Matrix(gate).n_groups
-    chunk = whole_blocks(chunk_of(n_groups, s.n_threads), form)
-    g = take(counters, chunk)
+    n_groups, threads, least = Matrix(gate).n_groups, s.n_threads, whole_blocks(4, form)
+    most = most_at_once(n_groups, n, threads)
+    nth = take(counters, 1)
+    g = begin_of(nth, 0, n_groups, most, threads, least)
     while g < n_groups:
-        last = min(g + chunk, n_groups)
+        last = min(g + share_of(n_groups - g, most, threads, least), n_groups)
         multiply_groups(s, gate, normed, row, n, s.gate, stride, g, last, 0, worker)
         multiply_groups(s, up, normed, row, n, s.up, stride, g, last, 0, worker)
         activate(s, g, last, form)
-        g = take(counters, chunk)
+        taken, nth = nth, take(counters, 1)
+        g = begin_of(nth - taken, g, n_groups, most, threads, least)
     barrier(s.team, s.n_threads)
     add_squares(s.hidden, 0, n, layer.hidden_squares, worker, s.n_threads)
     multiply(s, layer.ffn_down, s.hidden, 0, n, s.x, s.x_stride, counters + LINE, worker, 1, 0)
