@@ -104,6 +104,11 @@ def add_pair_part(rows: int, format_: Format) -> AddPart:
     ) -> None:  # fmt: skip
         if begins:
             store_rows(sums, 64, zero_rows(n_sums))
+        if ends:
+            # Results of many rows have left the caches since the groups before.
+            for row in range(rows):
+                prefetch(out + row * stride)
+                prefetch(out + row * stride + 64)
         for first in range(0, n, ASKING_BLOCKS):
             last = min(first + ASKING_BLOCKS, n)
             for place in range(ahead + first * step, ahead + last * step, 64):
