@@ -53,7 +53,7 @@ Activations = view(ACTIVATIONS)
 
 PREFETCH = 1024
 """Bytes ahead of the weights in use that are asked for, in each of four groups."""
-STREAM_PREFETCH = 3072
+STREAM_PREFETCH = 5120
 """The same where groups are read one by one."""
 TAIL_COLUMNS, TAIL_FLOATS = 128, 16
 """Columns at the end of a group during which the beginning of the next ones is asked for, of
