@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from functools import cache
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 from pyrllama.core import MOST_TOP_LOGITS
 
@@ -30,21 +31,27 @@ class TopLogitsModel(Protocol):
 def output_rows(model: Model, batch: Batch, samplers: Sequence[Sampler]) -> Sequence[LogitRow]:
     """Run a batch and return for each wanted row what the sampler of its chunk needs."""
     k = _reach(batch, samplers)
-    if k is None or k >= model.config.vocab_size or not isinstance(model, TopLogitsModel):
+    if k is None or k >= model.config.vocab_size or not _tells_top(type(model)):
         return model.forward(batch)  # type: ignore[return-value]  # rows of an array are arrays
-    return model.top_logits(batch, k)
+    return cast("TopLogitsModel", model).top_logits(batch, k)
+
+
+@cache
+def _tells_top(kind: type[Model]) -> bool:
+    """Whether models of a class are ``TopLogitsModel``; to find out costs more than to choose."""
+    return issubclass(kind, TopLogitsModel)
 
 
 def _reach(batch: Batch, samplers: Sequence[Sampler]) -> int | None:
     """Return how many of the greatest logits are enough for all choices; None for all of them.
 
-    Rows that check drafts depend on choices that are yet to come.
+    Each draft that a row behind it checks may become one more token that penalties lower.
     """
     greatest = 0
     for chunk, sampler in zip(batch.chunks, samplers, strict=True):
         if chunk.outputs:
-            reach = sampler.reach if chunk.outputs == 1 else None
-            if reach is None or reach > MOST_TOP_LOGITS:
+            reach = sampler.reach
+            if reach is None or reach + chunk.outputs - 1 > MOST_TOP_LOGITS:
                 return None
-            greatest = max(greatest, reach)
+            greatest = max(greatest, reach + chunk.outputs - 1)
     return greatest or None

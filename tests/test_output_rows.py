@@ -9,16 +9,17 @@ import pytest
 from support.fake_model import VOCAB_SIZE, FakeModel
 from support.top_logits import top_of_row
 
-from pyrllama.core import MOST_TOP_LOGITS, Request, Sampling, TokenRules
+from pyrllama.core import MOST_TOP_LOGITS, Batch, Chunk, Request, Sampling, TokenRules
 from pyrllama.engine import Engine
-from pyrllama.output_rows import TopLogitsModel
+from pyrllama.output_rows import TopLogitsModel, output_rows
+from pyrllama.sampling import Sampler
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from pyrllama.core import Batch, LogitRow
+    from pyrllama.core import LogitRow
 
 GREEDY = Sampling(temperature=0)
 
@@ -106,3 +107,22 @@ def test_a_prompt_that_gives_no_logits_asks_for_none() -> None:
     generated(model, Request(tuple(range(40)), GREEDY, 2))
     assert [batch.n_outputs for batch in model.batches] == [0, 0, 1, 1]
     assert model.asked == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "asked"),
+    [
+        ({"temperature": 0}, [4]),
+        ({"top_k": 6}, [10]),
+        ({"top_k": 6, "repeat_penalty": 1.1}, [15]),
+        ({"top_k": MOST_TOP_LOGITS - 3}, []),
+        ({"top_k": 0}, []),
+    ],
+)
+def test_rows_that_check_drafts_reach_further(sampling: dict[str, Any], asked: list[int]) -> None:
+    """Each of the drafts may become one more token that a penalty lowers."""
+    text = (1, 2, 3, 4, 5, 6, 7, 8)
+    model, sampler = choosing(), Sampler(Sampling(**sampling), text[:5])
+    rows = output_rows(model, Batch((Chunk(text, 0, (0,), outputs=4),)), [sampler])
+    assert len(rows) == 4
+    assert model.asked == asked

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyrllama.core import BLOCK_TOKENS, blocks_for
+from pyrllama.core import blocks_for
 from pyrllama.cpu import compiler
+from pyrllama.cpu.inputs import Inputs
 from pyrllama.cpu.kv_memory import KV_PADDING, KvMemory
 from pyrllama.cpu.layers import layer_matrices, layer_vectors, matrix_names
 from pyrllama.cpu.mixture import MixtureMemory, places_of
@@ -18,6 +19,7 @@ from pyrllama.cpu.scratch import ActivationRows, Rows, panel_bytes, round_up
 from pyrllama.cpu.spans import Spans, attends_to_itself
 from pyrllama.cpu.square_sums import SQUARE_FIELDS, SquareSums
 from pyrllama.cpu.team import Team, fitting_patience, fitting_threads
+from pyrllama.cpu.top_logits import LogitRuns
 from pyrllama.cpu.weights import Matrices, read_vector
 from pyrllama.errors import BackendError, SettingError
 from pyrllama.models.llama import OUTPUT, TOKEN_EMBEDDING
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pyrllama.checkpoints.base import Checkpoint
-    from pyrllama.core import Batch, Chunk, InputSquares
+    from pyrllama.core import Batch, InputSquares, LogitRow
     from pyrllama.model_config import ModelConfig
 
 MAX_BATCH_TOKENS = 512
@@ -202,6 +204,7 @@ class CpuModel:
         n = places_of(config.experts, rows) if config.experts else rows
         self._gate, self._up = Rows(n, config.ffn_dim), Rows(n, config.ffn_dim)
         self._logits = Rows(rows, config.vocab_size)
+        self._runs = LogitRuns(rows, config.vocab_size)
         self._spans = Spans(config, self._kv.head_stride, rows, self.max_seq_len, threads)
         self._work = Rows(threads, self._spans.work_bytes // 4)
         self._panels = Rows(threads, panel_bytes() // 4)
@@ -211,13 +214,10 @@ class CpuModel:
         )
         n_counters = COUNTERS_A_LAYER * self._n_layers + 1
         self._counters = np.zeros((n_counters, LINE // 8), np.int64)
-        self._tokens, self._positions, self._tables, self._outputs = np.zeros((4, rows), np.int64)
+        self._inputs = Inputs(self.max_batch_tokens, self.max_seq_len, self.n_blocks, config)
         self._step.set(
             **self._kv.fields(),
-            tokens=self._tokens.ctypes.data,
-            positions=self._positions.ctypes.data,
-            tables=self._tables.ctypes.data,
-            outputs=self._outputs.ctypes.data,
+            **self._inputs.fields,
             spans=self._spans.address,
             x=self._x.address,
             x_stride=self._x.stride,
@@ -241,6 +241,7 @@ class CpuModel:
             panels_stride=self._panels.stride,
             logits=self._logits.address,
             logits_stride=self._logits.stride,
+            **self._runs.fields,
             n_threads=self._team.n_threads,
             counters=self._counters.ctypes.data,
         )
@@ -253,8 +254,16 @@ class CpuModel:
         Keys and values of its tokens are in the cache afterwards.
         """
         with self._lock:
-            self._run(batch, batch.n_outputs)
-            return self._logits.values[: batch.n_outputs, : self.config.vocab_size].copy()
+            return self._logits_of(batch).copy()
+
+    def top_logits(self, batch: Batch, k: int) -> Sequence[LogitRow]:
+        """Run a batch and return the ``k`` greatest logits of each row that it asks for.
+
+        See ``output_rows.TopLogitsModel``.
+        """
+        with self._lock:
+            rows = self._logits_of(batch, runs_wanted=True)
+            return [self._runs.top(i, row, k) for i, row in enumerate(rows)]
 
     def hidden(self, batch: Batch) -> NDArray[np.float32]:
         """Run a batch and return the states after the last layer here, ``(n_tokens, dim)``."""
@@ -282,12 +291,18 @@ class CpuModel:
         with self._lock:
             self._kv.write(block, data)
 
-    def _run(self, batch: Batch, n_outputs: int) -> None:
-        tables = self._place(batch)
+    def _logits_of(self, batch: Batch, *, runs_wanted: bool = False) -> NDArray[np.float32]:
+        """Run a batch and return its logits, which the next one overwrites."""
+        self._run(batch, batch.n_outputs, runs_wanted=runs_wanted)
+        return self._logits.values[: batch.n_outputs, : self.config.vocab_size]
+
+    def _run(self, batch: Batch, n_outputs: int, *, runs_wanted: bool = False) -> None:
+        tables = self._inputs.place(batch)
         self._counters[:] = 0
         self._step.set(
             n_tokens=batch.n_tokens,
             n_outputs=n_outputs,
+            runs_wanted=runs_wanted,
             n_spans=self._spans.plan(batch),
             stored_first=attends_to_itself(batch),
             team=self._team.address,
@@ -311,41 +326,6 @@ class CpuModel:
             for index, fields in enumerate(layers):
                 self._layers.set(index, **fields)
             self._step.set(output_squares=output)
-
-    def _place(self, batch: Batch) -> list[NDArray[np.int64]]:
-        """Write a batch's tokens where the kernel reads them, all sizes checked."""
-        if not 1 <= batch.n_tokens <= self.max_batch_tokens:
-            raise BackendError(
-                f"a batch of {batch.n_tokens} tokens; this model takes 1 to {self.max_batch_tokens}"
-            )
-        tables, t, o = [], 0, 0
-        for chunk in batch.chunks:
-            n, end = len(chunk.tokens), chunk.start + len(chunk.tokens)
-            self._check(chunk)
-            table = np.array(chunk.blocks, np.int64)
-            self._tokens[t : t + n] = chunk.tokens
-            self._positions[t : t + n] = np.arange(chunk.start, end)
-            self._tables[t : t + n] = table.ctypes.data
-            outputs = chunk.outputs
-            self._outputs[o : o + outputs] = np.arange(t + n - outputs, t + n)
-            tables.append(table)
-            t, o = t + n, o + outputs
-        return tables
-
-    def _check(self, chunk: Chunk) -> None:
-        """Raise ``BackendError`` for anything that would lead a kernel out of its memory."""
-        n_tokens, end = len(chunk.tokens), chunk.start + len(chunk.tokens)
-        if not n_tokens or not 0 <= chunk.outputs <= n_tokens:
-            raise BackendError(f"{chunk.outputs} outputs are wanted of {n_tokens} tokens")
-        if min(chunk.tokens) < 0 or max(chunk.tokens) >= self.config.vocab_size:
-            raise BackendError(f"token ids must be from 0 to {self.config.vocab_size - 1}")
-        if chunk.start < 0 or end > min(self.max_seq_len, len(chunk.blocks) * BLOCK_TOKENS):
-            raise BackendError(
-                f"positions {chunk.start} to {end} in {len(chunk.blocks)} cache blocks of "
-                f"{BLOCK_TOKENS}; the context holds {self.max_seq_len}"
-            )
-        if min(chunk.blocks) < 0 or max(chunk.blocks) >= self.n_blocks:
-            raise BackendError(f"cache blocks must be from 0 to {self.n_blocks - 1}")
 
     def close(self) -> None:
         """End the threads; the model must not be used any more."""

@@ -213,6 +213,10 @@ STEP = Record(
         "panels_stride",
         "logits",  # (n_outputs, vocabulary padded to 16)
         "logits_stride",
+        "greatest",  # (n_outputs, runs) float32: the greatest logit of each run of 64
+        "masses",  # of the same shape: its sum of e^(x - greatest)
+        "runs_stride",
+        "runs_wanted",  # 1 if these two are
         # the team
         "team",  # words of team.py
         "n_threads",
@@ -297,6 +301,8 @@ PACKING = Record(
 READING = Record("Reading", ("data", "part_bytes", "ahead"))
 """What a bandwidth measurement reads: a part for each thread, prefetching ``ahead`` bytes."""
 
+RUN_LOGITS = 64
+"""Neighbouring logits that are summed up together."""
 LINE = 64
 """Bytes of a cache line, which a counter has to itself."""
 COUNTERS_A_LAYER = 8

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from support.opencl_kernels import Kernels
 from support.opencl_models import opencl_model
 from support.tiny_models import chunk_of, random_weights, tiny_config
-from support.top_logits import top_of_row
+from support.top_logits import check_texts, check_top
 
-from pyrllama.core import Batch, Request, Sampling, TopLogits
-from pyrllama.engine import Engine
+from pyrllama.core import Batch, TopLogits
 from pyrllama.opencl.batch import HEADER, TOP
 from pyrllama.opencl.choice import MOST_ROWS, TOP_ROOM, TOP_WORDS, can_choose, n_parts, top_of
 from pyrllama.opencl.tuning import top_part
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
     from pyrllama.model_config import ModelConfig
     from pyrllama.opencl.device import Device
-    from pyrllama.opencl.model import OpenClModel
 
     Rows = NDArray[np.float32]
 
@@ -62,14 +60,6 @@ def chosen(kernels: Kernels, rows: Rows, k: int) -> list[TopLogits | None]:
     return [top_of(words, k) for words in kernels.read(top, (n_rows, TOP_WORDS), np.uint32)]
 
 
-def check(found: TopLogits | None, row: Rows, k: int) -> None:
-    assert found is not None
-    expected = top_of_row(row, k)
-    np.testing.assert_array_equal(found.ids, expected.ids)
-    np.testing.assert_array_equal(found.logits, expected.logits)
-    assert found.mass == pytest.approx(expected.mass, rel=1e-5)
-
-
 @pytest.mark.parametrize("k", [1, 2, 8, 60, 256])
 def test_the_greatest_logits_of_rows(kernels: Kernels, k: int) -> None:
     rows = normal(3, kernels.config.vocab_size)
@@ -79,10 +69,10 @@ def test_the_greatest_logits_of_rows(kernels: Kernels, k: int) -> None:
         return
     found = chosen(kernels, rows, k)
     for i in (0, 2):
-        check(found[i], rows[i], k)
+        check_top(found[i], rows[i], k)
     assert found[1] is not None or k == 256  # there may be more alike than there is room for
     if found[1]:
-        check(found[1], rows[1], k)
+        check_top(found[1], rows[1], k)
 
 
 @pytest.mark.parametrize("k", [1, 8])
@@ -94,7 +84,7 @@ def test_rows_of_other_kinds(kernels: Kernels, k: int) -> None:
     rows[2, : size // 2] = -np.inf  # ruled out
     rows[3] = -rows[3] * rows[3] - 1000  # far below zero
     for row, found in zip(rows, chosen(kernels, rows, k), strict=True):
-        check(found, row, k)
+        check_top(found, row, k)
 
 
 def test_rows_that_the_host_must_look_at(kernels: Kernels) -> None:
@@ -120,46 +110,6 @@ def test_parts_cover_a_vocabulary(config: ModelConfig, kernels: Kernels) -> None
 
 
 # --- models -----------------------------------------------------------------------------------
-
-
-def texts(model: OpenClModel | Whole, samplings: list[Sampling]) -> list[tuple[int, ...]]:
-    """Return what requests side by side give; the model stays open."""
-    engine = Engine(model, max_seq_len=96)
-    requests = [
-        Request(tuple(range(3 + i, 9)), sampling, 20 + i) for i, sampling in enumerate(samplings)
-    ]
-    generations = [engine.submit(request) for request in requests]
-    while engine.busy:
-        engine.step()
-    return [generation.tokens for generation in generations]
-
-
-class Whole:
-    """A model that cannot tell the greatest logits from the others."""
-
-    def __init__(self, model: OpenClModel) -> None:
-        self.config, self.n_blocks = model.config, model.n_blocks
-        self.max_batch_tokens = model.max_batch_tokens
-        self.weight_bytes = self.decode_bytes = self.kv_bytes_per_token = 1
-        self.forward = model.forward
-
-    def close(self) -> None:
-        """Leave it open."""
-
-
-def check_texts(model: OpenClModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    top_logits = model.top_logits
-
-    def noting(batch: Batch, k: int, *hidden: Any) -> Any:
-        asked.append(k)
-        return top_logits(batch, k, *hidden)
-
-    monkeypatch.setattr(model, "top_logits", noting)
-    several = [Sampling(temperature=0), Sampling(top_k=5, seed=2), Sampling(top_k=9, seed=3)]
-    for samplings in ([several[0]], [several[1]], several):
-        assert texts(model, samplings) == texts(Whole(model), samplings)
-    assert set(asked) == {1, 6, 10}
 
 
 def test_texts_are_those_of_whole_rows(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
