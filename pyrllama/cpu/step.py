@@ -150,13 +150,19 @@ def attend_all(step: int, s: View, index: int, counter: int, worker: int) -> Non
         item = take(counter, 1)
 
 
+@inline
+def quantise_own(activations: int, form: int, worker: int) -> int:
+    """Quantise the only row as this thread's own; return the row at which products begin."""
+    quantise(activations, 0, worker, form, 0, Activations(activations).n_cols // 32)
+    return 0 if form == FLOATS else worker
+
+
 @part
 def prepare_attended(s: View, form: int, worker: int) -> int:
     """Bring the attention's output into a form; return the row at which products begin."""
-    n_blocks = Activations(s.attended).n_cols // 32
     if s.n_tokens == 1:
-        quantise(s.attended, 0, worker, form, 0, n_blocks)
-        return 0 if form == FLOATS else worker
+        return quantise_own(s.attended, form, worker)
+    n_blocks = Activations(s.attended).n_cols // 32
     at_once = rows_at_once(s.n_tokens, s.n_threads)
     for first in range(at_once * worker, s.n_tokens, at_once * s.n_threads):
         prepare_some(s.attended, first, at_once, s.n_tokens, form, n_blocks)
@@ -173,7 +179,8 @@ def feed_forward(s: View, layer: View, counters: int, worker: int) -> None:
     row = normalise_all(s, layer.ffn_norm, forms, worker)
     add_squares(s.normed, row, n, layer.ffn_squares, worker, s.n_threads)
     form = form_for(layer.ffn_down, n)
-    n_groups, threads, least = Matrix(gate).n_groups, s.n_threads, whole_blocks(4, form)
+    n_groups, threads = Matrix(gate).n_groups, s.n_threads
+    least = 4 if n == 1 else whole_blocks(4, form)
     most = most_at_once(n_groups, n, threads)
     nth = take(counters, 1)
     g = begin_of(nth, 0, n_groups, most, threads, least)
@@ -186,7 +193,8 @@ def feed_forward(s: View, layer: View, counters: int, worker: int) -> None:
         g = begin_of(nth - taken, g, n_groups, most, threads, least)
     barrier(s.team, s.n_threads)
     add_squares(s.hidden, 0, n, layer.hidden_squares, worker, s.n_threads)
-    multiply(s, layer.ffn_down, s.hidden, 0, n, s.x, s.x_stride, counters + LINE, worker, 1, 0)
+    row = quantise_own(s.hidden, form, worker) if n == 1 else 0
+    multiply(s, layer.ffn_down, s.hidden, row, n, s.x, s.x_stride, counters + LINE, worker, 1, 0)
     barrier(s.team, s.n_threads)
 
 
@@ -207,14 +215,17 @@ def mixture(s: View, layer: View, counters: int, worker: int) -> None:
 
 @part
 def activate(s: View, first: int, last: int, form: int) -> None:
-    """Apply SwiGLU to groups of the FFN's rows, and bring them into a form while at hand."""
+    """Apply SwiGLU to groups of the FFN's rows; bring several into a form while at hand.
+
+    A single row is left to ``quantise_own``, so that threads may share it out in small pieces.
+    """
     a = Activations(s.hidden)
-    # Chunks are even, so only the very last group can be half a block.
-    first_block, last_block = first // 2, (last + 1) // 2
     for t in range(s.n_tokens):
         start = t * s.ffn_stride + 64 * first
         swiglu(s.gate + start, s.up + start, a.x + t * a.x_stride + 64 * first, 16 * (last - first))
-    prepare_rows(s.hidden, s.n_tokens, form, first_block, last_block)
+    if s.n_tokens > 1:
+        # Shares are even, so only the very last group can be half a block.
+        prepare_rows(s.hidden, s.n_tokens, form, first // 2, (last + 1) // 2)
 
 
 @part
