@@ -1,16 +1,18 @@
-"""Measure the matrix products of a prompt beside those of PyTorch's oneDNN, in turn.
+"""Measure the matrix products of a prompt, in turn, and those of PyTorch's oneDNN if it is there.
 
     python bench/prompt_products.py --threads 2 --rows 512
+    python bench/prompt_products.py --threads 1 --rows 192 --types q4_k q6_k
 
-The shapes are those of Llama 3.2 1B.  PyTorch, which must be installed for this, multiplies
-bfloat16 (on AMX where the CPU has it); ours multiply the packed weights of each type.  Every
-line has the median GFLOP/s of the turns after the first.
+The shapes are those of Llama 3.2 1B.  PyTorch multiplies bfloat16 (on AMX where the CPU has it);
+ours multiply the packed weights of each type.  Every line has the GFLOP/s of the turns after the
+first, the median and the best.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import statistics
 import threading
 import time
@@ -20,7 +22,7 @@ import numpy as np
 
 from pyrllama.checkpoints.random import SHAPES, RandomCheckpoint
 from pyrllama.cpu import compiler, target
-from pyrllama.cpu.records import BYTES, FLOATS, TILES
+from pyrllama.cpu.records import BYTES, FLOATS, TILES, WIDE_BYTES
 from pyrllama.cpu.scratch import ActivationRows, Rows, panel_bytes
 from pyrllama.cpu.team import Team
 from pyrllama.cpu.weights import Matrices, kernel_names
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 NAME = "blk.0.ffn_gate.weight"
 MATRICES = ((2048, 2048), (8192, 2048), (2048, 8192))
 """Rows and columns of the matrices of attention, of the FFN's gate, and of its way down."""
-TYPES = (TensorType.Q4_0, TensorType.Q8_0, TensorType.F16, TensorType.BF16)
+TYPES = ("q4_0", "q8_0", "f16", "bf16")
 TURNS = 8
 
 
@@ -47,9 +49,8 @@ class Ours:
         self._matrices.pack_all(self._team, None)
         self._x, self._out = ActivationRows(n, cols), Rows(n, rows)
         self._x.x.values[:n, :cols] = np.random.default_rng(0).standard_normal((n, cols))
-        prepare = compiler.load("activations.prepare_kernel")
-        for row in range(n):
-            prepare.call(self._x.address, row, FLOATS | BYTES | TILES, 0, cols // 32)
+        forms = FLOATS | BYTES | WIDE_BYTES | TILES
+        compiler.load("sixes.prepare_kernel").call(self._x.address, n, forms, 0, cols // 32)
         names = kernel_names(kind)
         self._product = compiler.load(names.get("tile_matmul", names["matmul"]))
         self._panels = [Rows(1, panel_bytes() // 4) for _ in range(threads)]
@@ -89,24 +90,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rows", type=int, default=512, help="rows of activations")
+    parser.add_argument("--types", nargs="+", default=TYPES, help="of weights [%(default)s]")
+    parser.add_argument("--turns", type=int, default=TURNS)
     options = parser.parse_args()
-    import torch  # noqa: PLC0415
+    has_torch = importlib.util.find_spec("torch") is not None
+    if has_torch:
+        import torch  # noqa: PLC0415
 
-    torch.set_num_threads(options.threads)
+        torch.set_num_threads(options.threads)
+    kinds = [TensorType[name.upper()] for name in options.types]
     print(f"{target.chosen().name}, {options.threads} threads, {options.rows} rows")
     for rows, cols in MATRICES:
-        products: dict[str, Callable[[], Any]] = {"oneDNN BF16": onednn(rows, cols, options.rows)}
-        for kind in TYPES:
+        products: dict[str, Callable[[], Any]] = {}
+        if has_torch:
+            products["oneDNN BF16"] = onednn(rows, cols, options.rows)
+        for kind in kinds:
             products[kind.name] = Ours(kind, rows, cols, options.rows, options.threads)
         seconds: dict[str, list[float]] = {name: [] for name in products}
-        for _ in range(TURNS):
+        for _ in range(options.turns):
             for name, product in products.items():
                 start = time.perf_counter()
                 product()
                 seconds[name].append(time.perf_counter() - start)
         work = 2 * rows * cols * options.rows / 1e9
-        rates = {name: work / statistics.median(times[1:]) for name, times in seconds.items()}
-        print(f"{rows} x {cols}:", ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items()))
+        rates = {
+            name: f"{work / statistics.median(times[1:]):.0f} ({work / min(times[1:]):.0f})"
+            for name, times in seconds.items()
+        }
+        print(f"{rows} x {cols}:", ", ".join(f"{name} {rate}" for name, rate in rates.items()))
 
 
 if __name__ == "__main__":
