@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pyrllama.batch_limits import BatchLimits
 from pyrllama.core import blocks_for
 from pyrllama.cpu import compiler
 from pyrllama.cpu.inputs import Inputs
@@ -214,7 +215,9 @@ class CpuModel:
         )
         n_counters = COUNTERS_A_LAYER * self._n_layers + 1
         self._counters = np.zeros((n_counters, LINE // 8), np.int64)
-        self._inputs = Inputs(self.max_batch_tokens, self.max_seq_len, self.n_blocks, config)
+        self._inputs = Inputs(
+            BatchLimits(config.vocab_size, self.n_blocks, self.max_batch_tokens, self.max_seq_len)
+        )
         self._step.set(
             **self._kv.fields(),
             **self._inputs.fields,

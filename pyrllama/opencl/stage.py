@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyrllama.batch_limits import BatchLimits
 from pyrllama.opencl.ahead import Ahead, may_follow
 from pyrllama.opencl.batch import BatchWords, word_count
 from pyrllama.opencl.choice import can_choose
@@ -80,7 +81,8 @@ class Stage:
             rows = 0 if part.embeds and part.ends else sizes.max_tokens
             states = rows, round_up(config.dim, BLOCK)
             self._states = self._transfers.pinned(states, np.float32)
-        self.batch = BatchWords(config, sizes.n_blocks, sizes.max_tokens, sizes.max_seq_len, words)
+        limits = BatchLimits(config.vocab_size, sizes.n_blocks, sizes.max_tokens, sizes.max_seq_len)
+        self.batch = BatchWords(limits, words)
         self.tune(tuning or default_tuning(device, config, self._memory.kinds))
 
     def tune(self, tuning: Tuning) -> None:

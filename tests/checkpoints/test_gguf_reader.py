@@ -36,11 +36,6 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "model.gguf"
 
 
-def written(path: Path, type_: TensorType = TensorType.F32, **metadata: Any) -> Path:
-    keys = {key.replace("__", "."): value for key, value in metadata.items()}
-    return write_model(path, CONFIG, random_weights(CONFIG), type_, metadata=keys)
-
-
 @pytest.mark.parametrize("type_", [TensorType.F32, TensorType.F16, TensorType.BF16,
                                    TensorType.Q8_0, TensorType.Q4_0])  # fmt: skip
 @pytest.mark.parametrize("version", [2, 3])
@@ -150,7 +145,7 @@ def test_senseless_keys(path: Path, metadata: dict[str, Any], problem: str) -> N
 
 
 def test_keys_that_say_how_to_sample(path: Path) -> None:
-    with GgufCheckpoint(written(path)) as checkpoint:
+    with GgufCheckpoint(write_model(path, CONFIG, random_weights(CONFIG))) as checkpoint:
         assert checkpoint.sampling_settings() == {}
     keys = {
         "general.sampling.temp": 0.5,

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -33,11 +33,6 @@ MIXTRAL = tiny_config(experts=Experts(5, 2))
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "model.gguf"
-
-
-def written(path: Path, type_: TensorType = TensorType.F32, **metadata: Any) -> Path:
-    keys = {key.replace("__", "."): value for key, value in metadata.items()}
-    return write_model(path, CONFIG, random_weights(CONFIG), type_, metadata=keys)
 
 
 def test_experts_that_are_stored_one_by_one(path: Path) -> None:
@@ -100,8 +95,9 @@ def test_missing_tensors_and_other_shapes(path: Path) -> None:
     write_model(path, CONFIG, weights)
     with pytest.raises(TensorError, match=r"blk\.1\.attn_q\.weight"):
         GgufCheckpoint(path)
+    wider = {"llama.feed_forward_length": 128}
     with pytest.raises(TensorError, match=r"ffn"):
-        GgufCheckpoint(written(path, llama__feed_forward_length=128))
+        GgufCheckpoint(write_model(path, CONFIG, random_weights(CONFIG), metadata=wider))
 
 
 def test_a_vocabulary_is_no_model(path: Path) -> None:
@@ -139,6 +135,6 @@ def with_type(path: Path, stored_as: TensorType) -> None:
 
 
 def test_reading_a_tensor_that_is_not_there(path: Path) -> None:
-    checkpoint = GgufCheckpoint(written(path))
+    checkpoint = GgufCheckpoint(write_model(path, CONFIG, random_weights(CONFIG)))
     with pytest.raises(TensorError, match=r"no tensor blk\.2\.attn_q\.weight"):
         checkpoint.read("blk.2.attn_q.weight")

@@ -9,6 +9,7 @@ import pytest
 from support.opencl_kernels import MAX_TOKENS, Kernels
 from support.tiny_models import chunk_of, tiny_config
 
+from pyrllama.batch_limits import BatchLimits
 from pyrllama.core import Batch
 from pyrllama.models.rope import rope_table
 from pyrllama.opencl.batch import BatchWords, word_count
@@ -50,7 +51,9 @@ class Attention:
         rows = np.random.default_rng(7).normal(0, 1, (self.n_rows, width)).astype(np.float32)
         self._rows = rows
         words = np.zeros(word_count(N_BLOCKS, MAX_TOKENS), np.int32)
-        self._words = BatchWords(config, N_BLOCKS, MAX_TOKENS, MAX_TOKENS, words)
+        self._words = BatchWords(
+            BatchLimits(config.vocab_size, N_BLOCKS, MAX_TOKENS, MAX_TOKENS), words
+        )
         kernels, splits = self.kernels, self.kernels.tuning.splits
         self._qkv = kernels.zeros(MAX_TOKENS, round_up(width, 32))
         self._rope = kernels.buffer(rope_table(config, MAX_TOKENS))
