@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from pyrllama.batch_limits import BatchLimits
     from pyrllama.core import Batch
 
@@ -21,6 +19,9 @@ class Inputs:
         self._tokens, self._positions, self._tables, self._outputs = np.zeros(
             (4, limits.max_tokens), np.int64
         )
+        # The chunks' tables of blocks, one behind the other; given real pages as far as used.
+        self._blocks = np.zeros(limits.max_tokens * limits.n_blocks, np.int64)
+        self._blocks_address = self._blocks.ctypes.data
 
     @property
     def fields(self) -> dict[str, int]:
@@ -32,21 +33,18 @@ class Inputs:
             "outputs": self._outputs.ctypes.data,
         }
 
-    def place(self, batch: Batch) -> list[NDArray[np.int64]]:
-        """Write a batch; return its block tables, which the kernel reads where they are.
+    def place(self, batch: Batch) -> None:
+        """Write a batch over the one before.
 
         Raises ``BackendError`` for what would lead a kernel out of its memory.
         """
         self._limits.check(batch)
-        tables, t, o = [], 0, 0
+        t = o = b = 0
         for chunk in batch.chunks:
-            n, end = len(chunk.tokens), chunk.start + len(chunk.tokens)
-            table = np.array(chunk.blocks, np.int64)
+            n, n_blocks, outputs = len(chunk.tokens), len(chunk.blocks), chunk.outputs
             self._tokens[t : t + n] = chunk.tokens
-            self._positions[t : t + n] = range(chunk.start, end)
-            self._tables[t : t + n] = table.ctypes.data
-            outputs = chunk.outputs
+            self._positions[t : t + n] = range(chunk.start, chunk.start + n)
+            self._tables[t : t + n] = self._blocks_address + self._blocks.itemsize * b
+            self._blocks[b : b + n_blocks] = chunk.blocks
             self._outputs[o : o + outputs] = range(t + n - outputs, t + n)
-            tables.append(table)
-            t, o = t + n, o + outputs
-        return tables
+            t, o, b = t + n, o + outputs, b + n_blocks

@@ -1,4 +1,4 @@
-"""Runs of logits summed up, so that few numbers tell where a row's greatest ones are."""
+"""Rows of logits summed up run by run, so that few numbers tell where the greatest ones are."""
 
 from __future__ import annotations
 
@@ -6,13 +6,22 @@ import numpy as np
 
 from pyrllama.cpu.kernel import View, inline, kernel, part, view
 from pyrllama.cpu.norm import exponential
-from pyrllama.cpu.records import MATRIX, RUN_LOGITS, STEP
-from pyrllama.cpu.simd import keep_first, load_f32x16, max_f32, maximum, splat_f32, store, sum_f32
+from pyrllama.cpu.records import MATRIX, ROW_SUMS_BYTES, RUN_LOGITS, STEP
+from pyrllama.cpu.simd import (
+    keep_first,
+    load_f32,
+    load_f32x16,
+    max_f32,
+    maximum,
+    splat_f32,
+    store,
+    sum_f32,
+)
 
 Matrix = view(MATRIX)
 Step = view(STEP)
 
-f32 = np.float32
+f32, i32 = np.float32, np.int32
 LOWEST = f32(np.finfo(np.float32).min)
 """Stands where a run has fewer logits."""
 
@@ -50,7 +59,43 @@ def sum_up_runs(s: View, worker: int) -> None:
             sum_up_run(x + 4 * begin, n - begin, s.greatest + place, s.masses + place)
 
 
+@inline
+def first_reaching(greatest: int, n_runs: int, peak: float) -> int:
+    """Return the first run whose greatest logit is that of the row."""
+    for run in range(n_runs):
+        if load_f32(greatest + 4 * run) == peak:
+            return run
+    return 0
+
+
+@part
+def sum_up_rows(s: View, worker: int) -> None:
+    """Write of this thread's part of the rows the greatest logit, the sum, and the former's run.
+
+    Runs are taken in their order, and each is the same to the last bit, however many threads there
+    are and whatever other rows.
+    """
+    n_runs = (Matrix(s.output).n_rows + RUN_LOGITS - 1) // RUN_LOGITS
+    for row in range(worker, s.n_outputs, s.n_threads):
+        greatest, masses = s.greatest + row * s.runs_stride, s.masses + row * s.runs_stride
+        for run in range(n_runs, (n_runs + 15) // 16 * 16):
+            store(greatest + 4 * run, LOWEST)
+        peaks = splat_f32(LOWEST)
+        for i in range(0, 4 * n_runs, 64):
+            peaks = maximum(load_f32x16(greatest + i), peaks)
+        peak, total = max_f32(peaks), splat_f32(0.0)
+        for i in range(0, 4 * n_runs, 64):
+            total = total + load_f32x16(masses + i) * exponential(load_f32x16(greatest + i) - peak)
+        sums = s.row_sums + row * ROW_SUMS_BYTES
+        store(sums, peak)
+        store(sums + 4, sum_f32(total))
+        store(sums + 8, i32(first_reaching(greatest, n_runs, peak)))
+
+
 @kernel
-def sum_up_runs_kernel(step: int, worker: int) -> None:
-    """Entry for tests of ``sum_up_runs``."""
-    sum_up_runs(Step(step), worker)
+def sum_up_kernel(step: int, worker: int, rows: int) -> None:
+    """Entry for tests of ``sum_up_runs`` and, behind it, ``sum_up_rows``."""
+    if rows:
+        sum_up_rows(Step(step), worker)
+    else:
+        sum_up_runs(Step(step), worker)

@@ -265,7 +265,7 @@ class CpuModel:
         See ``output_rows.TopLogitsModel``.
         """
         with self._lock:
-            rows = self._logits_of(batch, runs_wanted=True)
+            rows = self._logits_of(batch, top_wanted=True)
             return [self._runs.top(i, row, k) for i, row in enumerate(rows)]
 
     def hidden(self, batch: Batch) -> NDArray[np.float32]:
@@ -294,24 +294,23 @@ class CpuModel:
         with self._lock:
             self._kv.write(block, data)
 
-    def _logits_of(self, batch: Batch, *, runs_wanted: bool = False) -> NDArray[np.float32]:
+    def _logits_of(self, batch: Batch, *, top_wanted: bool = False) -> NDArray[np.float32]:
         """Run a batch and return its logits, which the next one overwrites."""
-        self._run(batch, batch.n_outputs, runs_wanted=runs_wanted)
+        self._run(batch, batch.n_outputs, top_wanted=top_wanted)
         return self._logits.values[: batch.n_outputs, : self.config.vocab_size]
 
-    def _run(self, batch: Batch, n_outputs: int, *, runs_wanted: bool = False) -> None:
-        tables = self._inputs.place(batch)
+    def _run(self, batch: Batch, n_outputs: int, *, top_wanted: bool = False) -> None:
+        self._inputs.place(batch)
         self._counters[:] = 0
         self._step.set(
             n_tokens=batch.n_tokens,
             n_outputs=n_outputs,
-            runs_wanted=runs_wanted,
+            top_wanted=top_wanted,
             n_spans=self._spans.plan(batch),
             stored_first=attends_to_itself(batch),
             team=self._team.address,
         )
         self._team.run(self._forward, self._step.address)
-        del tables
 
     @contextmanager
     def input_squares(self) -> Iterator[InputSquares]:

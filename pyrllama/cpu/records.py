@@ -8,6 +8,7 @@ they are written once and need no Numba.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -32,7 +33,12 @@ class Record:
 
     def offset(self, field: str) -> int:
         """Return where a field stands, in bytes."""
-        return 8 * (*self.integers, *self.floats).index(field)
+        return 8 * _places(self)[field]
+
+
+@cache
+def _places(record: Record) -> dict[str, int]:
+    return {field: word for word, field in enumerate((*record.integers, *record.floats))}
 
 
 class Records:
@@ -216,7 +222,9 @@ STEP = Record(
         "greatest",  # (n_outputs, runs) float32: the greatest logit of each run of 64
         "masses",  # of the same shape: its sum of e^(x - greatest)
         "runs_stride",
-        "runs_wanted",  # 1 if these two are
+        "row_sums",  # of each row, ROW_SUMS_BYTES apart: the greatest logit and the sum, float32,
+        # and the first run that has it, int32
+        "top_wanted",  # 1 if these three are
         # the team
         "team",  # words of team.py
         "n_threads",
@@ -303,6 +311,7 @@ READING = Record("Reading", ("data", "part_bytes", "ahead"))
 
 RUN_LOGITS = 64
 """Neighbouring logits that are summed up together."""
+ROW_SUMS_BYTES = 16
 LINE = 64
 """Bytes of a cache line, which a counter has to itself."""
 COUNTERS_A_LAYER = 8

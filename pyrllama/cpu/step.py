@@ -12,7 +12,7 @@ from pyrllama.cpu.activations import prepare, quantise
 from pyrllama.cpu.barrier import barrier, take
 from pyrllama.cpu.experts import mix_experts
 from pyrllama.cpu.kernel import View, call, inline, kernel, part, view
-from pyrllama.cpu.logit_runs import sum_up_runs
+from pyrllama.cpu.logit_runs import sum_up_rows, sum_up_runs
 from pyrllama.cpu.norm import rms_norm, swiglu
 from pyrllama.cpu.products import (
     begin_of,
@@ -245,9 +245,11 @@ def logits(s: View, counters: int, worker: int) -> None:
     barrier(s.team, s.n_threads)
     add_squares(s.normed, 0, n, s.output_squares, worker, s.n_threads)
     multiply(s, s.output, s.normed, 0, n, s.logits, s.logits_stride, counters, worker, 0, 0)
-    if s.runs_wanted:
+    if s.top_wanted:
         barrier(s.team, s.n_threads)
         sum_up_runs(s, worker)
+        barrier(s.team, s.n_threads)
+        sum_up_rows(s, worker)
 
 
 @kernel

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyrllama.core import TopLogits
-from pyrllama.cpu.records import RUN_LOGITS
+from pyrllama.cpu.records import ROW_SUMS_BYTES, RUN_LOGITS
 from pyrllama.cpu.scratch import aligned_zeros, round_up
 
 if TYPE_CHECKING:
@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 
 
 class LogitRuns:
-    """The runs of rows of logits, which ``logit_runs.py`` sums up."""
+    """What ``logit_runs.py`` tells of rows of logits and of the runs that they are made of."""
 
     def __init__(self, rows: int, vocab_size: int) -> None:
         self._n_runs = -(-vocab_size // RUN_LOGITS)
         self._greatest, self._masses = aligned_zeros(
             (2, rows, round_up(self._n_runs, 16)), np.float32
         )
+        self._sums = aligned_zeros((rows, ROW_SUMS_BYTES // 4), np.float32)
+        self._first_runs = self._sums.view(np.int32)[:, 2]
 
     @property
     def fields(self) -> dict[str, int]:
@@ -33,29 +35,32 @@ class LogitRuns:
             "greatest": self._greatest.ctypes.data,
             "masses": self._masses.ctypes.data,
             "runs_stride": self._greatest.strides[0],
+            "row_sums": self._sums.ctypes.data,
         }
 
     def top(self, row: int, logits: NDArray[np.float32], k: int) -> LogitRow:
-        """Return the ``k`` greatest of a row, or a copy of it where some are not finite.
+        """Return the ``k`` greatest of a row, or a copy of it where some are not finite."""
+        mass = float(self._sums[row, 1])
+        if not math.isfinite(mass):
+            return logits.copy()
+        if k == 1:
+            begin = int(self._first_runs[row]) * RUN_LOGITS
+            token = begin + int(logits[begin : begin + RUN_LOGITS].argmax())
+            ids = np.array([token])
+        else:
+            ids = self._first(row, logits, k)
+        return TopLogits(logits[ids], ids, mass)
+
+    def _first(self, row: int, logits: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+        """Return the tokens of the ``k`` greatest.
 
         Of the greatest ones of all runs, ``k`` reach the one of rank ``k``: no smaller logit is
         among those that are wanted.
         """
-        greatest, masses = self._greatest[row, : self._n_runs], self._masses[row, : self._n_runs]
-        first = int(greatest.argmax())
-        peak, mass = greatest[first], math.nan
-        if math.isfinite(peak):
-            mass = float(np.einsum("i,i->", masses, np.exp(greatest - peak)))
-        if not math.isfinite(mass):
-            return logits.copy()
-        if k == 1:
-            begin = first * RUN_LOGITS
-            token = begin + int(logits[begin : begin + RUN_LOGITS].argmax())
-            return TopLogits(logits[token : token + 1].copy(), np.array([token]), mass)
+        greatest = self._greatest[row, : self._n_runs]
         bound = np.partition(greatest, -k)[-k] if k <= greatest.size else -np.inf
         begins = np.flatnonzero(greatest >= bound) * RUN_LOGITS
         near = (begins[:, None] + np.arange(RUN_LOGITS)).ravel()
         near = near[: np.searchsorted(near, logits.size)]
         near = near[logits[near] >= bound]
-        ids = near[np.lexsort((near, -logits[near]))[:k]]
-        return TopLogits(logits[ids], ids, mass)
+        return np.asarray(near[np.lexsort((near, -logits[near]))[:k]])

@@ -79,10 +79,14 @@ class Sampler:
         ``NoTokenLeftError`` when everything is barred, and ``StructureError`` when a constraint
         cannot go on.
         """
+        if self._greedy and isinstance(logits, TopLogits):  # which nothing edits, see ``reach``
+            self._last = int(logits.ids[0]), -math.log(logits.mass), None
+            return self._last[:2]
         candidates = self._candidates(logits)
         if self._greedy:
             picked = int(np.argmax(candidates.logits))
-            logprob = -math.log(_mass(logits, candidates))  # ln softmax of the largest logit
+            # The softmax of the largest logit.
+            logprob = -math.log(run_sums(softmax_weights(candidates.logits)).sum())
         else:
             picked, probability = pick(candidates.weights(), self._random.random())
             logprob = math.log(probability)
@@ -157,13 +161,6 @@ def distribution(
     Raises what ``Sampler.sample`` raises.
     """
     return Sampler(sampling, prompt, rules).distribution(logits)
-
-
-def _mass(logits: Row | TopLogits, candidates: Candidates) -> float:
-    """Return the sum of ``e^(x - largest)`` over all that a greedy choice is made from."""
-    if isinstance(logits, TopLogits):
-        return logits.mass
-    return float(run_sums(softmax_weights(candidates.logits)).sum())
 
 
 def _check(largest_logit: np.float32) -> None:

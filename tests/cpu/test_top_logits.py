@@ -49,8 +49,9 @@ def top_of(isa: Isa, values: Logits, k: int, n_threads: int = 1) -> list[LogitRo
         n_threads=n_threads,
         **runs.fields,
     )
-    for worker in range(n_threads):
-        call("logit_runs.sum_up_runs_kernel", isa, step.address, worker)
+    for of_rows in (False, True):
+        for worker in range(n_threads):
+            call("logit_runs.sum_up_kernel", isa, step.address, worker, of_rows)
     return [runs.top(row, logits.values[row, :size], k) for row in range(n_rows)]
 
 
