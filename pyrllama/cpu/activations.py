@@ -25,7 +25,6 @@ from pyrllama.cpu.kernel import View, inline, kernel, part, view
 from pyrllama.cpu.norm import round_to_even
 from pyrllama.cpu.records import (
     ACTIVATIONS,
-    BLOCK_WORDS,
     BYTES,
     FLOATS,
     ROWS_AT_ONCE,
@@ -50,6 +49,16 @@ from pyrllama.cpu.simd import (
     truncate_to_i32,
     widen_i8,
 )
+from pyrllama.cpu.six_layout import (
+    BLOCK_BYTES,
+    COLUMN_BYTES,
+    GREATEST,
+    SCALED_SUMS,
+    SCALES,
+    SUMS_OF_BLOCKS,
+    SUMS_OF_HALVES,
+    SUMS_OF_ROWS,
+)
 
 if TYPE_CHECKING:
     from pyrllama.cpu.vectors import Lanes
@@ -64,15 +73,6 @@ SMALLEST_BLOCK_MAXIMUM = f32(2.0**-100)
 """A block of activations below it counts as zeros: 127 over it must not overflow."""
 
 ROWS = ROWS_AT_ONCE
-COLUMN_BYTES = 4 * ROWS
-"""Bytes of a column of six rows as floats."""
-SCALES, SUMS_OF_ROWS, SCALED_SUMS = (word * COLUMN_BYTES for word in (8, 9, 9 + SUMS))
-BLOCK_BYTES = BLOCK_WORDS * COLUMN_BYTES
-"""A block of six rows as bytes: eight words of each row, then scales and sums of all rows."""
-GREATEST, SUMS_OF_HALVES, SUMS_OF_BLOCKS = (SCALED_SUMS + i * COLUMN_BYTES for i in range(3))
-"""Words of the wide form, whose products want no scaled sums: the greatest sum of magnitudes of 16
-columns of the super-block, in its first block; the sums of the first and the last 16 columns, 16
-bits each; in every second block, from the first on, the sums of it and of the next."""
 
 
 @inline

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyrllama.cpu import activations as forms
+from pyrllama.cpu import six_layout as forms
 from pyrllama.cpu.blocks import blocks_of, minus_at_row
 from pyrllama.cpu.instructions import fused_multiply_add
 from pyrllama.cpu.kernel import inline

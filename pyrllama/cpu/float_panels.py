@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyrllama.cpu import activations as forms
+from pyrllama.cpu import six_layout as forms
 from pyrllama.cpu.formats import BLOCK
 from pyrllama.cpu.kernel import inline
 from pyrllama.cpu.parts import AddPart, Panels, add_part, over_panel

@@ -70,7 +70,7 @@ def first_reaching(greatest: int, n_runs: int, peak: float) -> int:
 
 @part
 def sum_up_rows(s: View, worker: int) -> None:
-    """Write of this thread's part of the rows the greatest logit, the sum, and the former's run.
+    """Write of this thread's part of the rows the sum, and the run of the greatest logit.
 
     Runs are taken in their order, and each is the same to the last bit, however many threads there
     are and whatever other rows.
@@ -87,9 +87,8 @@ def sum_up_rows(s: View, worker: int) -> None:
         for i in range(0, 4 * n_runs, 64):
             total = total + load_f32x16(masses + i) * exponential(load_f32x16(greatest + i) - peak)
         sums = s.row_sums + row * ROW_SUMS_BYTES
-        store(sums, peak)
-        store(sums + 4, sum_f32(total))
-        store(sums + 8, i32(first_reaching(greatest, n_runs, peak)))
+        store(sums, sum_f32(total))
+        store(sums + 4, i32(first_reaching(greatest, n_runs, peak)))
 
 
 @kernel

@@ -70,8 +70,7 @@ def assembly(arguments: Sequence[Any], instructions: Iterable[str], registers: i
     """Return what runs some instructions, in AT&T's order of operands, for x86 with AVX2.
 
     ``$0`` and on are registers with the arguments.  The first vector ``registers``, 16 or with
-    AVX-512 32, and ``rax``, ``rcx``, ``rdx``, ``rsi`` and ``rdi`` may
-    change, and with AVX-512 ``k1``.
+    AVX-512 32, and ``rax``, ``rcx``, ``rdx``, ``rsi``, ``rdi`` and with AVX-512 ``k1`` may change.
     """
     vectors = (f"xmm{i}" for i in range(registers))
     masks = ("k1",) if registers > 16 else ()

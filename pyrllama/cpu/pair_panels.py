@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numba import types
 
-from pyrllama.cpu import activations as forms
 from pyrllama.cpu import pairs
+from pyrllama.cpu import six_layout as forms
 from pyrllama.cpu.instructions import machine_operation, prefetch, unsigned_start
 from pyrllama.cpu.kernel import inline
 from pyrllama.cpu.panels import unpack_panel

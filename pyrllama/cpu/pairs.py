@@ -19,7 +19,16 @@ import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyrllama.cpu.lowering import I64, assembly
-from pyrllama.cpu.records import BLOCK_WORDS, ROWS_AT_ONCE, SUMS
+from pyrllama.cpu.records import ROWS_AT_ONCE
+from pyrllama.cpu.six_layout import (
+    BLOCK_BYTES,
+    COLUMN_BYTES,
+    GREATEST,
+    SCALED_SUMS,
+    SCALES,
+    SUMS_OF_BLOCKS,
+    SUMS_OF_HALVES,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,12 +42,6 @@ LINE = 64 * GROUPS
 """Bytes of a vector of both groups, one behind the other."""
 LEVEL_BYTES = LINE * WORDS
 """Bytes of the levels of 32 columns, before what stands behind them in a panel."""
-WORD_BYTES = 4 * ROWS_AT_ONCE
-BLOCK_BYTES = WORD_BYTES * BLOCK_WORDS
-SCALES = WORDS * WORD_BYTES
-SCALED_SUMS = SCALES + (1 + SUMS) * WORD_BYTES
-GREATEST, SUMS_OF_HALVES, SUMS_OF_BLOCKS = (SCALED_SUMS + i * WORD_BYTES for i in range(3))
-"""In blocks of the wide form, see ``activations.py``."""
 
 
 class Pairs(NamedTuple):
@@ -84,7 +87,7 @@ class Pairs(NamedTuple):
     @property
     def starts_bytes(self) -> int:
         """Bytes of the starts of 32 columns."""
-        return WORD_BYTES * self.runs if self.starts else 0
+        return COLUMN_BYTES * self.runs if self.starts else 0
 
     @property
     def lines(self) -> int:
@@ -238,7 +241,7 @@ def _go_on(pairs: Pairs) -> Iterator[str]:
 def _start(pairs: Pairs, run: int) -> Iterator[str]:
     sums, plain = _accumulators(pairs), pairs.blocks > 1 and not pairs.run_scales
     for row in range(pairs.rows):
-        start = f"{WORD_BYTES * run + 4 * row}({_STARTS})"
+        start = f"{COLUMN_BYTES * run + 4 * row}({_STARTS})"
         first, second = sums[GROUPS * row : GROUPS * row + GROUPS]
         if plain and pairs.starts:
             yield f"vpaddd {start}{{1to16}}, {first}, {first}"
@@ -265,7 +268,7 @@ def _products(pairs: Pairs, run: int) -> Iterator[str]:
     for i in range(words * run, words * run + words):
         yield from _load_shared(LEVEL_BYTES * block + LINE * i)
         for row in range(pairs.rows):
-            place = BLOCK_BYTES * block + WORD_BYTES * i + 4 * row
+            place = BLOCK_BYTES * block + COLUMN_BYTES * i + 4 * row
             yield f"vpbroadcastd {place}({_X}), {_WORD}"
             for group, weights in enumerate(_SHARED):
                 yield f"vpdpbusd {_WORD}, {weights}, {sums[GROUPS * row + group]}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyrllama.cpu import activations as forms
+from pyrllama.cpu import six_layout as forms
 from pyrllama.cpu.blocks import blocks_of, minus_at_row
 from pyrllama.cpu.finishing import rows_finisher
 from pyrllama.cpu.instructions import has_assembly, hide

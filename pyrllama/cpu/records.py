@@ -222,8 +222,8 @@ STEP = Record(
         "greatest",  # (n_outputs, runs) float32: the greatest logit of each run of 64
         "masses",  # of the same shape: its sum of e^(x - greatest)
         "runs_stride",
-        "row_sums",  # of each row, ROW_SUMS_BYTES apart: the greatest logit and the sum, float32,
-        # and the first run that has it, int32
+        "row_sums",  # of each row, ROW_SUMS_BYTES apart: the sum of e^(x - greatest), float32, and
+        # the first run that has the greatest logit, int32
         "top_wanted",  # 1 if these three are
         # the team
         "team",  # words of team.py
@@ -311,7 +311,7 @@ READING = Record("Reading", ("data", "part_bytes", "ahead"))
 
 RUN_LOGITS = 64
 """Neighbouring logits that are summed up together."""
-ROW_SUMS_BYTES = 16
+ROW_SUMS_BYTES = 8
 LINE = 64
 """Bytes of a cache line, which a counter has to itself."""
 COUNTERS_A_LAYER = 8

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from numba import types
 
-from pyrllama.cpu import activations as forms
 from pyrllama.cpu import sections
+from pyrllama.cpu import six_layout as forms
 from pyrllama.cpu.instructions import hide, machine_operation
 from pyrllama.cpu.kernel import inline
 from pyrllama.cpu.levels import PAIRS

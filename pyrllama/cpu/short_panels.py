@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from numba import types
 
-from pyrllama.cpu import activations as forms
 from pyrllama.cpu import shorts
+from pyrllama.cpu import six_layout as forms
 from pyrllama.cpu.blocks import blocks_of
 from pyrllama.cpu.instructions import machine_operation, run_scale
 from pyrllama.cpu.kernel import inline

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from llvmlite import ir
 from numba import types
 
-from pyrllama.cpu.activations import (
+from pyrllama.cpu.norm import ROUNDER
+from pyrllama.cpu.records import ROWS_AT_ONCE
+from pyrllama.cpu.six_layout import (
     BLOCK_BYTES,
     COLUMN_BYTES,
     SCALED_SUMS,
@@ -16,8 +18,6 @@ from pyrllama.cpu.activations import (
     SUMS_OF_HALVES,
     SUMS_OF_ROWS,
 )
-from pyrllama.cpu.norm import ROUNDER
-from pyrllama.cpu.records import ROWS_AT_ONCE
 from pyrllama.cpu.vectors import (
     F32,
     I8,

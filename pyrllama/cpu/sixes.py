@@ -8,8 +8,6 @@ between the others.
 from __future__ import annotations
 
 from pyrllama.cpu.activations import (
-    BLOCK_BYTES,
-    GREATEST,
     factor_of,
     greatest_magnitude,
     interleave_floats,
@@ -20,6 +18,7 @@ from pyrllama.cpu.activations import (
 from pyrllama.cpu.kernel import inline, kernel, part, view
 from pyrllama.cpu.records import ACTIVATIONS, BYTES, FLOATS, ROWS_AT_ONCE, TILES, WIDE_BYTES
 from pyrllama.cpu.simd import scratch, splat_i32, store
+from pyrllama.cpu.six_layout import BLOCK_BYTES, GREATEST
 from pyrllama.cpu.six_vectors import put_block, put_wide_blocks, store_six
 
 Activations = view(ACTIVATIONS)

@@ -26,7 +26,7 @@ class LogitRuns:
             (2, rows, round_up(self._n_runs, 16)), np.float32
         )
         self._sums = aligned_zeros((rows, ROW_SUMS_BYTES // 4), np.float32)
-        self._first_runs = self._sums.view(np.int32)[:, 2]
+        self._first_runs = self._sums.view(np.int32)[:, 1]
 
     @property
     def fields(self) -> dict[str, int]:
@@ -40,7 +40,7 @@ class LogitRuns:
 
     def top(self, row: int, logits: NDArray[np.float32], k: int) -> LogitRow:
         """Return the ``k`` greatest of a row, or a copy of it where some are not finite."""
-        mass = float(self._sums[row, 1])
+        mass = float(self._sums[row, 0])
         if not math.isfinite(mass):
             return logits.copy()
         if k == 1:
