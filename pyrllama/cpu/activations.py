@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyrllama.cpu.instructions import has_assembly
 from pyrllama.cpu.kernel import View, inline, kernel, part, view
 from pyrllama.cpu.norm import round_to_even
 from pyrllama.cpu.records import (
@@ -28,6 +29,7 @@ from pyrllama.cpu.records import (
     BYTES,
     FLOATS,
     ROWS_AT_ONCE,
+    START_OFFSET,
     SUMS,
     TILES,
     WIDE_BYTES,
@@ -178,7 +180,7 @@ def interleave_block(a: View, row: int, b: int) -> int:
     store(block + SCALES, load_i32(a.scales + i))
     for part_ in range(SUMS):
         place = block + SUMS_OF_ROWS + COLUMN_BYTES * part_
-        store(place, load_i32(a.sums + SUMS * i + 4 * part_))
+        store(place, sum_among_six(a.sums + SUMS * i + 4 * part_))
     return block
 
 
@@ -191,6 +193,12 @@ def interleave_bytes(activations: int, row: int, first: int, last: int) -> None:
         for part_ in range(SUMS):
             place = block + SCALED_SUMS + COLUMN_BYTES * part_
             store(place, load_i32(a.scaled_sums + SUMS * i + 4 * part_))
+
+
+@inline
+def sum_among_six(pair: int) -> Any:
+    """Return a pair of sums as products of several rows begin with it; see ``six_layout.py``."""
+    return load_i32(pair) if has_assembly() else i32(whole_sum(pair) * -START_OFFSET)
 
 
 @inline

@@ -164,7 +164,7 @@ class Products(NamedTuple):
     end: Callable[[Lanes, Lanes, Lanes], Lanes]
     """``end(total, sums, scale)``."""
     start_rows: Callable[[int, int, int], Any]
-    """``start_rows(rows, pair_sums, offset)``, for a tuple of rows."""
+    """``start_rows(rows, sums, offset)``, for a tuple of rows, with sums as six rows have them."""
     dot_rows: Callable[[Any, Lanes, Lanes, int, int], Any]
     end_rows: Callable[[Any, Any, Lanes], Any]
     scale: Callable[[Lanes], Lanes]

@@ -23,6 +23,7 @@ from pyrllama.cpu.lowering import (
     spread,
 )
 from pyrllama.cpu.pairs import pair_bodies
+from pyrllama.cpu.records import START_OFFSET
 from pyrllama.cpu.sections import section_bodies
 from pyrllama.cpu.shorts import short_bodies
 
@@ -39,13 +40,16 @@ def dot_bodies(isa: Isa) -> dict[str, Body]:
     if avx2:
         unsigned, signed, symmetric = _unsigned_avx2, _signed_avx2, _symmetric_avx2
         start, end = _start_avx2, _end_avx2
+        start_of_row, signed_start_of_row = start, _zero
     else:
         width = 64 if wide else 32
         unsigned = _vnni(width) if vnni else _dot_by_widening
         signed = symmetric = _flipped(unsigned) if vnni else unsigned
         start, end = _start, _end
+        start_of_row, signed_start_of_row = _start_of_row, _taken_off if vnni else _zero
     return {
         "rllama_unsigned_start": start,
+        "rllama_unsigned_start_of_row": start_of_row,
         "rllama_unsigned_dot": unsigned,
         "rllama_unsigned_end": end,
         "rllama_has_assembly": lambda _builder: I64(int(avx2)),
@@ -55,6 +59,7 @@ def dot_bodies(isa: Isa) -> dict[str, Body]:
         **pair_bodies(wide=wide),
         "rllama_run_scale": _run_scale_avx2 if avx2 else same,
         "rllama_signed_start": _start_of_flipped if vnni else _zero,
+        "rllama_signed_start_of_row": signed_start_of_row,
         "rllama_signed_dot": signed,
         "rllama_symmetric_dot": symmetric,
     }
@@ -78,6 +83,16 @@ def _start(builder: Any, pairs: Any, offset: Any) -> Any:
     high = splat(I32X16, 16)
     first, second = builder.ashr(builder.shl(pairs, high), high), builder.ashr(pairs, high)
     return builder.mul(builder.add(first, second), spread(builder, builder.neg(offset), I32X16))
+
+
+def _start_of_row(builder: Any, taken_off: Any, offset: Any) -> Any:
+    """Do so where ``START_OFFSET`` times the sum was taken off already."""
+    sums = builder.ashr(taken_off, splat(I32X16, START_OFFSET.bit_length() - 1))
+    return builder.mul(sums, spread(builder, offset, I32X16))
+
+
+def _taken_off(_builder: Any, taken_off: Any, _offset: Any) -> Any:
+    return taken_off
 
 
 def _zero(_builder: Any, _pairs: Any, _offset: Any) -> Any:
@@ -176,13 +191,13 @@ def _vnni(width: int) -> Callable[..., Any]:
 
 
 def _flipped(dot: Body) -> Body:
-    """Make signed weights unsigned by adding 128, which the start takes off again."""
+    """Make signed weights unsigned by adding an offset, which the start takes off again."""
 
     def signed(builder: Any, total: Any, weights: Any, x: Any) -> Any:
-        return dot(builder, total, builder.xor(weights, splat(I8X64, 0x80)), x)
+        return dot(builder, total, builder.xor(weights, splat(I8X64, START_OFFSET)), x)
 
     return signed
 
 
 def _start_of_flipped(builder: Any, pairs: Any, _offset: Any) -> Any:
-    return _start(builder, pairs, I32(128))
+    return _start(builder, pairs, I32(START_OFFSET))

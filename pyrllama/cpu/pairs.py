@@ -6,7 +6,7 @@ Zen 5) load two vectors a cycle.  Six rows times two groups are twelve sums, whi
 wait for, and share every load with one of the other side: 8 loads for 12 products.
 
 A run is 16 or 32 columns.  What its sums begin with, to take the offset of unsigned weights off,
-is read from memory and costs no arithmetic.  Sums of runs go, times their scales, to totals of 32
+stands among the rows and costs no arithmetic.  Sums of runs go, times their scales, to totals of 32
 bits, which stay in registers for a super-block; those of packed blocks go to totals of float32,
 which wait in memory.
 
@@ -28,6 +28,7 @@ from pyrllama.cpu.six_layout import (
     SCALES,
     SUMS_OF_BLOCKS,
     SUMS_OF_HALVES,
+    SUMS_OF_ROWS,
 )
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ LEVEL_BYTES = LINE * WORDS
 
 
 class Pairs(NamedTuple):
-    """An operation on ``(panel, x, starts, n, totals, limit)``, over ``n`` packed blocks.
+    """An operation on ``(panel, x, n, totals, limit)``, over ``n`` packed blocks.
 
     Their products are added to totals of float32 in memory, those of a group's rows side by side.
     """
@@ -56,7 +57,7 @@ class Pairs(NamedTuple):
     runs: int
     """Of 32 columns."""
     starts: bool
-    """Whether sums of runs begin with the words at ``starts``, and not with zero."""
+    """Whether sums of runs begin with the rows' sums, and not with zero."""
     run_scales: bool
     """Whether runs have scales of whole numbers."""
     shared: bool
@@ -85,11 +86,6 @@ class Pairs(NamedTuple):
         return self.step_blocks * LEVEL_BYTES + (LINE * lines if self.run_scales else 0)
 
     @property
-    def starts_bytes(self) -> int:
-        """Bytes of the starts of 32 columns."""
-        return COLUMN_BYTES * self.runs if self.starts else 0
-
-    @property
     def lines(self) -> int:
         """Vectors behind the columns of a packed block in a panel, of each group."""
         return 1 + self.addends + (1 + self.minimums if self.minimums else 0)
@@ -114,7 +110,7 @@ def _all_pairs() -> Iterator[Pairs]:
 
 
 PAIRS = tuple(_all_pairs())
-ARGUMENTS = (I64,) * 6
+ARGUMENTS = (I64,) * 5
 
 
 def pair_bodies(*, wide: bool) -> dict[str, Body]:
@@ -124,7 +120,7 @@ def pair_bodies(*, wide: bool) -> dict[str, Body]:
     return {pairs.name: assembly(ARGUMENTS, _instructions(pairs), 32) for pairs in PAIRS}
 
 
-_PANEL, _X, _STARTS, _N = "%rax", "%rcx", "%rsi", "%rdx"
+_PANEL, _X, _N = "%rax", "%rcx", "%rdx"
 _LEFT, _LEFT_32 = "%rdi", "%edi"
 _SHARED, _WORD, _FACTOR = ("%zmm24", "%zmm25"), "%zmm26", "%zmm27"
 """What both groups' rows are multiplied with, a broadcast, and a product of scales."""
@@ -138,8 +134,8 @@ def _instructions(pairs: Pairs) -> Iterator[str]:
     if pairs.shared:
         yield f"mov $$0x8000, {_LEFT_32}"
         yield f"vpbroadcastd {_LEFT_32}, {_SIGN}"
-        yield f"vpbroadcastd ${{5:k}}, {_LIMIT}"
-    copies = (_PANEL, _X, _STARTS, _N)
+        yield f"vpbroadcastd ${{4:k}}, {_LIMIT}"
+    copies = (_PANEL, _X, _N)
     yield from (f"mov ${i}, {copy}" for i, copy in enumerate(copies))
     stay = (
         list(zip(_tile(pairs, _TOTALS), _places(pairs), strict=True)) if pairs.blocks == 1 else []
@@ -186,7 +182,7 @@ def _loop(pairs: Pairs, label: str, step: Iterator[str]) -> Iterator[str]:
 def _places(pairs: Pairs) -> list[str]:
     """Return where the float32 totals of a tile's registers are."""
     n = GROUPS * pairs.rows
-    return [f"{64 * (i % GROUPS * pairs.rows + i // GROUPS)}($4)" for i in range(n)]
+    return [f"{64 * (i % GROUPS * pairs.rows + i // GROUPS)}($3)" for i in range(n)]
 
 
 def _tile(pairs: Pairs, registers: list[str]) -> list[str]:
@@ -214,8 +210,8 @@ def _shared_step(pairs: Pairs) -> Iterator[str]:
     """Yield the products of two runs, of which each sum takes one half of a word.
 
     The second run's are raised to the upper half, from which a negative sum in the lower one takes
-    1.  Adding the lower half's sign bit gives that back, and turns this bit round.  What the first
-    run starts with has it already, and comes last, when nothing waits for it.
+    1.  Adding the lower half's sign bit gives that back, and turns this bit round.  It is added to
+    what the first run starts with, which comes last, when nothing waits for it.
     """
     sums, totals = _tile(pairs, _SUMS), _tile(pairs, _TOTALS)
     yield from _start(pairs, 1)
@@ -223,33 +219,41 @@ def _shared_step(pairs: Pairs) -> Iterator[str]:
     yield from (f"vpslld $$16, {sum_}, {sum_}" for sum_ in sums)
     yield from _products(pairs, 0)
     yield from _load_shared(pairs.step_blocks * LEVEL_BYTES)
-    for i, (sum_, total) in enumerate(zip(sums, totals, strict=True)):
-        start = f"{4 * (i // GROUPS)}({_STARTS}){{1to16}}" if pairs.starts else _SIGN
-        yield f"vpaddd {start}, {sum_}, {sum_}"
-        yield f"vpxord {_SIGN}, {sum_}, {sum_}"
-        yield f"vpdpwssd {_SHARED[i % GROUPS]}, {sum_}, {total}"
+    for row in range(pairs.rows):
+        start = _SIGN
+        if pairs.starts:
+            start = _WORD
+            yield f"vpaddd {_place_of_start(pairs, 0, row)}{{1to16}}, {_SIGN}, {start}"
+        for group, scales in enumerate(_SHARED):
+            sum_, total = (each[GROUPS * row + group] for each in (sums, totals))
+            yield f"vpaddd {start}, {sum_}, {sum_}"
+            yield f"vpxord {_SIGN}, {sum_}, {sum_}"
+            yield f"vpdpwssd {scales}, {sum_}, {total}"
     yield from _go_on(pairs)
 
 
 def _go_on(pairs: Pairs) -> Iterator[str]:
     yield f"add $${pairs.step_bytes}, {_PANEL}"
     yield f"add $${BLOCK_BYTES * pairs.step_blocks}, {_X}"
-    if pairs.starts:
-        yield f"add $${pairs.starts_bytes * pairs.step_blocks}, {_STARTS}"
+
+
+def _place_of_start(pairs: Pairs, run: int, row: int) -> str:
+    """Return where the start of a run of a step is."""
+    block, run = divmod(run, pairs.runs)
+    place = BLOCK_BYTES * block + SUMS_OF_ROWS + COLUMN_BYTES * (run + pairs.runs - 1)
+    return f"{place + 4 * row}({_X})"
 
 
 def _start(pairs: Pairs, run: int) -> Iterator[str]:
     sums, plain = _accumulators(pairs), pairs.blocks > 1 and not pairs.run_scales
     for row in range(pairs.rows):
-        start = f"{COLUMN_BYTES * run + 4 * row}({_STARTS})"
+        start = _place_of_start(pairs, run, row)
         first, second = sums[GROUPS * row : GROUPS * row + GROUPS]
         if plain and pairs.starts:
             yield f"vpaddd {start}{{1to16}}, {first}, {first}"
             yield f"vpaddd {start}{{1to16}}, {second}, {second}"
         elif pairs.starts:
             yield f"vpbroadcastd {start}, {first}"
-            if pairs.shared and run == 0:
-                yield f"vpsubd {_SIGN}, {first}, {first}"
             yield f"vmovdqa64 {first}, {second}"
         elif not plain:
             yield f"vpxord {first}, {first}, {first}"

@@ -18,7 +18,7 @@ from pyrllama.cpu.instructions import has_assembly, hide
 from pyrllama.cpu.kernel import inline
 from pyrllama.cpu.levels import PAIRS, Step, over_pairs
 from pyrllama.cpu.parts import MEMORY, MultiplyPanel, Panels, add_part, over_panel
-from pyrllama.cpu.records import PANEL_BLOCKS
+from pyrllama.cpu.records import PANEL_BLOCKS, START_OFFSET
 from pyrllama.cpu.row_vectors import load_sums, zero_rows, zero_sums
 from pyrllama.cpu.section_sums import OPERANDS_BYTES, no_sums, sums_of_sections
 from pyrllama.cpu.sections import OFFSET
@@ -66,6 +66,13 @@ def panel_block(format_: Format, groups: int = 1) -> PanelBlock:
 def scales_share_words(format_: Format, groups: int) -> bool:
     """Whether scales of two runs share words in a panel, as ``pairs.py`` wants it."""
     return groups == 2 and format_.shared_limit > 0
+
+
+def raised_by(format_: Format) -> int:
+    """Return what a panel of two groups adds to operands, so that all offsets are the same."""
+    if format_.is_signed:
+        return START_OFFSET
+    return START_OFFSET - format_.offset if format_.offset else 0
 
 
 def blocks_a_step(format_: Format, groups: int) -> int:
@@ -232,7 +239,7 @@ def multiply_panel(rows: int, format_: Format) -> MultiplyPanel:
 def unpack_panel(format_: Format, groups: int = 1) -> Callable[[int, int, int, int], None]:
     """Return what makes a panel of a packed group, or of two whose lines alternate.
 
-    Signed operands of two groups have 128 added, as ``pairs.py`` wants it.
+    Operands of two groups are raised, as ``pairs.py`` wants it.
     """
     operands, unit, run_scale, _, _, products = blocks_of(format_)
     runs, blocks, put_addends = format_.runs, format_.blocks, put_addends_of(format_, groups)
@@ -240,15 +247,15 @@ def unpack_panel(format_: Format, groups: int = 1) -> Callable[[int, int, int, i
     packed_bytes, head_bytes, level_bytes = format_.bytes, format_.head_bytes, format_.level_bytes
     columns_bytes, scales, addends, block_bytes = panel_block(format_, groups)
     in_sections, minus_offset = sums_in_sections(format_), (-format_.offset & 0xFFFF) * 0x10001
-    line, flip = 64 * groups, 128 if groups == 2 and format_.is_signed else 0
+    line, up = 64 * groups, raised_by(format_) if groups == 2 else 0
     operands_bytes, step = groups * OPERANDS_BYTES, blocks_a_step(format_, groups)
     shared = scales_share_words(format_, groups)
 
     @inline
     def put(state: int, first: Lanes, second: Lanes, place: int, i: int) -> int:
         """Store a pair as bytes."""
-        store(place + 2 * line * i, first ^ flip)
-        store(place + 2 * line * i + line, second ^ flip)
+        store(place + 2 * line * i, first + up)
+        store(place + 2 * line * i + line, second + up)
         return state
 
     put_all = over_pairs(operands, 0, put)

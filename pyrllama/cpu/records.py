@@ -94,6 +94,8 @@ BLOCK_WORDS = 15
 three sums times the scale."""
 SUMS = 3
 """Sums of a block of activations: of all 32 columns, of the first 16 and of the last 16."""
+START_OFFSET = 128
+"""The offset that sums among six rows take off, where CPUs sum products in 32 bits."""
 TILE_ROWS = 32
 """Rows of activations that a product on matrix tiles takes at a time."""
 TILE_BLOCKS = 16

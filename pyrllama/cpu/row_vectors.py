@@ -175,7 +175,7 @@ signed_dot_rows = _dot_rows("rllama_signed_dot")
 
 
 def _start_rows(name: str) -> Callable[[int, int, int], Any]:
-    """Return what begins the runs of rows with the neighbouring pairs of sums of each."""
+    """Return what begins the runs of rows with the neighbouring sums of each."""
 
     @constant_instruction
     def start(_typing: Any, rows: Any, address: Any, offset: Any) -> Any:
@@ -194,8 +194,8 @@ def _start_rows(name: str) -> Callable[[int, int, int], Any]:
     return start
 
 
-unsigned_start_rows = _start_rows("rllama_unsigned_start")
-signed_start_rows = _start_rows("rllama_signed_start")
+unsigned_start_rows = _start_rows("rllama_unsigned_start_of_row")
+signed_start_rows = _start_rows("rllama_signed_start_of_row")
 
 
 @instruction

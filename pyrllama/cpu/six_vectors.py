@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import types
 
 from pyrllama.cpu.norm import ROUNDER
-from pyrllama.cpu.records import ROWS_AT_ONCE
+from pyrllama.cpu.records import ROWS_AT_ONCE, START_OFFSET
 from pyrllama.cpu.six_layout import (
     BLOCK_BYTES,
     COLUMN_BYTES,
@@ -125,6 +125,13 @@ def _whole(builder: Any, pairs: Any) -> Any:
     return builder.add(low, builder.ashr(pairs, half))
 
 
+def _among_six(builder: Any, pairs: Any) -> Any:
+    """Return pairs of sums as products begin with them; see ``six_layout.py``."""
+    in_pairs = builder.trunc(call_llvm(builder, "rllama_has_assembly", I64, []), ir.IntType(1))
+    offset = ir.Constant(_I32X8, [I32(-START_OFFSET)] * 8)
+    return builder.select(in_pairs, pairs, builder.mul(_whole(builder, pairs), offset))
+
+
 def _in_words(builder: Any, first: Any, second: Any) -> Any:
     """Return two vectors of numbers as 16 bits each."""
     low = builder.and_(first, ir.Constant(_I32X8, [I32(0xFFFF)] * 8))
@@ -166,7 +173,11 @@ def _put(builder: Any, x: Any, stride: Any, factors: Any, scale: Any, out: Any) 
     both = _add_halves(builder, first, last)
     _store_rows(builder, scale, builder.add(out, I64(SCALES)))
     for i, sums in enumerate((both, first, last)):
-        _store_rows(builder, sums, builder.add(out, I64(SUMS_OF_ROWS + i * COLUMN_BYTES)))
+        _store_rows(
+            builder,
+            _among_six(builder, sums),
+            builder.add(out, I64(SUMS_OF_ROWS + i * COLUMN_BYTES)),
+        )
     return _Block(vectors, first, last, both)
 
 
