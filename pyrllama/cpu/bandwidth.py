@@ -14,13 +14,15 @@ from pyrllama.cpu.records import READING, Records
 from pyrllama.cpu.team import Team
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 BUFFER_BYTES = 1 << 30
 """Far more than any cache that a process has to itself."""
 STREAMS = ("reading.one_stream", "reading.two_streams", "reading.four_streams")
 AHEAD = (0, 512, 1024, 1536)
 """Bytes ahead that are prefetched; 0 is no prefetch."""
+STREAM_ONCE, AHEAD_ONCE = "reading.one_stream_once", (1024, 5120)
+"""As weights are read: past the larger caches."""
 TRIALS = 2
 """Times that every pattern is tried before only the best ones go on."""
 FINALISTS = 4
@@ -36,16 +38,24 @@ class Pattern(NamedTuple):
     ahead: int
 
 
+PATTERNS = (
+    *(Pattern(*both) for both in product(STREAMS, AHEAD)),
+    *(Pattern(STREAM_ONCE, ahead) for ahead in AHEAD_ONCE),
+)
+
+
 def read_bandwidth(threads: int, buffer_bytes: int = BUFFER_BYTES) -> float:
     """Return the bytes per second that ``threads`` threads together read from memory.
 
     Every thread reads its own part of a large buffer as one, two and four streams, each without
-    and with prefetches of 512, 1,024 and 1,536 bytes ahead.  The result is the best pattern's
-    median; the four that are fastest at first are repeated five times, the others twice.
+    and with prefetches of 512, 1,024 and 1,536 bytes ahead, and as one that leaves the larger
+    caches out, 1,024 and 5,120 bytes ahead.  The result is the best pattern's median; the four
+    that are fastest at first are repeated five times, the others twice.
     """
     buffer = np.ones(buffer_bytes // 8, np.int64)  # written, so that every page is a real one
     record = Records(READING)
-    kernels = {name: compiler.load(name) for name in STREAMS}  # compiled before time counts
+    names = {pattern.kernel for pattern in PATTERNS}
+    kernels = {name: compiler.load(name) for name in names}  # compiled before time counts
     part = buffer.nbytes // threads // 4096 * 4096
     team = Team(threads)
 
@@ -64,7 +74,7 @@ def read_bandwidth(threads: int, buffer_bytes: int = BUFFER_BYTES) -> float:
 def best_median(seconds: Callable[[Pattern], float]) -> float:
     """Return the least median time of the patterns; ``seconds`` runs one and times it."""
     deadline = time.perf_counter() + MAX_SECONDS
-    patterns = [Pattern(*both) for both in product(STREAMS, AHEAD)]
+    patterns: Sequence[Pattern] = PATTERNS
     times: dict[Pattern, list[float]] = {pattern: [] for pattern in patterns}
     for repetition in range(REPETITIONS):
         if repetition == TRIALS:

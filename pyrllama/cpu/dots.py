@@ -40,16 +40,16 @@ def dot_bodies(isa: Isa) -> dict[str, Body]:
     if avx2:
         unsigned, signed, symmetric = _unsigned_avx2, _signed_avx2, _symmetric_avx2
         start, end = _start_avx2, _end_avx2
-        start_of_row, signed_start_of_row = start, _zero
+        starts_of_rows: tuple[Body, Body] = start, _zero
     else:
         width = 64 if wide else 32
         unsigned = _vnni(width) if vnni else _dot_by_widening
         signed = symmetric = _flipped(unsigned) if vnni else unsigned
         start, end = _start, _end
-        start_of_row, signed_start_of_row = _start_of_row, _taken_off if vnni else _zero
+        starts_of_rows = _start_of_row, _taken_off if vnni else _zero
     return {
         "rllama_unsigned_start": start,
-        "rllama_unsigned_start_of_row": start_of_row,
+        "rllama_unsigned_start_of_row": starts_of_rows[0],
         "rllama_unsigned_dot": unsigned,
         "rllama_unsigned_end": end,
         "rllama_has_assembly": lambda _builder: I64(int(avx2)),
@@ -59,7 +59,7 @@ def dot_bodies(isa: Isa) -> dict[str, Body]:
         **pair_bodies(wide=wide),
         "rllama_run_scale": _run_scale_avx2 if avx2 else same,
         "rllama_signed_start": _start_of_flipped if vnni else _zero,
-        "rllama_signed_start_of_row": signed_start_of_row,
+        "rllama_signed_start_of_row": starts_of_rows[1],
         "rllama_signed_dot": signed,
         "rllama_symmetric_dot": symmetric,
     }

@@ -61,6 +61,8 @@ A constant, so what it excludes is not compiled.
 has_pairs = machine_operation("rllama_has_pairs", (), types.int64)
 """Whether ``pairs.py`` has, a constant too."""
 prefetch = machine_operation("rllama_prefetch", (types.int64,), types.void)
+prefetch_once = machine_operation("rllama_prefetch_once", (types.int64,), types.void)
+"""The same for a line that is read once, and need not push others out of the larger caches."""
 hide = machine_operation("rllama_hide", (types.int64,), types.int64)
 keep_order = machine_operation("rllama_keep_order", (), types.void)
 pause = machine_operation("rllama_pause", (), types.void)

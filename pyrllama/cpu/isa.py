@@ -80,6 +80,7 @@ SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "rllama_symmetric_dot": (I32X16, (I32X16, I8X64, I8X64)),
     "rllama_lookup": (I8X64, (I8X16, I8X64)),
     "rllama_prefetch": (VOID, (I64,)),
+    "rllama_prefetch_once": (VOID, (I64,)),
     "rllama_pause": (VOID, ()),
     "rllama_hide": (I64, (I64,)),
     "rllama_keep_order": (VOID, ()),
@@ -120,7 +121,8 @@ def _bodies(isa: Isa) -> dict[str, Body]:
         "rllama_float_to_half": _float_to_half_f16c if half else _float_to_half,
         **dot_bodies(isa),
         "rllama_lookup": lookup,
-        "rllama_prefetch": _prefetch,
+        "rllama_prefetch": _prefetch(3),
+        "rllama_prefetch_once": _prefetch(0),
         "rllama_hide": _hide,
         "rllama_keep_order": _keep_order,
         "rllama_pause": _pause_x86 if _targets_x86() else _no_operation,
@@ -223,11 +225,18 @@ def _lookup_avx512(builder: Any, table: Any, index: Any) -> Any:
 # --- memory and waiting -----------------------------------------------------------------------
 
 
-def _prefetch(builder: Any, address: Any) -> None:
-    """Ask for a cache line; an address outside our memory does no harm."""
-    read, every_level, data = (ir.Constant(I32, v) for v in (0, 3, 1))
-    place = builder.inttoptr(address, I8.as_pointer())
-    call_function(builder, "llvm.prefetch.p0", ir.VoidType(), place, read, every_level, data)
+def _prefetch(locality: int) -> Body:
+    """Return what asks for a cache line; an address outside our memory does no harm.
+
+    The locality is that of LLVM: 3 brings the line to every level of caches, 0 to the first alone.
+    """
+    operands = [ir.Constant(I32, v) for v in (0, locality, 1)]  # a read, of data
+
+    def ask(builder: Any, address: Any) -> None:
+        place = builder.inttoptr(address, I8.as_pointer())
+        call_function(builder, "llvm.prefetch.p0", ir.VoidType(), place, *operands)
+
+    return ask
 
 
 def _pause_x86(builder: Any) -> None:

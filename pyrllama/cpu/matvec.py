@@ -27,6 +27,7 @@ from pyrllama.cpu.instructions import (
     hide,
     keep_order,
     prefetch,
+    prefetch_once,
 )
 from pyrllama.cpu.kernel import KernelFunction, View, inline, kernel, view
 from pyrllama.cpu.levels import PAIRS, over_pairs
@@ -54,7 +55,7 @@ Activations = view(ACTIVATIONS)
 PREFETCH = 1024
 """Bytes ahead of the weights in use that are asked for, in each of four groups."""
 STREAM_PREFETCH = 5120
-"""The same where groups are read one by one."""
+"""The same where groups are read one by one, past the larger caches."""
 TAIL_COLUMNS, TAIL_FLOATS = 128, 16
 """Columns at the end of a group during which the beginning of the next ones is asked for, of
 quantised types and of floats."""
@@ -175,7 +176,7 @@ def quantised_product(format_: Format) -> KernelFunction:
             sums_x = (a.sums if has_minimums else a.scaled_sums) + SUMS * at
             for b in range(blocks):
                 for line in range(0, asked_bytes, 64):
-                    prefetch(p + b * asked_bytes + STREAM_PREFETCH + line)
+                    prefetch_once(p + b * asked_bytes + STREAM_PREFETCH + line)
                 begin, begin_1 = begins(a.sums + SUMS * at)
                 n = add_block(n, p, p + head_bytes + b * level_bytes, runs * b, x, begin, begin_1)
                 x += 32

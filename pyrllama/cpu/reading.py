@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyrllama.cpu.instructions import prefetch
+from pyrllama.cpu.instructions import prefetch, prefetch_once
 from pyrllama.cpu.kernel import KernelFunction, inline, kernel, view
 from pyrllama.cpu.records import READING
 from pyrllama.cpu.simd import load_i32x16, splat_i32, store
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pyrllama.cpu.vectors import Lanes
 
 Reading = view(READING)
@@ -23,7 +25,7 @@ def read_256(p: int, found: Lanes) -> Lanes:
     return found
 
 
-def reader(n_streams: int) -> KernelFunction:
+def reader(n_streams: int, ask: Callable[[int], None] = prefetch) -> KernelFunction:
     """Return a kernel by which each thread reads its part as ``n_streams`` streams."""
 
     @kernel
@@ -42,7 +44,7 @@ def reader(n_streams: int) -> KernelFunction:
                 for n in range(n_streams):
                     p = start + n * stream + i
                     for line in range(0, 256, 64):
-                        prefetch(p + r.ahead + line)
+                        ask(p + r.ahead + line)
                     found = read_256(p, found)
         store(start, found)
 
@@ -52,3 +54,4 @@ def reader(n_streams: int) -> KernelFunction:
 one_stream = reader(1)
 two_streams = reader(2)
 four_streams = reader(4)
+one_stream_once = reader(1, prefetch_once)

@@ -140,7 +140,8 @@ def words_of_super_blocks(q: NDArray[np.int8]) -> NDArray[np.int32]:
 
 def whole_sums(pairs: NDArray[np.int32]) -> NDArray[np.int32]:
     """Return both sums of every pair of 16 bits together."""
-    return pairs.view(np.int16).reshape(*pairs.shape, 2).sum(axis=-1, dtype=np.int32)
+    halves = pairs.view(np.int16).reshape(*pairs.shape, 2).astype(np.int32)
+    return halves[..., 0] + halves[..., 1]
 
 
 @each_isa
