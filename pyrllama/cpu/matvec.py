@@ -26,7 +26,6 @@ from pyrllama.cpu.instructions import (
     has_pairs,
     hide,
     keep_order,
-    prefetch,
     prefetch_once,
 )
 from pyrllama.cpu.kernel import KernelFunction, View, inline, kernel, view
@@ -53,9 +52,11 @@ Matrix = view(MATRIX)
 Activations = view(ACTIVATIONS)
 
 PREFETCH = 1024
-"""Bytes ahead of the weights in use that are asked for, in each of four groups."""
+"""Bytes ahead of the weights in use that are asked for, in each of four groups.
+
+They are read once a token, and so brought past the larger caches."""
 STREAM_PREFETCH = 5120
-"""The same where groups are read one by one, past the larger caches."""
+"""The same where groups are read one by one."""
 TAIL_COLUMNS, TAIL_FLOATS = 128, 16
 """Columns at the end of a group during which the beginning of the next ones is asked for, of
 quantised types and of floats."""
@@ -83,7 +84,7 @@ def prefetch_ahead(p: int, size: int, n_bytes: int) -> None:
     """Ask for what lies ``PREFETCH`` bytes ahead in each of four groups of ``size`` bytes."""
     for group in range(4):
         for line in range(0, n_bytes, 64):
-            prefetch(p + group * size + PREFETCH + line)
+            prefetch_once(p + group * size + PREFETCH + line)
 
 
 @inline
@@ -95,7 +96,7 @@ def prefetch_next_four(p: int, size: int, n_bytes: int) -> None:
     """
     for group in range(3, 7):
         for line in range(0, n_bytes, 64):
-            prefetch(p + group * size + line)
+            prefetch_once(p + group * size + line)
 
 
 # --- types with int8 activations --------------------------------------------------------------
@@ -190,10 +191,10 @@ def quantised_product(format_: Format) -> KernelFunction:
         """Ask for what follows in a group, or for the beginning of the one four further."""
         if hide(left) <= tail:
             for line in range(0, asked_bytes, 64):
-                prefetch(p + to_next + line)
+                prefetch_once(p + to_next + line)
         else:
             for line in range(0, asked_bytes, 64):
-                prefetch(p + PREFETCH + line)
+                prefetch_once(p + PREFETCH + line)
 
     @kernel
     def product(
